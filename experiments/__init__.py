@@ -1,0 +1,1 @@
+"""One experiment per paper or task, run as `python -m experiments.NAME`."""

@@ -1,0 +1,15 @@
+"""jaxdl: the classics of deep learning as pure JAX functions.
+
+Importing this package touches no device and reads no flag. Start from `jaxdl.models` for the
+networks, `jaxdl.task` for the train step, and `jaxdl.loop` for the loop around it.
+"""
+
+__version__ = "0.1.0"
+
+
+class InputError(ValueError):
+    """A mistake in what the user gave: a flag, a name, a file, an image, a checkpoint.
+
+    The message is one line that names what was wrong and what would be accepted, fit to be shown
+    without a traceback. Library callers may catch it as the `ValueError` it is.
+    """
