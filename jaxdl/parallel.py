@@ -1,0 +1,143 @@
+"""Ways to run a Task: each takes a Task and returns a Task, so they compose and a loop cannot tell.
+
+    task = supervised(init, loss, optimizer)
+    task = jit(task, data_mesh())                        # any number of devices
+    task = jit(scan(task), mesh, batch_spec=P(None, "data"))   # k steps in one call
+    task = jit(vmap(task), mesh)                         # a sweep as one program
+    task = pmap(supervised(..., axis_name="data"), mesh) # one program a device
+
+Buffers are donated here and nowhere else: a state given to `train` must not be used again.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxdl import InputError
+from jaxdl.task import Task
+
+DATA = "data"
+"""The mesh axis that batches are spread over."""
+
+BATCH = P(DATA)
+"""A batch's layout: its first axis over the mesh. `P(None, DATA)` is that of k stacked batches."""
+
+
+def start_hosts(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+    """Joins the processes of a multi-host run; call it before anything touches a device.
+
+    Args:
+      coordinator: None for a run of one process; "auto" where the cluster tells (Cloud TPU, Slurm,
+        Open MPI); else `host:port` of process 0, the same on every process.
+      num_processes: how many there are; None with "auto".
+      process_id: which this is, from 0; None with "auto".
+    """
+    if coordinator == "auto":
+        jax.distributed.initialize()
+    elif coordinator is not None:
+        jax.distributed.initialize(coordinator, num_processes, process_id)
+
+
+def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of one axis, `data`, over the given devices (all by default, of all processes)."""
+    # Auto axes: the compiler places what the shardings below leave open.
+    devices = jax.devices() if devices is None else devices
+    return Mesh(np.asarray(devices), (DATA,), axis_types=(AxisType.Auto,))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """How `jit` and `pmap` want a batch: its first axis spread over the mesh."""
+    return NamedSharding(mesh, BATCH)
+
+
+def check_batch_size(batch_size: int, mesh: Mesh) -> None:
+    """Raises InputError when a global batch cannot be dealt out evenly to the devices."""
+    if batch_size < 1 or batch_size % mesh.size:
+        below = batch_size - batch_size % mesh.size
+        fits = f"{below} or {below + mesh.size}" if below > 0 else f"{mesh.size}"
+        raise InputError(
+            f"batch_size {batch_size} does not divide by the {mesh.size} devices; take {fits}"
+        )
+
+
+def jit(task: Task, mesh: Mesh, batch_spec: P = BATCH, donate: bool = True) -> Task:
+    """Compiles a Task for a mesh: the state on every device, each batch spread over them.
+
+    A step sees the global batch, so sums, batch statistics and random draws are those of one
+    device; the compiler adds the communication.
+    """
+    everywhere, spread = NamedSharding(mesh, P()), NamedSharding(mesh, batch_spec)
+    return Task(
+        init=jax.jit(task.init, out_shardings=everywhere),
+        train=jax.jit(
+            task.train,
+            in_shardings=(everywhere, spread),
+            out_shardings=everywhere,
+            donate_argnums=(0,) if donate else (),
+        ),
+        eval=jax.jit(task.eval, in_shardings=(everywhere, spread), out_shardings=everywhere),
+        gradient=jax.jit(
+            task.gradient, in_shardings=(everywhere, spread), out_shardings=everywhere
+        ),
+    )
+
+
+def pmap(task: Task, mesh: Mesh, donate: bool = True) -> Task:
+    """Runs a Task built with `axis_name="data"` as one program on each device of one process.
+
+    Each device sees its share of the batch and the task sums over the axis itself. States and
+    batches look as they do under `jit`: global arrays, no replica axis.
+    """
+    if jax.process_count() > 1:
+        raise InputError("pmap runs in a single process; several hosts are served by jit")
+
+    def mapped(function, donated=()):
+        inner = jax.pmap(
+            function,
+            DATA,
+            in_axes=(None, 0),
+            out_axes=None,
+            devices=list(mesh.devices.flat),
+            donate_argnums=donated,
+        )
+
+        def run(state, batch):
+            deal = lambda x: x.reshape(mesh.size, -1, *x.shape[1:])  # noqa: E731
+            return inner(state, jax.tree.map(deal, batch))
+
+        return run
+
+    return Task(
+        init=jax.jit(task.init, out_shardings=NamedSharding(mesh, P())),
+        train=mapped(task.train, (0,) if donate else ()),
+        eval=mapped(task.eval),
+        gradient=mapped(task.gradient),
+    )
+
+
+def scan(task: Task) -> Task:
+    """Makes `train` take k batches stacked on a new first axis, and run k steps as one.
+
+    Metrics come back stacked likewise. It saves the launch of k - 1 programs, which shows on an
+    accelerator with small steps; on a CPU, XLA runs convolutions in a loop several times slower.
+    """
+    return task._replace(train=lambda state, batches: jax.lax.scan(task.train, state, batches))
+
+
+def vmap(task: Task, batch_axis: int | None = None) -> Task:
+    """Runs many trainings as one: `init` takes keys [n] and hyperparameters of shape [n].
+
+    Args:
+      task: the Task of a single training.
+      batch_axis: None when all train on the same batch, 0 when batches are stacked [n, B, ...].
+    """
+    axes = (0, batch_axis)
+    return Task(
+        init=jax.vmap(task.init),
+        train=jax.vmap(task.train, axes),
+        eval=jax.vmap(task.eval, axes),
+        gradient=jax.vmap(task.gradient, axes),
+    )

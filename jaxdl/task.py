@@ -1,0 +1,193 @@
+"""The one abstraction: a Task is a few pure functions over a State that holds only arrays.
+
+A step is a pure function of (state, batch). It reads no clock and keeps nothing outside State, so
+`jaxdl.parallel` can run it under jit, pmap, vmap or scan, and a run that stopped goes on exactly
+where it was.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Batch = dict[str, Any]
+"""Arrays whose first axis counts the examples; `mask` [B], where there is one, is 0 for padding."""
+
+
+class Mean(NamedTuple):
+    """A mean before its division: sum both over devices and batches, divide once, at the end.
+
+    A mean of means is wrong as soon as one batch is ragged or one token is masked.
+    """
+
+    total: Any
+    count: Any
+
+    @property
+    def value(self) -> Any:
+        """The mean; nan where nothing was counted."""
+        return self.total / self.count
+
+
+Metrics = dict[str, Mean]
+
+
+class State(NamedTuple):
+    """All that a run is: what is saved, restored, replicated, and mapped over.
+
+    Attributes:
+      step: int32 [], how many updates have been made.
+      key: the run's typed PRNG key, constant; step n draws from `fold_in(key, n)`.
+      hparams: scalars that a sweep may vary (learning rate, weight decay, label smoothing ...).
+      params: what is trained.
+      extra: what the loss carries from step to step beside `params`, such as batch statistics.
+      opt_state: the optimizer's state.
+    """
+
+    step: Any
+    key: Any
+    hparams: dict[str, Any]
+    params: Any
+    extra: Any
+    opt_state: Any
+
+
+class Task(NamedTuple):
+    """A training problem as pure functions. `train` has the form of a `jax.lax.scan` body.
+
+    Attributes:
+      init: (key, hparams) -> State.
+      train: (State, Batch) -> (State, Metrics).
+      eval: (State, Batch) -> Metrics.
+      gradient: (State, Batch) -> the gradient that `train` would apply, for looking at.
+    """
+
+    init: Callable[..., State]
+    train: Callable[[State, Batch], tuple[State, Metrics]]
+    eval: Callable[[State, Batch], Metrics]
+    gradient: Callable[[State, Batch], Any]
+
+
+Init = Callable[[Any], tuple[Any, Any]]
+"""(key) -> (params, extra)"""
+
+Loss = Callable[..., tuple[Mean, Any, Metrics]]
+"""(params, extra, batch, key, hparams, train) -> (Mean, extra, Metrics)"""
+
+Schedule = Callable[[Mapping[str, Any], Any], dict[str, Any]]
+"""(hparams, step) -> hparams as they are at that step"""
+
+Optimizer = Callable[[Mapping[str, Any]], optax.GradientTransformation]
+"""(hparams) -> the transformation with those values, which may be traced"""
+
+
+def supervised(
+    init: Init,
+    loss: Loss,
+    optimizer: Optimizer,
+    schedule: Schedule = lambda hparams, step: dict(hparams),
+    *,
+    accumulate: int = 1,
+    axis_name: str | None = None,
+) -> Task:
+    """Builds the Task that minimizes `loss` by gradient descent.
+
+    The gradient of the loss's *total* is summed over everything that took part (micro-batches,
+    devices) and divided once by the global count, so unequal shares weigh what they should.
+
+    Every example gets a PRNG key of its own, `batch["key"]` [B], from the step and its place in the
+    global batch: an augmentation that uses it draws the same on one device, on eight, and when the
+    batch is accumulated in parts. The `key` handed to the loss (for dropout) differs by part and,
+    under a mapped axis, by device.
+
+    Args:
+      init: (key) -> (params, extra).
+      loss: (params, extra, batch, key, hparams, train) -> (Mean, extra, Metrics). The Mean is
+        what is minimized and is reported as the metric `loss`; `train` is a Python bool.
+      optimizer: (hparams) -> optax transformation. It is called inside the step, so a
+        hyperparameter is data: vmap over it, or restore it from a checkpoint.
+      schedule: (hparams, step) -> hparams, the values in force at a step.
+      accumulate: how many equal micro-batches a batch is cut into, run one after another to save
+        memory. Exact, but for batch statistics, which each part computes over itself.
+      axis_name: the mapped axis (pmap, shard_map) that the batch is spread over, if there is one.
+        Under jit there is none: a step sees the global batch.
+
+    Returns:
+      A Task. Besides those of the loss, `train` reports the metrics `loss`, `learning_rate` (when
+      it is a hyperparameter) and `gradient_norm`.
+    """
+
+    def psum(tree):
+        return tree if axis_name is None else jax.lax.psum(tree, axis_name)
+
+    def keyed(batch, key):
+        """Gives each example its key; returns the batch and the key of this device."""
+        size = jax.tree.leaves(batch)[0].shape[0]
+        rank = 0 if axis_name is None else jax.lax.axis_index(axis_name)
+        places = rank * size + jnp.arange(size)
+        example_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
+        own = key if axis_name is None else jax.random.fold_in(key, rank)
+        return batch | {"key": example_keys}, own
+
+    def total_loss(params, extra, batch, key, hparams):
+        mean, extra, metrics = loss(params, extra, batch, key, hparams, True)
+        return mean.total, (extra, metrics | {"loss": mean})
+
+    def accumulated(params, extra, batch, key, hparams):
+        """The gradient of `total_loss` over micro-batches, one after another."""
+
+        def part(extra, inputs):
+            batch, key = inputs
+            grads, (extra, metrics) = jax.grad(total_loss, has_aux=True)(
+                params, extra, batch, key, hparams
+            )
+            return extra, (grads, metrics)
+
+        # Part j takes rows j, j + k, j + 2k ...: rows of every device, so nothing moves.
+        parts = jax.tree.map(
+            lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch
+        )
+        extra, sums = jax.lax.scan(part, extra, (parts, jax.random.split(key, accumulate)))
+        return *jax.tree.map(lambda x: x.sum(0), sums), extra
+
+    def gradient(state, batch, hparams):
+        batch, key = keyed(batch, jax.random.fold_in(state.key, state.step))
+        inputs = state.params, state.extra, batch, key, hparams
+        if accumulate == 1:
+            grads, (extra, metrics) = jax.grad(total_loss, has_aux=True)(*inputs)
+        else:
+            grads, metrics, extra = accumulated(*inputs)
+        grads, metrics = psum((grads, metrics))
+        count = jnp.maximum(metrics["loss"].count, 1)  # a batch may be masked altogether
+        return jax.tree.map(lambda g: g / count, grads), extra, metrics
+
+    def init_state(key, hparams):
+        init_key, key = jax.random.split(key)
+        params, extra = init(init_key)
+        opt_state = optimizer(hparams).init(params)
+        return State(jnp.int32(0), key, dict(hparams), params, extra, opt_state)
+
+    def train(state, batch):
+        hparams = schedule(state.hparams, state.step)
+        grads, extra, metrics = gradient(state, batch, hparams)
+        updates, opt_state = optimizer(hparams).update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        if "learning_rate" in hparams:
+            metrics["learning_rate"] = Mean(hparams["learning_rate"], 1.0)
+        metrics["gradient_norm"] = Mean(optax.tree.norm(grads), 1.0)
+        new = state._replace(step=state.step + 1, params=params, extra=extra, opt_state=opt_state)
+        return new, metrics
+
+    def evaluate(state, batch):
+        hparams = schedule(state.hparams, state.step)
+        mean, _, metrics = loss(state.params, state.extra, batch, state.key, hparams, False)
+        return psum(metrics | {"loss": mean})
+
+    return Task(
+        init=init_state,
+        train=train,
+        eval=evaluate,
+        gradient=lambda s, b: gradient(s, b, schedule(s.hparams, s.step))[0],
+    )
