@@ -1,0 +1,185 @@
+"""Frozen dataclasses as command-line flags; the only importer of absl.flags.
+
+An experiment declares its flags as the fields of a dataclass made with `flag`, and hands the class
+and a function to `main`. Flags live in a set of their own for each call, so any number of
+experiments can be imported into one process.
+"""
+
+import dataclasses
+import difflib
+import os
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from absl import flags
+
+from jaxdl import InputError
+
+FLAGS_FILE = "flags.txt"
+C = TypeVar("C")
+
+
+def flag(default: Any, help: str, choices: Sequence[str] = (), *, part_of_run: bool = True) -> Any:
+    """A dataclass field that is a flag.
+
+    Args:
+      default: its default; a tuple makes a comma-separated list.
+      help: one line, shown by --help.
+      choices: the words it accepts; anything of its type when empty.
+      part_of_run: whether another value makes another run, so that a run cannot be resumed with it.
+    """
+    return dataclasses.field(
+        default=default,
+        metadata={"help": help, "choices": tuple(choices), "part_of_run": part_of_run},
+    )
+
+
+def parse(config_type: type[C], argv: Sequence[str]) -> tuple[C, list[str]]:
+    """Reads `--name=value` arguments and flagfiles into a config.
+
+    Returns:
+      The config, validated by its own `__post_init__`, and the arguments that are no flags.
+
+    Raises:
+      InputError: an unknown flag, a value of the wrong type or not among the choices.
+    """
+    values = flags.FlagValues()
+    fields = dataclasses.fields(config_type)  # type: ignore[arg-type]
+    hints = typing.get_type_hints(config_type)
+    for field in fields:
+        _define(values, field, hints[field.name])
+    flags.DEFINE_bool("help", False, "show this text", short_name="h", flag_values=values)
+    try:
+        rest = values(["", *argv])[1:]
+    except flags.UnrecognizedFlagError as error:
+        close = difflib.get_close_matches(error.flagname, [f.name for f in fields], 1)
+        hint = f"; did you mean --{close[0]}?" if close else "; see --help"
+        raise InputError(f"no flag --{error.flagname}{hint}") from None
+    except flags.Error as error:
+        raise InputError(" ".join(str(error).split())) from None
+    if values["help"].value:
+        print(_usage(config_type, values))
+        raise SystemExit(0)
+    given = {f.name: values[f.name].value for f in fields}
+    as_tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    return config_type(**as_tuples), list(rest)
+
+
+def _define(values: flags.FlagValues, field: dataclasses.Field, hint: Any) -> None:
+    help, choices = field.metadata["help"], field.metadata["choices"]
+    if isinstance(hint, types.UnionType):  # `int | None` is an int that may be left out
+        hint = next(t for t in typing.get_args(hint) if t is not type(None))
+    common: dict[str, Any] = {"flag_values": values}
+    if choices and hint is str:
+        flags.DEFINE_enum(field.name, field.default, choices, help, **common)
+    elif hint is str:
+        flags.DEFINE_string(field.name, field.default, help, **common)
+    elif hint is bool:
+        flags.DEFINE_bool(field.name, field.default, help, **common)
+    elif hint is int:
+        flags.DEFINE_integer(field.name, field.default, help, **common)
+    elif hint is float:
+        flags.DEFINE_float(field.name, field.default, help, **common)
+    else:  # tuple[item, ...]
+        item = typing.get_args(hint)[0]
+        parser = _ListParser(item, choices)
+        flags.DEFINE(parser, field.name, list(field.default), help, **common)
+
+
+class _ListParser(flags.ArgumentParser):
+    """`a,b,c` as a list of items of one type, each among the choices if there are any."""
+
+    def __init__(self, item: type, choices: Sequence[str]):
+        self._item, self._choices = item, choices
+
+    def parse(self, argument: Any) -> list[Any]:
+        if isinstance(argument, list):
+            return argument
+        items = []
+        for word in filter(None, argument.split(",")):
+            if self._choices and word not in self._choices:
+                raise ValueError(f"{word!r} should be one of <{'|'.join(self._choices)}>")
+            try:
+                items.append(self._item(word))
+            except ValueError:
+                raise ValueError(f"{word!r} is no {self._item.__name__}") from None
+        return items
+
+    def flag_type(self) -> str:
+        return f"comma-separated {self._item.__name__}s"
+
+
+def _usage(config_type: type, values: flags.FlagValues) -> str:
+    doc = (config_type.__doc__ or "").strip()
+    lines = [doc, "", "flags (or --flagfile=FILE with one to a line):"]
+    for field in dataclasses.fields(config_type):
+        choices = f" <{'|'.join(field.metadata['choices'])}>" if field.metadata["choices"] else ""
+        lines.append(f"  --{field.name}={_to_text(field.default)}{choices}")
+        lines.append(f"      {field.metadata['help']}")
+    return "\n".join(lines)
+
+
+def _to_text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def to_flags(config: Any) -> str:
+    """A config as the text of a flagfile that gives it back."""
+    pairs = ((f.name, getattr(config, f.name)) for f in dataclasses.fields(config))
+    return "".join(f"--{name}={_to_text(value)}\n" for name, value in pairs if value is not None)
+
+
+def require(config: Any, name: str, holds: bool, accepted: str) -> None:
+    """Raises InputError that names a flag, its value, and what would be accepted."""
+    if not holds:
+        raise InputError(f"--{name}={_to_text(getattr(config, name))}: it must be {accepted}")
+
+
+def check_same_run(config: Any, workdir: Path) -> None:
+    """Raises InputError when the run in `workdir` has other flags, where they make the run."""
+    saved, _ = parse(type(config), [f"--flagfile={workdir / FLAGS_FILE}"])
+    for field in dataclasses.fields(config):
+        was, now = getattr(saved, field.name), getattr(config, field.name)
+        if field.metadata["part_of_run"] and was != now:
+            raise InputError(
+                f"{workdir} holds a run with --{field.name}={_to_text(was)}, not "
+                f"{_to_text(now) or 'none'}; give the flags of {workdir / FLAGS_FILE} or another "
+                "--workdir"
+            )
+
+
+def experiment_of(workdir: str | Path) -> str:
+    """The name of the experiment whose run is in `workdir`.
+
+    Raises:
+      InputError: there is no run.
+    """
+    path = Path(workdir) / FLAGS_FILE
+    if not path.is_file():
+        raise InputError(f"no run in {workdir}: it has no {FLAGS_FILE}")
+    for line in path.read_text().splitlines():
+        if line.startswith("--experiment="):
+            return line.split("=", 1)[1]
+    raise InputError(f"{path} names no --experiment")
+
+
+def main(run: Callable[[list[str]], None]) -> typing.NoReturn:
+    """Runs with the command line; a user's mistake becomes one line and exit code 1."""
+    # XLA tells its own concerns at length; errors remain.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        run(sys.argv[1:])
+    except (InputError, OSError, FloatingPointError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(0)

@@ -1,0 +1,213 @@
+"""The only loop: it feeds batches to a step, and measures, shows, saves and stops."""
+
+import contextlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+from jax.experimental import multihost_utils
+
+from jaxdl import InputError
+from jaxdl.checkpoint import Checkpoints
+from jaxdl.task import Batch, Metrics, State, Task
+from jaxdl.writers import Progress, Writer, describe
+
+
+class Diverged(InputError):
+    """The loss or its gradient stopped being a finite number."""
+
+
+class Result(NamedTuple):
+    """How a run ended: its state, its last metrics, and whether a signal stopped it early."""
+
+    state: State
+    metrics: dict[str, float]
+    stopped: bool
+
+
+class _Totals:
+    """Sums metrics on the host; their quotients are the means."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, list[float]] = {}
+
+    def add(self, metrics: Metrics) -> None:
+        for name, mean in jax.device_get(metrics).items():
+            sums = self._sums.setdefault(name, [0.0, 0.0])
+            sums[0] += float(mean.total)
+            sums[1] += float(mean.count)
+
+    def count(self) -> float:
+        """What the loss was taken over: examples, or tokens."""
+        return self._sums["loss"][1]
+
+    def means(self, prefix: str) -> dict[str, float]:
+        order = sorted(self._sums, key=lambda name: (name != "loss", name))
+        divide = lambda total, count: total / count if count else math.nan  # noqa: E731
+        return {f"{prefix}/{name}": divide(*self._sums[name]) for name in order}
+
+
+def evaluate(task: Task, state: State, batches: Iterable[Batch], prefix: str) -> dict[str, float]:
+    """The metrics of a state over all batches, each named `prefix/metric`."""
+    totals = _Totals()
+    sent = None
+    for batch in batches:
+        metrics = task.eval(state, batch)
+        if sent is not None:
+            totals.add(sent)  # the batch before, while the device works on this one
+        sent = metrics
+    if sent is None:
+        raise InputError(f"nothing to evaluate: {prefix} has no example")
+    totals.add(sent)
+    return totals.means(prefix)
+
+
+def fit(
+    task: Task,
+    state: State,
+    batches: Callable[[int], Generator[Batch, None, None]],
+    *,
+    steps: int,
+    eval_batches: Callable[[], Iterable[Batch]] | None = None,
+    eval_every: int = 1000,
+    log_every: int = 100,
+    checkpoint_every: int = 1000,
+    checkpoints: Checkpoints | None = None,
+    writer: Writer | None = None,
+    unit: str = "images",
+    profile: tuple[Path, int] | None = None,
+) -> Result:
+    """Trains from `state.step` to `steps`, on whatever devices `task` was prepared for.
+
+    One step is always in flight: the metrics of step n - 1 are fetched after step n was sent, so
+    the device never waits for the host. SIGTERM or Ctrl-C finishes the step, saves, and returns.
+
+    Args:
+      task: a Task as `jaxdl.parallel.jit` or `pmap` returns it.
+      state: where to begin. It is consumed: its buffers are donated to the first step.
+      batches: (n) -> a generator of the batches of the updates after the first n; a pure function
+        of n, so that a run that goes on sees what it would have seen.
+      steps: the step to train to.
+      eval_batches: a fresh pass over the evaluation set; None for no evaluation.
+      eval_every: evaluate after every so many steps, and after the last.
+      log_every: report training metrics, averaged since the last report, every so many steps.
+      checkpoint_every: save every so many steps; a state that was evaluated is saved too, so that
+        the best is among the saved.
+      checkpoints: where to save; None for nowhere.
+      writer: where metrics go; None for nowhere.
+      unit: what the loss counts, for the speed: `images_per_second`.
+      profile: (folder, n): write a profiler trace of n steps, once the first three have compiled.
+
+    Returns:
+      The final state, the last metrics under `train/` and `eval/`, and whether a signal stopped it.
+
+    Raises:
+      Diverged: the loss or gradient norm of a step is not finite. That state was not saved.
+    """
+    writer = writer or Writer(None)
+    start = int(state.step)
+    last: dict[str, float] = {}
+    totals, clock = _Totals(), time.perf_counter()
+    began, sent, step = clock, None, start
+    stream = batches(start)
+    quiet = jax.process_index() > 0
+
+    def receive(step: int, metrics: Metrics) -> None:
+        """Takes in the metrics of a finished step; reports when one is due."""
+        nonlocal totals, clock
+        fetched = jax.device_get(metrics)
+        for name in ("loss", "gradient_norm"):
+            if not math.isfinite(fetched[name].total):
+                saved = checkpoints.latest if checkpoints else None
+                kept = f"the checkpoint of step {saved} is kept" if saved else "nothing was saved"
+                raise Diverged(
+                    f"{name} is {fetched[name].total} at step {step}; {kept}; "
+                    "a lower learning_rate, a warm-up or clip_norm may help"
+                )
+        totals.add(fetched)
+        progress.step()
+        if step % log_every == 0:
+            report(step)
+
+    def report(step: int) -> None:
+        nonlocal totals, clock
+        now = time.perf_counter()
+        speed = {f"{unit}_per_second": totals.count() / (now - clock)}
+        values = totals.means("train")
+        last.update(values)
+        writer.scalars(step, values | speed)
+        seconds_left = (now - began) / (step - start) * (steps - step)
+        progress.train(step, values | speed, seconds_left)
+        totals, clock = _Totals(), now
+
+    with (
+        _stop_signal() as stop_asked,
+        contextlib.closing(stream),
+        Progress(steps, start, quiet) as progress,
+    ):
+        for step in range(start + 1, steps + 1):
+            batch = next(stream)
+            if profile and step == start + 4:
+                jax.profiler.start_trace(profile[0])
+            state, metrics = task.train(state, batch)
+            if sent is not None:
+                receive(*sent)
+            sent = step, metrics
+            if profile and step == start + 3 + profile[1]:
+                jax.block_until_ready(metrics)
+                jax.profiler.stop_trace()
+
+            stop = stop_asked(step)
+            due_eval = eval_batches is not None and (step % eval_every == 0 or step == steps)
+            if not (stop or due_eval or step % checkpoint_every == 0 or step == steps):
+                continue
+            receive(*sent)
+            sent = None
+            if step % log_every:
+                report(step)  # a run that goes on from here reports the same from here
+            paused = time.perf_counter()
+            measured = None
+            if due_eval and eval_batches is not None:
+                measured = evaluate(task, state, eval_batches(), "eval")
+                last.update(measured)
+                writer.scalars(step, measured)
+                writer.histograms(step, "weights", state.params)
+                writer.histograms(step, "gradients", task.gradient(state, batch))
+                progress.say(f"step {step}/{steps}  eval: {describe(measured)}")
+            if checkpoints is not None:
+                checkpoints.save(state, measured)
+            clock += time.perf_counter() - paused  # the speed reported is that of training
+            if stop:
+                break
+    return Result(state, last, stopped=step < steps)
+
+
+@contextlib.contextmanager
+def _stop_signal() -> Iterator[Callable[[int], bool]]:
+    """Yields (step) -> whether to stop after it; SIGTERM and the first Ctrl-C ask for that."""
+    if jax.process_count() > 1:
+        # All hosts must stop after the same step: JAX's own SIGTERM handler agrees on it.
+        yield multihost_utils.reached_preemption_sync_point
+        return
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda step: False  # signals are the main thread's
+        return
+    asked = threading.Event()
+    before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
+
+    def ask(number, frame):
+        asked.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C stops at once
+
+    try:
+        for number in before:
+            signal.signal(number, ask)
+        yield lambda step: asked.is_set()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
