@@ -67,8 +67,6 @@ class Config(RunConfig):
             value = getattr(self, name)
             require(self, name, math.isfinite(value) and value >= 0, "at least 0")
         require(self, "std", all(s > 0 for s in self.std), "more than 0")
-        for name in ("mean", "std"):
-            require(self, name, len(getattr(self, name)) in (1, 3), "one number or three")
         require(
             self,
             "grad_accum",
@@ -102,7 +100,9 @@ def preprocessing(config: Config, channels: int) -> data.Preprocess:
     return data.Preprocess(config.image_size, channels, config.crop_share, config.random_crop)
 
 
-def build(config: Config, mesh: Mesh) -> Problem:
+def build(
+    config: Config, mesh: Mesh, example_loss: losses.ExampleLoss = losses.cross_entropy
+) -> Problem:
     """The Problem of training a classifier on a data set."""
     dataset = data.load(config.dataset, config.data_dir or None)
     if config.validation:
@@ -121,6 +121,9 @@ def build(config: Config, mesh: Mesh) -> Problem:
     steps_per_epoch = examples["train"] / config.batch_size
     steps = config.steps or max(1, round(config.epochs * steps_per_epoch))
     warmup = min(round(config.warmup_epochs * steps_per_epoch), steps - 1)
+    for name in ("mean", "std"):
+        fits = len(getattr(config, name)) in (1, dataset.channels)
+        require(config, name, fits, f"one number, or one for each of {dataset.channels} channels")
     num_classes = len(dataset.class_names)
     normalize = functools.partial(augment.normalize, mean=config.mean, std=config.std)
     augmentation = build_augment(config)
@@ -131,6 +134,7 @@ def build(config: Config, mesh: Mesh) -> Problem:
             pipeline.image_shape,
             normalize,
             augmentation,
+            example_loss,
         )
         return supervised(
             init,
@@ -162,5 +166,6 @@ def build(config: Config, mesh: Mesh) -> Problem:
         show=lambda key, batch: augment.as_float(augmentation(key, batch["image"][:16])),
         unit="images",
         best="eval/accuracy",
+        inputs={"image_shape": pipeline.image_shape, "class_names": dataset.class_names},
         notes=lambda: {"unreadable_images": pipeline.skipped},
     )

@@ -59,8 +59,8 @@ def parse(config_type: type[C], argv: Sequence[str]) -> tuple[C, list[str]]:
         close = difflib.get_close_matches(error.flagname, [f.name for f in fields], 1)
         hint = f"; did you mean --{close[0]}?" if close else "; see --help"
         raise InputError(f"no flag --{error.flagname}{hint}") from None
-    except flags.Error as error:
-        raise InputError(" ".join(str(error).split())) from None
+    except flags.Error as error:  # absl marks a missing flagfile "ERROR:: "
+        raise InputError(str(error).removeprefix("ERROR:: ")) from None
     if values["help"].value:
         print(_usage(config_type, values))
         raise SystemExit(0)
@@ -71,23 +71,24 @@ def parse(config_type: type[C], argv: Sequence[str]) -> tuple[C, list[str]]:
 
 def _define(values: flags.FlagValues, field: dataclasses.Field, hint: Any) -> None:
     help, choices = field.metadata["help"], field.metadata["choices"]
+    default: Any = field.default
     if isinstance(hint, types.UnionType):  # `int | None` is an int that may be left out
         hint = next(t for t in typing.get_args(hint) if t is not type(None))
     common: dict[str, Any] = {"flag_values": values}
     if choices and hint is str:
-        flags.DEFINE_enum(field.name, field.default, choices, help, **common)
+        flags.DEFINE_enum(field.name, default, choices, help, **common)
     elif hint is str:
-        flags.DEFINE_string(field.name, field.default, help, **common)
+        flags.DEFINE_string(field.name, default, help, **common)
     elif hint is bool:
-        flags.DEFINE_bool(field.name, field.default, help, **common)
+        flags.DEFINE_bool(field.name, default, help, **common)
     elif hint is int:
-        flags.DEFINE_integer(field.name, field.default, help, **common)
+        flags.DEFINE_integer(field.name, default, help, **common)
     elif hint is float:
-        flags.DEFINE_float(field.name, field.default, help, **common)
+        flags.DEFINE_float(field.name, default, help, **common)
     else:  # tuple[item, ...]
         item = typing.get_args(hint)[0]
         parser = _ListParser(item, choices)
-        flags.DEFINE(parser, field.name, list(field.default), help, **common)
+        flags.DEFINE(parser, field.name, list(default), help, **common)
 
 
 class _ListParser(flags.ArgumentParser):

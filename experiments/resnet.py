@@ -9,7 +9,7 @@ import dataclasses
 from typing import Any
 
 from experiments import classification, training
-from experiments.cli import flag
+from experiments.cli import flag, require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,12 +17,21 @@ class Config(classification.Config):
     """Trains a residual network, by default a ResNet-20 on handwritten digits."""
 
     experiment: str = flag("resnet", "which experiment this is", ("resnet",))
+    width: int | None = flag(None, "features of the first stage; the paper's when not given")
+    shortcut: str = flag(
+        "", "of the CIFAR networks: A pads, B projects; A when empty", ("", "A", "B")
+    )
     zero_init_last: bool = flag(False, "start each residual branch at zero (Goyal et al. 2017)")
+
+    def __post_init__(self) -> None:
+        require(self, "width", self.width is None or self.width >= 1, "at least 1")
+        super().__post_init__()
 
     @property
     def model_arguments(self) -> dict[str, Any]:
-        """What the flags of this experiment alone say of the model."""
-        return {"zero_init_last": True} if self.zero_init_last else {}
+        """What the flags of this experiment say of the model, where they say something."""
+        names = ("width", "shortcut", "zero_init_last")
+        return {name: getattr(self, name) for name in names if getattr(self, name)}
 
 
 build = classification.build

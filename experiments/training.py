@@ -25,7 +25,8 @@ from jaxdl.checkpoint import Checkpoints
 from jaxdl.task import Batch, State, Task
 from jaxdl.writers import Writer, describe, json_ready
 
-SUMMARY = "summary.json"
+INPUTS_FILE = "inputs.json"
+SUMMARY_FILE = "summary.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +107,7 @@ class Problem(NamedTuple):
         in [0, 1].
       unit: what the loss counts.
       best: the metric by which the best checkpoint is kept.
+      inputs: what a trained model must be told with, for prediction: shapes, names of classes.
       notes: () -> what the summary should hold beside all else.
     """
 
@@ -120,6 +122,7 @@ class Problem(NamedTuple):
     show: Callable[[Any, Batch], Any]
     unit: str
     best: str
+    inputs: dict[str, Any]
     notes: Callable[[], dict[str, Any]]
 
     @property
@@ -184,7 +187,8 @@ def train(config: RunConfig, build: Build) -> None:
         state = restored or state
         step = int(state.step)
         if first_host:
-            (workdir / cli.FLAGS_FILE).write_text(cli.to_flags(config))
+            _write(workdir / INPUTS_FILE, json.dumps(problem.inputs, indent=2))
+            _write(workdir / cli.FLAGS_FILE, cli.to_flags(config))
             print(_first_line(problem, state, workdir), flush=True)
         with Writer(workdir if first_host else None, step) as writer:
             if step == 0:
@@ -220,7 +224,8 @@ def train(config: RunConfig, build: Build) -> None:
         best_step = checkpoints.best
     if first_host:
         summary = _summary(problem, result.state, metrics, time.perf_counter() - began)
-        _write_json(workdir / SUMMARY, summary | {"best_step": best_step})
+        summary |= {"best_step": best_step}
+        _write(workdir / SUMMARY_FILE, json.dumps(summary, indent=2))
         tested = {k: v for k, v in metrics.items() if k.startswith("test/")}
         print(f"test: {describe(tested)}  ({problem.examples['test']} {problem.unit})")
 
@@ -322,8 +327,8 @@ def _summary(
     }
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def _write(path: Path, text: str) -> None:
     """Writes beside and renames, so that the file is there whole or not at all."""
     scratch = path.with_suffix(".tmp")
-    scratch.write_text(json.dumps(content, indent=2) + "\n")
+    scratch.write_text(text.rstrip("\n") + "\n")
     scratch.replace(path)

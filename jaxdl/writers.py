@@ -42,6 +42,7 @@ class Writer:
 
     def __init__(self, workdir: str | Path | None, step: int = 0):
         self._workdir = None if workdir is None else Path(workdir)
+        self._rows: list[Row] = []
         if self._workdir is None:
             return
         from tensorboardX import SummaryWriter  # 50 ms that importing the library should not cost
@@ -107,17 +108,20 @@ class Writer:
 
     def curves(self) -> None:
         """Draws curves.png: a panel for each kind of metric, its training and evaluation lines."""
-        if self._workdir is None or not self._rows:
+        names = {name for row in self._rows for name in row if "/" in name}
+        if self._workdir is None or not names:
             return
         from matplotlib.figure import Figure
 
-        names = {name for row in self._rows for name in row if "/" in name}
         kinds = sorted({name.split("/", 1)[1] for name in names}, key=_panel_order)
         figure = Figure(figsize=(4.5 * len(kinds), 3.5), layout="constrained")
         for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
             for name in sorted(n for n in names if n.split("/", 1)[1] == kind):
                 points = [(r["step"], r[name]) for r in self._rows if r.get(name) is not None]
-                axes.plot(*zip(*points, strict=True), label=name.split("/")[0])
+                steps, values = [p[0] for p in points], [p[1] for p in points]
+                life = name.split("/")[0]
+                color = "C0" if life == "train" else "C1"
+                axes.plot(steps, values, label=life, color=color)
             axes.set_title(kind)
             axes.set_xlabel("step")
             axes.grid(alpha=0.3)

@@ -1,0 +1,75 @@
+"""The networks: one file per family, and the table of their names.
+
+Use a family directly, `from jaxdl.models import resnet`, or by a name that a user gave:
+
+    model = jaxdl.models.create("resnet50", num_classes=10)
+
+A new family is a new file and its rows here.
+"""
+
+import difflib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+
+from jaxdl import InputError
+from jaxdl.models import lenet, resnet
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "lenet5": lenet.lenet5,
+    "lenet5_1998": lenet.lenet5_1998,
+    "plain18": resnet.plain18,
+    "plain34": resnet.plain34,
+    "plain20_cifar": resnet.plain20_cifar,
+    "plain32_cifar": resnet.plain32_cifar,
+    "plain44_cifar": resnet.plain44_cifar,
+    "plain56_cifar": resnet.plain56_cifar,
+    "plain110_cifar": resnet.plain110_cifar,
+    "resnet18": resnet.resnet18,
+    "resnet34": resnet.resnet34,
+    "resnet50": resnet.resnet50,
+    "resnet101": resnet.resnet101,
+    "resnet152": resnet.resnet152,
+    "resnet18_v2": resnet.resnet18_v2,
+    "resnet34_v2": resnet.resnet34_v2,
+    "resnet50_v2": resnet.resnet50_v2,
+    "resnet101_v2": resnet.resnet101_v2,
+    "resnet152_v2": resnet.resnet152_v2,
+    "resnet20_cifar": resnet.resnet20_cifar,
+    "resnet32_cifar": resnet.resnet32_cifar,
+    "resnet44_cifar": resnet.resnet44_cifar,
+    "resnet56_cifar": resnet.resnet56_cifar,
+    "resnet110_cifar": resnet.resnet110_cifar,
+    "resnet20_cifar_v2": resnet.resnet20_cifar_v2,
+    "resnet32_cifar_v2": resnet.resnet32_cifar_v2,
+    "resnet44_cifar_v2": resnet.resnet44_cifar_v2,
+    "resnet56_cifar_v2": resnet.resnet56_cifar_v2,
+    "resnet110_cifar_v2": resnet.resnet110_cifar_v2,
+}
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of all models, sorted."""
+    return tuple(sorted(MODELS))
+
+
+def create(name: str, **kwargs: Any) -> nn.Module:
+    """Return the model of that name, built with the keyword arguments of its own function.
+
+    Args:
+        name: one of `names()`.
+        kwargs: what the function of that name takes, such as `num_classes`.
+
+    Raises InputError for a name that is not in the table and for a keyword the model does not take.
+    """
+    if name not in MODELS:
+        near = difflib.get_close_matches(name, MODELS, n=5)
+        hint = f"near it: {', '.join(near)}; " if near else ""
+        raise InputError(f"no model {name!r}; {hint}jaxdl.models.names() lists all")
+    takes = inspect.signature(MODELS[name]).parameters
+    unknown = [keyword for keyword in kwargs if keyword not in takes]
+    if unknown:
+        raise InputError(f"{name} does not take {', '.join(unknown)}; it takes {', '.join(takes)}")
+    return MODELS[name](**kwargs)

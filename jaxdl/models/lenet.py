@@ -1,0 +1,255 @@
+"""LeNet-5: the form it is taught in, and the network of the 1998 paper to the last weight.
+
+LeCun, Bottou, Bengio, Haffner, "Gradient-Based Learning Applied to Document Recognition",
+Proceedings of the IEEE 86(11), 1998, pages 2278-2324 (not on arXiv).
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.linen.dtypes import promote_dtype
+from flax.typing import Dtype
+
+from jaxdl import InputError
+
+# Makes a layer of which all but the sizes and the name is already set.
+ModuleDef = Callable[..., Any]
+
+
+class LeNet5(nn.Module):
+    """LeNet-5 as it is taught: convolutions, average pools, tanh, and a linear output.
+
+    Departures from the paper (`LeNet5Of1998` has none of these): C3 sees all the maps of S2, the
+    pools neither weigh nor squash, the squashing function is a plain tanh, the output is linear,
+    and weights are drawn as Flax does.
+
+    Args:
+        num_classes: number of logits.
+        dtype, param_dtype: the compute type, and the type parameters are stored in.
+
+    Shapes: images [B, 32, 32, C] to float32 logits [B, num_classes]. Any other height or width
+    raises InputError; digits of 28x28 are padded by 2 on every side.
+
+    State: `params`. Draws no random numbers; `train` changes nothing. Sows `features`, the states
+    of F6 [B, 84], in `intermediates`.
+
+    Parameters at one channel and 10 classes: 61,706 (C1 156, C3 2,416, C5 48,120, F6 10,164,
+    output 850).
+    """
+
+    num_classes: int
+    dtype: Dtype
+    param_dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Return the logits of a batch of images."""
+        if x.shape[1:3] != (32, 32):
+            raise InputError(f"lenet5 takes images [B, 32, 32, C], not {list(x.shape)}")
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        conv: ModuleDef = partial(nn.Conv, kernel_size=(5, 5), padding="VALID", **types)
+        dense: ModuleDef = partial(nn.Dense, **types)
+
+        x = nn.tanh(conv(6, name="c1")(x))
+        x = nn.avg_pool(x, (2, 2), strides=(2, 2))
+        x = nn.tanh(conv(16, name="c3")(x))
+        x = nn.avg_pool(x, (2, 2), strides=(2, 2))
+        x = nn.tanh(conv(120, name="c5")(x))
+        x = x.squeeze((1, 2))
+        x = nn.tanh(dense(84, name="f6")(x))
+        self.sow("intermediates", "features", x)
+        return dense(self.num_classes, name="output")(x).astype(jnp.float32)
+
+
+def lenet5(
+    *, num_classes: int = 10, dtype: Dtype = jnp.float32, param_dtype: Dtype = jnp.float32
+) -> LeNet5:
+    """Return a `LeNet5`, which describes the arguments; 61,706 parameters at the defaults."""
+    return LeNet5(num_classes=num_classes, dtype=dtype, param_dtype=param_dtype)
+
+
+# Table I of the paper: the X in row i mark the maps of C3 that see map i of S2. Six maps see three
+# neighbouring maps, six see four, three see two pairs of neighbours, and the last sees all.
+C3_TABLE = """
+X . . . X X X . . X X X X . X X
+X X . . . X X X . . X X X X . X
+X X X . . . X X X . . X . X X X
+. X X X . . X X X X . . X . X X
+. . X X X . . X X X X . X X . X
+. . . X X X . . X X X X . X X X
+"""
+
+# What F6 should be for each digit: drawn anew here after the stylised ASCII digits of the paper's
+# Figure 3, 7 pixels wide and 12 high. As there, digits easily confused have codes close together.
+DIGITS = """
+..###..  ...#...  .#####.  #######  .....#.  #######  ...###.  #######  .#####.  .####..
+.#...#.  ..##...  #.....#  .....#.  ....##.  #......  ..#....  #.....#  #.....#  #....#.
+#.....#  .###...  ......#  ....#..  ...#.#.  #......  .#.....  ......#  #.....#  #.....#
+#.....#  ...#...  ......#  ...#...  ..#..#.  #......  #......  .....#.  #.....#  #.....#
+#.....#  ...#...  .....#.  ..###..  ..#..#.  #.###..  #......  .....#.  .#...#.  #.....#
+#.....#  ...#...  ....#..  .....#.  .#...#.  ##...#.  #.###..  ....#..  ..###..  .#...##
+#.....#  ...#...  ...#...  ......#  #....#.  ......#  ##...#.  ....#..  .#...#.  ..###.#
+#.....#  ...#...  ..#....  ......#  #######  ......#  #.....#  ...#...  #.....#  ......#
+#.....#  ...#...  .#.....  ......#  .....#.  ......#  #.....#  ...#...  #.....#  ......#
+#.....#  ...#...  #......  ......#  .....#.  #.....#  #.....#  ..#....  #.....#  .....#.
+.#...#.  ...#...  #......  #.....#  .....#.  .#...#.  .#...#.  ..#....  #.....#  ....#..
+..###..  .#####.  #######  .#####.  .....#.  ..###..  ..###..  .#.....  .#####.  .###...
+"""
+
+
+def read_marks(drawing: str, mark: str) -> np.ndarray:
+    """Return the drawing as booleans [rows, words, letters], true where the letter is `mark`."""
+    lines = drawing.strip().splitlines()
+    return np.array(
+        [[[letter == mark for letter in word] for word in line.split()] for line in lines]
+    )
+
+
+# [60] input map and [60] output map of each of C3's connections.
+C3_INPUTS, C3_OUTPUTS = np.nonzero(read_marks(C3_TABLE, "X")[:, :, 0])
+
+# [10, 84], +1 on a digit's ink and -1 elsewhere, read row by row.
+DIGIT_CODES = np.where(read_marks(DIGITS, "#").swapaxes(0, 1).reshape(10, 84), 1.0, -1.0)
+
+
+def squash(x: jax.Array) -> jax.Array:
+    """Return 1.7159 tanh(2x/3), which is +-1 at +-1 and bends the most there."""
+    return 1.7159 * jnp.tanh(2 / 3 * x)
+
+
+def uniform_by_fan_in(fan_in: int | np.ndarray) -> Callable[..., jax.Array]:
+    """Return the initializer of Appendix A, uniform between -2.4 / fan_in and 2.4 / fan_in."""
+
+    def init(key, shape, dtype=jnp.float32):
+        limit = jnp.broadcast_to(jnp.asarray(2.4 / fan_in, dtype), shape)
+        return jax.random.uniform(key, shape, dtype, -limit, limit)
+
+    return init
+
+
+class Subsample(nn.Module):
+    """The layers S2 and S4: the sum of 2x2 pixels, a coefficient and a bias for each map, squashed.
+
+    Shapes: [B, H, W, C] to [B, H / 2, W / 2, C]. Parameters: 2 C.
+    """
+
+    dtype: Dtype
+    param_dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Apply the layer."""
+        maps = (x.shape[-1],)
+        coefficient = self.param("coefficient", uniform_by_fan_in(4), maps, self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, maps, self.param_dtype)
+        x, coefficient, bias = promote_dtype(x, coefficient, bias, dtype=self.dtype)
+        x = 4 * nn.avg_pool(x, (2, 2), strides=(2, 2))
+        return squash(x * coefficient.reshape(1, 1, 1, -1) + bias.reshape(1, 1, 1, -1))
+
+
+class TableConv(nn.Module):
+    """The layer C3: a 5x5 convolution in which each map sees some of the input maps, squashed.
+
+    Its `kernel` [5, 5, 60] holds the connections that exist. They are scattered into a full kernel
+    with zeros elsewhere, so that one ordinary convolution does the work.
+
+    Shapes: [B, H, W, 6] to [B, H - 4, W - 4, 16]. Parameters: 1,516.
+    """
+
+    dtype: Dtype
+    param_dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Apply the layer."""
+        fan_in = 25 * np.bincount(C3_OUTPUTS)[C3_OUTPUTS]
+        shape = (5, 5, len(C3_OUTPUTS))
+        kernel = self.param("kernel", uniform_by_fan_in(fan_in), shape, self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (16,), self.param_dtype)
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        full = jnp.zeros((5, 5, 6, 16), kernel.dtype)
+        full = full.at[:, :, C3_INPUTS, C3_OUTPUTS].set(kernel)
+        x = jax.lax.conv_general_dilated(
+            x, full, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return squash(x + bias.reshape(1, 1, 1, -1))
+
+
+class LeNet5Of1998(nn.Module):
+    """LeNet-5 as the paper describes it (section II.B), an RBF for each digit as its output.
+
+    Departure: biases, of whose start the paper says nothing, start at zero.
+
+    Args:
+        dtype, param_dtype: the compute type, and the type parameters are stored in. The output
+            layer computes in float32.
+
+    Shapes: images [B, 32, 32, 1], the digit centred, background at -0.1 and ink at 1.175, to
+    float32 logits [B, 10]: the negative squared distances of F6 from `DIGIT_CODES`, for which the
+    loss is `lenet5_1998_loss`. Any other shape raises InputError.
+
+    State: `params`. Draws no random numbers; `train` changes nothing. Sows `features`, the states
+    of F6 [B, 84], in `intermediates`.
+
+    Parameters: 60,000 (C1 156, S2 12, C3 1,516, S4 32, C5 48,120, F6 10,164). The codes are none.
+    """
+
+    dtype: Dtype
+    param_dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Return the logits of a batch of images."""
+        if x.shape[1:] != (32, 32, 1):
+            raise InputError(f"lenet5_1998 takes images [B, 32, 32, 1], not {list(x.shape)}")
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        conv: ModuleDef = partial(nn.Conv, kernel_size=(5, 5), padding="VALID", **types)
+        dense: ModuleDef = partial(nn.Dense, **types)
+
+        x = squash(conv(6, kernel_init=uniform_by_fan_in(25), name="c1")(x))
+        x = Subsample(name="s2", **types)(x)
+        x = TableConv(name="c3", **types)(x)
+        x = Subsample(name="s4", **types)(x)
+        x = squash(conv(120, kernel_init=uniform_by_fan_in(400), name="c5")(x))
+        x = x.squeeze((1, 2))
+        x = squash(dense(84, kernel_init=uniform_by_fan_in(120), name="f6")(x))
+        self.sow("intermediates", "features", x)
+        codes = jnp.asarray(DIGIT_CODES, jnp.float32)
+        return -jnp.square(x.astype(jnp.float32)[:, None, :] - codes[None]).sum(axis=-1)
+
+
+def lenet5_1998(
+    *, num_classes: int = 10, dtype: Dtype = jnp.float32, param_dtype: Dtype = jnp.float32
+) -> LeNet5Of1998:
+    """Return a `LeNet5Of1998`, which describes the arguments; 60,000 parameters.
+
+    A `num_classes` other than 10 raises InputError: its outputs are the ten digits.
+    """
+    if num_classes != 10:
+        raise InputError(
+            f"lenet5_1998 has drawn codes for 10 classes, not num_classes={num_classes}"
+        )
+    return LeNet5Of1998(dtype=dtype, param_dtype=param_dtype)
+
+
+def lenet5_1998_loss(logits: jax.Array, labels: jax.Array, j: float | jax.Array = 1.0) -> jax.Array:
+    """Return the paper's loss of each example, `y_label + log(exp(-j) + sum_i exp(-y_i))`.
+
+    This is equation 9 before its mean, with the penalties `y = -logits`. It pulls the label's
+    penalty down and pushes the others up until they are beyond j, a positive constant whose value
+    the paper does not give.
+
+    Args:
+        logits: [B, 10], of `lenet5_1998`.
+        labels: [B], integers.
+        j: the penalty of the rubbish class, from which on others are left alone.
+
+    Shapes: to [B], of the logits' type.
+    """
+    label_logits = jnp.take_along_axis(logits, labels[:, None], axis=-1).squeeze(-1)
+    return jnp.logaddexp(-j, jax.nn.logsumexp(logits, axis=-1)) - label_logits

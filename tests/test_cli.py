@@ -1,0 +1,99 @@
+"""Flags from dataclasses."""
+
+import dataclasses
+
+import pytest
+
+from experiments import cli, lenet, resnet
+from experiments.cli import flag
+from jaxdl import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A config with a field of each kind."""
+
+    word: str = flag("a b=c", "any word")
+    choice: str = flag("x", "one of two", ("x", "y"))
+    count: int = flag(3, "an int")
+    maybe: int | None = flag(None, "an int, or none")
+    rate: float = flag(1e-4, "a float", part_of_run=False)
+    on: bool = flag(True, "a switch")
+    words: tuple[str, ...] = flag(("p",), "some of three", ("p", "q", "r"))
+    numbers: tuple[float, ...] = flag((), "floats")
+
+    def __post_init__(self) -> None:
+        cli.require(self, "count", self.count > 0, "more than 0")
+
+
+def parse(*argv):
+    return cli.parse(Config, argv)[0]
+
+
+def test_defaults_and_values():
+    assert parse() == Config()
+    given = parse(
+        "--count=5", "--maybe", "7", "--noon", "--words=q,r", "--numbers=1,2.5", "--rate=2"
+    )
+    assert given == Config(
+        count=5, maybe=7, on=False, words=("q", "r"), numbers=(1.0, 2.5), rate=2.0
+    )
+    assert parse("--words=").words == ()
+    assert cli.parse(Config, ["--count=1", "more", "words"])[1] == ["more", "words"]
+
+
+@pytest.mark.parametrize(
+    "config", [Config(), Config(maybe=4, on=False, words=(), numbers=(0.1, 1e-30), word="--x # y")]
+)
+def test_written_flags_are_read_back(tmp_path, config):
+    (tmp_path / "flags.txt").write_text(cli.to_flags(config))
+    assert parse(f"--flagfile={tmp_path / 'flags.txt'}") == config
+
+
+def test_later_flags_win_over_a_flagfile(tmp_path):
+    (tmp_path / "f").write_text("# a remark\n--count=9\n--choice=y\n")
+    assert parse(f"--flagfile={tmp_path / 'f'}", "--count=2") == Config(count=2, choice="y")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--cuont=3"], "no flag --cuont; did you mean --count?"),
+        (["--zzz=3"], "no flag --zzz; see --help"),
+        (["--count=three"], "--count=three"),
+        (["--choice=z"], "should be one of <x|y>"),
+        (["--words=p,z"], "'z' should be one of <p|q|r>"),
+        (["--numbers=1,two"], "'two' is no float"),
+        (["--count=0"], "--count=0: it must be more than 0"),
+        (["--flagfile=/no/such/file"], "/no/such/file"),
+    ],
+)
+def test_mistakes_are_one_line(argv, message):
+    with pytest.raises(InputError) as error:
+        parse(*argv)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert "ERROR" not in str(error.value)
+
+
+def test_same_run_but_for_flags_that_may_change(tmp_path):
+    (tmp_path / "flags.txt").write_text(cli.to_flags(Config()))
+    cli.check_same_run(Config(rate=5.0), tmp_path)
+    with pytest.raises(InputError, match="holds a run with --count=3, not 4"):
+        cli.check_same_run(Config(count=4), tmp_path)
+
+
+def test_two_experiments_in_one_process():
+    assert cli.parse(resnet.Config, [])[0].model == "resnet20_cifar"
+    assert cli.parse(lenet.Config, [])[0].model == "lenet5"
+
+
+def test_every_flag_has_help(capsys):
+    for config_type in (resnet.Config, lenet.Config):
+        with pytest.raises(SystemExit) as end:
+            cli.parse(config_type, ["--help"])
+        assert end.value.code == 0
+        text = capsys.readouterr().out
+        for field in dataclasses.fields(config_type):
+            assert f"--{field.name}=" in text
+            assert field.metadata["help"]

@@ -1,0 +1,735 @@
+import contextlib
+import dataclasses
+import io
+import itertools
+import json
+import multiprocessing
+import pathlib
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from PIL import Image
+from sklearn.datasets import load_digits
+
+import jaxdl.data.digits
+from jaxdl import InputError
+from jaxdl.data import (
+    CorruptImage,
+    Dataset,
+    Example,
+    Pipeline,
+    Preprocess,
+    from_arrays,
+    load,
+    split_off,
+)
+
+DIGITS = Preprocess(size=8, channels=1)
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("tfds")
+
+
+@pytest.fixture(scope="module")
+def digits(data_dir):
+    return load("digits", str(data_dir))
+
+
+@pytest.fixture(scope="module")
+def over_eight_devices():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def take(pipeline, count, start=0):
+    with contextlib.closing(pipeline.train(start)) as batches:
+        return [to_numpy(batch) for batch in itertools.islice(batches, count)]
+
+
+def to_numpy(batch):
+    return {key: np.asarray(value) for key, value in batch.items()}
+
+
+def assert_same(batches, expected):
+    assert len(batches) == len(expected)
+    for batch, other in zip(batches, expected, strict=True):
+        for key, dtype in {"image": np.uint8, "label": np.int32, "mask": np.float32}.items():
+            assert batch[key].dtype == other[key].dtype == dtype
+            np.testing.assert_array_equal(batch[key], other[key], err_msg=key)
+
+
+def encode(array, format="PNG"):
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, format)
+    return buffer.getvalue()
+
+
+def numbered(count, size=24, channels=3, **splits):
+    """Images of noise whose label is their number, so that a label tells which one it is."""
+    images = np.random.default_rng(0).integers(0, 256, (count, size, size, channels), np.uint8)
+    return from_arrays(images, np.arange(count), **splits)
+
+
+# Sources: digits.
+
+
+def test_digits_are_sklearns_in_order(digits):
+    images, labels = load_digits(return_X_y=True)
+    images = np.round(images.reshape(-1, 8, 8, 1) * 255 / 16).astype(np.uint8)
+    assert {name: len(split) for name, split in digits.splits.items()} == {
+        "train": 1437,
+        "test": 360,
+    }
+    assert digits.class_names == tuple("0123456789")
+    assert digits.channels == 1
+    examples = [split[i] for split in digits.splits.values() for i in range(len(split))]
+    np.testing.assert_array_equal([example["label"] for example in examples], labels)
+    np.testing.assert_array_equal([DIGITS(example["image"]) for example in examples], images)
+    assert images.min() == 0
+    assert images.max() == 255
+    assert examples[1440]["name"] == "digits test[3]"
+
+
+def run_python(code, *args):
+    command = [sys.executable, "-W", "error", "-c", textwrap.dedent(code), *map(str, args)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_digits_prepare_silently_without_tensorflow_and_twice_at_once(tmp_path):
+    code = """
+    import sys
+    import jaxdl.data
+    heavy = {"jax", "grain", "tensorflow_datasets", "sklearn", "tensorflow"} & set(sys.modules)
+    assert not heavy, heavy
+    dataset = jaxdl.data.load("digits", sys.argv[1])
+    pipeline = jaxdl.data.Pipeline(dataset, jaxdl.data.Preprocess(8, 1), 360)
+    (batch,) = pipeline.evaluate("test")
+    assert batch["mask"].sum() == 360
+    assert "tensorflow" not in sys.modules
+    """
+    both = [run_python(code, tmp_path / "new") for _ in range(2)]
+    for process in both:
+        assert process.communicate(timeout=60) == ("", "")
+        assert process.returncode == 0
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["digits"]
+
+
+def test_an_interrupted_preparation_leaves_nothing_behind(tmp_path, monkeypatch):
+    def interrupted(self, images, labels):
+        yield 0, {"image": Image.fromarray(images[0]), "label": 0}
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jaxdl.data.digits.Digits, "_generate_examples", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            load("digits", str(tmp_path))
+    assert not list(tmp_path.iterdir())
+    assert len(load("digits", str(tmp_path)).splits["train"]) == 1437
+
+
+def test_a_data_dir_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match=f"data_dir {tmp_path}/file cannot hold the set 'digits'"):
+        load("digits", str(tmp_path / "file"))
+
+
+# Sources: sets that TFDS prepared.
+
+
+class _TinyBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """A set prepared as TFDS would: four noise images per split, in one of its feature layouts."""
+
+    VERSION = tfds.core.Version("3.0.1")
+    SPLITS = ("train", "test")
+    FORMAT = "PNG"
+    SHAPE = (28, 28)
+
+    def _split_generators(self, dl_manager):
+        return {split: self._generate_examples(split) for split in self.SPLITS}
+
+    def _generate_examples(self, split):
+        for i in range(4):
+            image = io.BytesIO(encode(self.image(split, i), self.FORMAT))
+            label = -1 if split == "test" and "validation" in self.SPLITS else i % 2
+            yield i, {"image": image, "label": label} | self.extra(split, i)
+
+    def image(self, split, i):
+        rng = np.random.default_rng([len(split), i])
+        return rng.integers(0, 256, self.SHAPE, np.uint8)
+
+    def extra(self, split, i):
+        return {}
+
+    def _describe(self, **features):
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=tfds.features.FeaturesDict(features),
+            disable_shuffling=True,
+        )
+
+
+class Mnist(_TinyBuilder, skip_registration=True):
+    def _info(self):
+        return self._describe(
+            image=tfds.features.Image(shape=(28, 28, 1)),
+            label=tfds.features.ClassLabel(num_classes=10),
+        )
+
+
+class Cifar10(_TinyBuilder, skip_registration=True):
+    SHAPE = (32, 32, 3)
+
+    def _info(self):
+        return self._describe(
+            id=tfds.features.Text(),
+            image=tfds.features.Image(shape=(32, 32, 3)),
+            label=tfds.features.ClassLabel(names=["airplane", "automobile"]),
+        )
+
+    def extra(self, split, i):
+        return {"id": f"{split}_{i:05}"}
+
+
+class Imagenet2012(_TinyBuilder, skip_registration=True):
+    SPLITS = ("train", "validation", "test")
+    FORMAT = "JPEG"
+    SHAPE = (40, 50, 3)
+
+    def _info(self):
+        return self._describe(
+            image=tfds.features.Image(encoding_format="jpeg"),
+            label=tfds.features.ClassLabel(names=["n01440764", "n01443537"]),
+            file_name=tfds.features.Text(),
+        )
+
+    def extra(self, split, i):
+        return {"file_name": f"{split}_{i}.JPEG"}
+
+
+class Boxes(_TinyBuilder, skip_registration=True):
+    def _info(self):
+        return self._describe(
+            image=tfds.features.Image(shape=(28, 28, 1)),
+            objects=tfds.features.Sequence(tfds.features.BBoxFeature()),
+            label=tfds.features.Scalar(np.int64),
+        )
+
+    def extra(self, split, i):
+        return {"objects": []}
+
+
+def prepare(builder_class, data_dir):
+    builder = builder_class(data_dir=str(data_dir), file_format="array_record")
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        builder.download_and_prepare()
+    return builder
+
+
+@pytest.mark.parametrize(
+    ("builder_class", "splits", "class_names", "name_of_second"),
+    [
+        (Mnist, {"train", "test"}, tuple("0123456789"), "mnist train[1]"),
+        (Cifar10, {"train", "test"}, ("airplane", "automobile"), "cifar10 train[1]"),
+        # The labels of ImageNet's test split are not public: -1 in TFDS, no split here.
+        (
+            Imagenet2012,
+            {"train", "validation"},
+            ("n01440764", "n01443537"),
+            "imagenet2012 train[1] (train_1.JPEG)",
+        ),
+    ],
+)
+def test_prepared_tfds_sets(builder_class, splits, class_names, name_of_second, tmp_path):
+    builder = prepare(builder_class, tmp_path)
+    dataset = load(builder.name, str(tmp_path))
+    assert set(dataset.splits) == splits
+    assert dataset.class_names == class_names
+    assert dataset.channels == (1 if builder_class is Mnist else 3)
+    assert dataset.splits["train"][1]["name"] == name_of_second
+    for split, source in dataset.splits.items():
+        assert [source[i]["label"] for i in range(len(source))] == [0, 1, 0, 1]
+        stored = Image.open(io.BytesIO(encode(builder.image(split, 3), builder.FORMAT)))
+        image = source[3]["image"]
+        assert isinstance(image, bytes)
+        np.testing.assert_array_equal(Image.open(io.BytesIO(image)), stored)
+
+
+def test_the_newest_version_is_read_unless_one_is_named(tmp_path):
+    class Newer(Mnist, skip_registration=True):
+        VERSION = tfds.core.Version("10.0.0")
+        SPLITS = ("train",)
+        name = "mnist"
+
+    prepare(Mnist, tmp_path)
+    prepare(Newer, tmp_path)
+    assert set(load("mnist", str(tmp_path)).splits) == {"train"}
+    assert set(load("mnist:3.0.1", str(tmp_path)).splits) == {"train", "test"}
+    assert set(load("mnist:3.*.*", str(tmp_path)).splits) == {"train", "test"}
+    with pytest.raises(InputError, match=r"'mnist:2.0.0' is not prepared .*10\.0\.0, 3\.0\.1"):
+        load("mnist:2.0.0", str(tmp_path))
+
+
+def test_the_environment_names_the_data_dir(tmp_path, monkeypatch):
+    prepare(Mnist, tmp_path)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    assert len(load("mnist").splits["train"]) == 4
+
+
+def test_unusable_tfds_sets_say_what_to_do(tmp_path):
+    with pytest.raises(InputError) as missing:
+        load("mnist", str(tmp_path))
+    assert str(missing.value) == (
+        f"dataset 'mnist' is not prepared in {tmp_path}; prepare it with: "
+        "pip install 'jaxdl[tensorflow]' && "
+        f"tfds build mnist --data_dir={tmp_path} --file_format=array_record"
+    )
+    prepare(Boxes, tmp_path)
+    with pytest.raises(InputError, match="features image, label, objects; expected an 'image'"):
+        load("boxes", str(tmp_path))
+    with pytest.raises(InputError, match="'no set' is not a name; expected digits, folder:PATH"):
+        load("no set", str(tmp_path))
+
+    version_dir = pathlib.Path(prepare(Mnist, tmp_path).data_dir)
+    (version_dir.parent / "config").mkdir()
+    version_dir.rename(version_dir.parent / "config" / "3.0.1")
+    with pytest.raises(InputError, match=r"'mnist' is not prepared .*there is mnist/config"):
+        load("mnist", str(tmp_path))
+    assert len(load("mnist/config", str(tmp_path)).splits) == 2
+    version_dir = version_dir.parent / "config" / "3.0.1"
+
+    info = json.loads((version_dir / "dataset_info.json").read_text())
+    as_tfrecord = json.dumps(info | {"fileFormat": "tfrecord"})
+    (version_dir / "dataset_info.json").write_text(as_tfrecord)
+    with pytest.raises(InputError) as tfrecord:
+        load("mnist/config", str(tmp_path))
+    assert str(tfrecord.value) == (
+        f"{version_dir} is prepared as tfrecord; expected array_record: "
+        "pip install 'jaxdl[tensorflow]' && "
+        f"tfds convert_format --dataset_version_dir={version_dir} --out_file_format=array_record"
+    )
+
+    (version_dir / "dataset_info.json").write_text(json.dumps(info))
+    (shard,) = version_dir.glob("*-train*")
+    shard.write_bytes(shard.read_bytes()[:1000])
+    with pytest.raises(InputError, match="is damaged: its train split cannot be read"):
+        load("mnist/config", str(tmp_path))
+    shard.unlink()
+    with pytest.raises(InputError, match="is damaged: its train split cannot be read"):
+        load("mnist/config", str(tmp_path))
+
+
+# Sources: folders, arrays, and a share of train.
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Six images of two classes to train on and two to validate on, 20 x 30 pixels."""
+    paths = "train/cat/b.png train/cat/a.jpg train/cat/c.PNG train/dog/d.bmp train/dog/e.webp"
+    paths += " train/dog/f.jpeg val/cat/x.png val/dog/y.png"
+    for number, path in enumerate(paths.split()):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        image = np.random.default_rng(number).integers(0, 256, (20, 30, 3), np.uint8)
+        Image.fromarray(image).save(tmp_path / path)
+    (tmp_path / "train/cat/notes.txt").write_text("not an image")
+    (tmp_path / "train/cat/._a.jpg").write_bytes(b"a macOS resource fork")
+    (tmp_path / "train/.DS_Store").write_bytes(b"")
+    return tmp_path
+
+
+def test_folder(folder):
+    dataset = load(f"folder:{folder}")
+    assert dataset.class_names == ("cat", "dog")
+    assert dataset.channels == 3
+    train = dataset.splits["train"]
+    names = [train[i]["name"].removeprefix(f"{folder}/train/") for i in range(len(train))]
+    assert names == ["cat/a.jpg", "cat/b.png", "cat/c.PNG", "dog/d.bmp", "dog/e.webp", "dog/f.jpeg"]
+    assert [train[i]["label"] for i in range(len(train))] == [0, 0, 0, 1, 1, 1]
+    assert train[1]["image"] == (folder / "train/cat/b.png").read_bytes()
+    assert len(dataset.splits["validation"]) == 2
+    assert "test" not in dataset.splits
+
+
+def test_unusable_folders_are_named(folder):
+    with pytest.raises(InputError, match=f"folder {folder}/none has no directory 'train'"):
+        load(f"folder:{folder}/none")
+    (folder / "test").mkdir()
+    with pytest.raises(InputError, match=f"{folder}/test holds no classes"):
+        load(f"folder:{folder}")
+    (folder / "test/cow").mkdir()
+    with pytest.raises(InputError, match=r"test/cow is not one of the classes .*expected cat, dog"):
+        load(f"folder:{folder}")
+    (folder / "test/cow").rename(folder / "test/cat")
+    with pytest.raises(InputError, match=r"test/cat holds no images; expected files ending in \.j"):
+        load(f"folder:{folder}")
+    (folder / "test").rename(folder / "validation")
+    (folder / "val/cat/x.png").rename(folder / "validation/cat/x.png")
+    with pytest.raises(InputError, match="both 'validation' and 'val'"):
+        load(f"folder:{folder}")
+
+
+def test_arrays_are_checked():
+    images, labels = np.zeros((4, 8, 8, 3), np.uint8), np.arange(4)
+    dataset = from_arrays(images, labels, test=(images[:2], labels[:2]), name="mine")
+    assert dataset.class_names == ("0", "1", "2", "3")
+    assert (len(dataset.splits["train"]), len(dataset.splits["test"])) == (4, 2)
+    with pytest.raises(InputError, match=r"train images are float32 \[4, 8, 8, 3\]; expected uin"):
+        from_arrays(images.astype(np.float32), labels)
+    with pytest.raises(InputError, match="test images have 1 channels; expected 3 as in train"):
+        from_arrays(images, labels, test=(images[..., :1], labels))
+    with pytest.raises(InputError, match=r"train labels are int64 \[3\]; expected integers \[4\]"):
+        from_arrays(images, labels[:3])
+    with pytest.raises(InputError, match=r"train labels span 0\.\.3; expected 0\.\.1"):
+        from_arrays(images, labels, class_names=["a", "b"])
+
+
+def test_split_off_is_a_disjoint_share_of_train(digits):
+    def names(dataset, split):
+        source = dataset.splits[split]
+        return {source[i]["name"] for i in range(len(source))}
+
+    parts = split_off(digits, 0.1, seed=0)
+    assert {name: len(split) for name, split in parts.splits.items()} == {
+        "train": 1293,
+        "validation": 144,
+        "test": 360,
+    }
+    assert not names(parts, "train") & names(parts, "validation")
+    assert names(parts, "train") | names(parts, "validation") == names(digits, "train")
+    assert names(parts, "validation") == names(split_off(digits, 0.1, seed=0), "validation")
+    assert names(parts, "validation") != names(split_off(digits, 0.1, seed=1), "validation")
+    with pytest.raises(InputError, match="has a validation split of its own"):
+        split_off(parts, 0.1, seed=0)
+    for share in (-0.1, 0.0, 0.0001, 1.0, 1.5):
+        with pytest.raises(InputError, match=f"validation share {share} of 1437"):
+            split_off(digits, share, seed=0)
+
+
+# Images.
+
+
+def test_an_image_of_the_right_size_keeps_every_bit():
+    image = np.random.default_rng(0).integers(0, 256, (9, 9, 3), np.uint8)
+    np.testing.assert_array_equal(Preprocess(9, 3)(image), image)
+    np.testing.assert_array_equal(Preprocess(9, 3)(encode(image)), image)
+    np.testing.assert_array_equal(Preprocess(9, 1)(encode(image[..., 0])), image[..., :1])
+    np.testing.assert_array_equal(Preprocess(9, 1)(image[..., :1]), image[..., :1])
+
+
+def test_the_shorter_side_is_resized_and_the_centre_cut_out():
+    image = np.random.default_rng(0).integers(0, 256, (40, 61, 3), np.uint8)
+    resized = Image.fromarray(image).resize((48, 32), Image.Resampling.BILINEAR)
+    expected = np.asarray(resized)[2:30, 10:38]
+    np.testing.assert_array_equal(Preprocess(28, 3, crop_share=0.875)(image), expected)
+    turned = image.transpose(1, 0, 2)
+    resized = Image.fromarray(turned).resize((32, 48), Image.Resampling.BILINEAR)
+    expected = np.asarray(resized)[10:38, 2:30]
+    np.testing.assert_array_equal(Preprocess(28, 3, crop_share=0.875)(turned), expected)
+
+
+def test_random_crops_lie_within_their_bounds():
+    # Each pixel holds its own coordinates, so a crop tells where it came from.
+    rows, columns = np.mgrid[0:200, 0:250].astype(np.uint8)
+    image = np.stack([rows, columns, columns], axis=-1)
+    preprocess = Preprocess(64, 3, random_crop=True)
+    rng = np.random.default_rng(0)
+    areas, aspects = [], []
+    for _ in range(200):
+        crop = preprocess(image, rng).astype(int)
+        height, width = (np.ptp(crop[..., axis]) + 1 for axis in (0, 1))
+        areas.append(height * width / (200 * 250))
+        aspects.append(width / height)
+    assert 0.07 < min(areas) < 0.15
+    assert 0.85 < max(areas) <= 1
+    assert 0.72 < min(aspects) < 0.8
+    assert 1.25 < max(aspects) < 1.39
+    np.testing.assert_array_equal(preprocess(image), Preprocess(64, 3)(image))
+    assert preprocess(np.zeros((2, 999, 3), np.uint8), rng).shape == (64, 64, 3)
+
+
+def test_every_kind_of_file_becomes_grey_or_rgb():
+    def convert(picture, channels=3, **save):
+        buffer = io.BytesIO()
+        picture.save(buffer, **{"format": "PNG"} | save)
+        return Preprocess(2, channels)(buffer.getvalue())[0, 0].tolist()
+
+    red = (255, 0, 0)
+    assert convert(Image.new("RGB", (2, 2), red)) == [255, 0, 0]
+    assert convert(Image.new("RGB", (2, 2), red), channels=1) == [76]
+    assert convert(Image.new("L", (2, 2), 7)) == [7, 7, 7]
+    assert convert(Image.new("1", (2, 2), 1)) == [255, 255, 255]
+    assert convert(Image.new("RGB", (2, 2), red).quantize()) == [255, 0, 0]
+    assert convert(Image.new("RGBA", (2, 2), (*red, 0))) == [255, 255, 255]
+    assert convert(Image.new("LA", (2, 2), (0, 0)), channels=1) == [255]
+    palette = Image.new("P", (2, 2), 0)
+    palette.putpalette([255, 0, 0])
+    assert convert(palette, transparency=0) == [255, 255, 255]
+    assert convert(Image.fromarray(np.full((2, 2), 0x1234, np.uint16))) == [0x12] * 3
+    cyan = convert(Image.new("CMYK", (2, 2), (255, 0, 0, 0)), format="JPEG")
+    assert np.abs(np.subtract(cyan, [0, 255, 255])).max() < 4
+
+
+def test_exif_orientation_is_obeyed():
+    image = np.zeros((16, 16), np.uint8)
+    image[:8] = 255
+    buffer = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned clockwise: what is stored as the top is the right
+    Image.fromarray(image).save(buffer, "JPEG", exif=exif)
+    upright = Preprocess(16, 1)(buffer.getvalue())
+    assert upright[:, 12:].min() > 250
+    assert upright[:, :4].max() < 5
+
+
+def test_damaged_images_are_named():
+    whole = encode(np.random.default_rng(0).integers(0, 256, (30, 30, 3), np.uint8), "JPEG")
+    for damaged in (whole[: len(whole) // 2], whole[:10], b"", b"GIF89a"):
+        with pytest.raises(CorruptImage, match=r"^cat\.jpg .*; expected a whole JPEG, PNG"):
+            Preprocess(8, 3)(damaged, name="cat.jpg")
+    with pytest.raises(InputError, match=r"cat is an array float32 \[8, 8\]; expected uint8"):
+        Preprocess(8, 3)(np.zeros((8, 8), np.float32), name="cat")
+
+
+# Pipeline: the data rule.
+
+
+def test_a_batch_depends_on_the_seed_and_the_step_alone(digits, over_eight_devices):
+    def pipeline(seed=3, **options: Any):
+        return Pipeline(digits, DIGITS, 200, seed=seed, **options)
+
+    batches = take(pipeline(backend="grain"), 16)  # 2.2 epochs
+    assert_same(take(pipeline(backend="grain"), 16), batches)
+    assert_same(take(pipeline(backend="resident"), 16), batches)
+    assert_same(take(pipeline(backend="grain", sharding=over_eight_devices), 16), batches)
+    assert_same(take(pipeline(backend="resident", sharding=over_eight_devices), 16), batches)
+    assert_same(take(pipeline(backend="grain"), 5, start=11), batches[11:])
+    assert_same(take(pipeline(backend="resident"), 5, start=11), batches[11:])
+    assert_same(take(pipeline(workers=2), 5, start=11), batches[11:])
+    for other in (pipeline(seed=4), pipeline(seed=3 + 2**32)):
+        assert (take(other, 1)[0]["label"] != batches[0]["label"]).any()
+
+
+@pytest.mark.parametrize("backend", ["grain", "resident"])
+def test_every_epoch_is_a_permutation_of_its_own(backend: Any):
+    pipeline = Pipeline(numbered(50, size=4), Preprocess(4, 3), 8, seed=1, backend=backend)
+    labels = np.concatenate([batch["label"] for batch in take(pipeline, 25)])
+    epochs = labels.reshape(4, 50)
+    np.testing.assert_array_equal(np.sort(epochs), np.tile(np.arange(50), (4, 1)))
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+    # No epoch of a seed is an epoch of the next seed.
+    other = Pipeline(numbered(50, size=4), Preprocess(4, 3), 8, seed=2, backend=backend)
+    others = np.concatenate([batch["label"] for batch in take(other, 25)]).reshape(4, 50)
+    assert not {tuple(epoch) for epoch in epochs} & {tuple(epoch) for epoch in others}
+
+
+def test_the_images_belong_to_their_labels():
+    dataset = numbered(50, size=4)
+    for backend in ("grain", "resident"):
+        for batch in take(Pipeline(dataset, Preprocess(4, 3), 16, backend=backend), 7):
+            expected = [dataset.splits["train"][label]["image"] for label in batch["label"]]
+            np.testing.assert_array_equal(batch["image"], expected)
+            assert batch["mask"].min() == 1
+
+
+@pytest.mark.parametrize("preprocess", [Preprocess(24, 3), Preprocess(16, 3, random_crop=True)])
+def test_hosts_partition_the_batch_of_one_host(preprocess):
+    dataset = numbered(50)
+    whole = take(Pipeline(dataset, preprocess, 12, backend="grain"), 6)
+    backends: Any = ["grain"] if preprocess.random_crop else ["grain", "resident"]
+    for backend in backends:
+        hosts = [
+            take(Pipeline(dataset, preprocess, 12, backend=backend, rows=rows), 6)
+            for rows in (slice(0, 6), slice(6, 12))
+        ]
+        joined = [
+            {key: np.concatenate([first[key], second[key]]) for key in first}
+            for first, second in zip(*hosts, strict=True)
+        ]
+        assert_same(joined, whole)
+
+
+def test_random_crops_are_a_function_of_seed_and_step():
+    dataset, preprocess = numbered(50), Preprocess(16, 3, random_crop=True)
+
+    def pipeline(seed=5, workers=0):
+        return Pipeline(dataset, preprocess, 10, seed=seed, workers=workers)
+
+    batches = take(pipeline(), 12)
+    assert_same(take(pipeline(workers=2), 12), batches)
+    assert_same(take(pipeline(), 4, start=8), batches[8:])
+    crops = {}
+    for batch in batches:  # the same image is cut differently in the next epoch
+        for label, image in zip(batch["label"], batch["image"], strict=True):
+            crops.setdefault(int(label), set()).add(image.tobytes())
+    assert sum(map(len, crops.values())) == 120
+    # The crop has its own randomness: with another seed it is not the same at the same place.
+    assert (take(pipeline(seed=6), 1)[0]["image"] != batches[0]["image"]).any()
+    centre = Preprocess(16, 3)(dataset.splits["train"][7]["image"])
+    (first, *_) = pipeline().evaluate("train")
+    np.testing.assert_array_equal(first["image"][7], centre)
+
+
+@pytest.mark.parametrize("batch_size", [8, 40, 64, 360])
+@pytest.mark.parametrize(
+    "options", [{"backend": "grain"}, {"backend": "resident"}], ids=["grain", "resident"]
+)
+def test_evaluation_sees_every_example_once(digits, over_eight_devices, batch_size, options):
+    labels = load_digits(return_X_y=True)[1][1437:]
+    for sharding in (None, over_eight_devices):
+        pipeline = Pipeline(digits, DIGITS, batch_size, sharding=sharding, **options)
+        batches = [to_numpy(batch) for batch in pipeline.evaluate("test")]
+        assert {batch["image"].shape for batch in batches} == {(batch_size, 8, 8, 1)}
+        seen = {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
+        assert len(seen["mask"]) == -(-360 // batch_size) * batch_size
+        np.testing.assert_array_equal(seen["mask"], np.arange(len(seen["mask"])) < 360)
+        np.testing.assert_array_equal(seen["label"][:360], labels)
+        assert seen["image"][:360].any(axis=(1, 2, 3)).all()
+        assert not seen["image"][360:].any()
+        assert not seen["label"][360:].any()
+    assert pipeline.examples("test") == 360
+    assert pipeline.image_shape == (8, 8, 1)
+
+
+def test_sharded_batches_lie_on_all_devices(digits, over_eight_devices):
+    for backend in ("grain", "resident"):
+        pipeline = Pipeline(digits, DIGITS, 64, sharding=over_eight_devices, backend=backend)
+        with contextlib.closing(pipeline.train()) as batches:
+            for value in next(batches).values():
+                assert isinstance(value, jax.Array)
+                assert value.sharding.is_equivalent_to(over_eight_devices, value.ndim)
+                assert {shard.data.shape[0] for shard in value.addressable_shards} == {8}
+
+
+def test_auto_keeps_small_sets_resident(digits, monkeypatch):
+    assert Pipeline(digits, DIGITS, 10).backend == "resident"
+    assert Pipeline(digits, DIGITS, 10, workers=1).backend == "grain"
+    assert Pipeline(digits, DIGITS._replace(random_crop=True), 10).backend == "grain"
+    monkeypatch.setattr("jaxdl.data.pipeline.RESIDENT_LIMIT", 1797 * 64 - 1)
+    assert Pipeline(digits, DIGITS, 10).backend == "grain"
+    assert Pipeline(digits, DIGITS, 10, backend="resident").backend == "resident"
+
+
+def test_wrong_arguments_are_named(digits, over_eight_devices):
+    def refused(match, preprocess=DIGITS, batch_size=8, **options):
+        with pytest.raises(InputError, match=match):
+            Pipeline(digits, preprocess, batch_size, **options)
+
+    refused("batch size 0: expected 1 to 1437, the number of train examples", batch_size=0)
+    refused("batch size 1438: expected 1 to 1437", batch_size=1438)
+    refused("size 12 does not divide over the 8", batch_size=12, sharding=over_eight_devices)
+    refused("data seed -1: expected at least 0", seed=-1)
+    refused("-2 data workers: expected at least 0", workers=-2)
+    refused("data backend 'tpu': expected auto, resident or grain", backend="tpu")
+    refused("on_corrupt 'drop': expected fail or skip", on_corrupt="drop")
+    refused("'resident' with random crops or workers", backend="resident", workers=1)
+    refused("image size 0: expected at least 1", DIGITS._replace(size=0))
+    refused("2 image channels: expected 1 or 3", DIGITS._replace(channels=2))
+    refused(r"crop share 1.5: expected \(0, 1\]", DIGITS._replace(crop_share=1.5))
+    with pytest.raises(InputError, match="split 'validation' of digits: expected train or test"):
+        Pipeline(digits, DIGITS, 8).evaluate("validation")
+    with pytest.raises(InputError, match="start step -1: expected at least 0"):
+        Pipeline(digits, DIGITS, 8).train(-1)
+
+
+# Pipeline: damaged images and worker processes.
+
+
+@pytest.mark.parametrize("options", [{}, {"backend": "grain"}, {"workers": 2}], ids=str)
+def test_a_damaged_image_fails_or_is_skipped(folder, capfd, options):
+    for damaged in (folder / "train/dog/f.jpeg", folder / "val/cat/x.png"):
+        damaged.write_bytes(damaged.read_bytes()[:100])
+    dataset, preprocess = load(f"folder:{folder}"), Preprocess(16, 3)
+
+    pipeline = Pipeline(dataset, preprocess, 3, **options)
+    with pytest.raises(
+        CorruptImage, match=f"^{folder}/train/dog/f.jpeg .*expected a whole"
+    ) as line:
+        take(pipeline, 4)
+    assert "\n" not in str(line.value)
+    with pytest.raises(CorruptImage, match=f"^{folder}/val/cat/x.png "):
+        list(pipeline.evaluate("validation"))
+    assert not multiprocessing.active_children()
+    assert capfd.readouterr() == ("", "")
+
+    pipeline = Pipeline(dataset, preprocess, 3, on_corrupt="skip", **options)
+    masks = np.concatenate([batch["mask"] for batch in take(pipeline, 4)])  # two epochs
+    assert masks.reshape(2, 6).sum(axis=1).tolist() == [5, 5]
+    (batch,) = map(to_numpy, pipeline.evaluate("validation"))
+    assert batch["mask"].tolist() == [0, 1, 0]
+    assert batch["label"].tolist() == [0, 1, 0]
+    assert batch["image"].any(axis=(1, 2, 3)).tolist() == [False, True, False]
+    assert pipeline.skipped == 2
+    assert capfd.readouterr().err.splitlines() == [
+        f"skipped an image that cannot be decoded: {folder}/{name}"
+        for name in ("train/dog/f.jpeg", "val/cat/x.png")
+    ]
+
+
+@dataclasses.dataclass
+class Witness:
+    """A source that labels its examples with what the reading process has done to itself."""
+
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, index: int, /) -> Example:
+        from jax._src import xla_bridge
+
+        in_worker = multiprocessing.parent_process() is not None
+        label = in_worker + 2 * xla_bridge.backends_are_initialized()
+        label += 4 * ("tensorflow" in sys.modules)
+        return Example(image=np.zeros((4, 4, 3), np.uint8), label=label, name="witness")
+
+
+def test_workers_leave_jax_alone_and_end_with_their_iterator():
+    pipeline = Pipeline(
+        Dataset("w", {"train": Witness()}, ("0",), 3), Preprocess(4, 3), 4, workers=2
+    )
+    batches = pipeline.train()
+    assert not multiprocessing.active_children()  # an iterator costs nothing until it is used
+    for _ in range(3):
+        assert next(batches)["label"].tolist() == [1, 1, 1, 1]
+    assert len(multiprocessing.active_children()) == 2
+    batches.close()
+    assert not multiprocessing.active_children()
+
+
+def test_workers_end_when_their_parent_is_killed(tmp_path):
+    script = tmp_path / "main.py"
+    script.write_text(
+        textwrap.dedent("""
+        import multiprocessing, time
+        import numpy as np
+        from jaxdl.data import Pipeline, Preprocess, from_arrays
+
+        if __name__ == "__main__":
+            dataset = from_arrays(np.zeros((9, 4, 4, 3), np.uint8), np.zeros(9, int))
+            batches = Pipeline(dataset, Preprocess(4, 3), 3, workers=2).train()
+            next(batches)
+            print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+            time.sleep(60)
+        """)
+    )
+    process = subprocess.Popen(
+        [sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert process.stdout is not None
+    workers = [int(pid) for pid in process.stdout.readline().split()]
+    assert len(workers) == 2
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    deadline = time.monotonic() + 10
+    while any(pathlib.Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < deadline, "worker processes outlived their parent"
+        time.sleep(0.05)

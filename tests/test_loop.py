@@ -1,0 +1,181 @@
+"""The loop: what it reports, when it evaluates and saves, and how it stops."""
+
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from jaxdl import InputError, checkpoint, loop
+from jaxdl.checkpoint import Checkpoints
+from jaxdl.writers import Writer, read_rows
+
+KEY = jax.random.key(7)
+
+
+def batches(start):
+    for step in range(start, 1000):
+        yield tiny.batches()[step % 10]
+
+
+def prepare():
+    task = tiny.jitted()
+    return task, task.init(KEY, tiny.hparams())
+
+
+def fit(workdir, steps=12, feed=batches, **options):
+    """Trains into a folder, going on from what is there."""
+    task, state = prepare()
+    options = {"eval_every": 5, "log_every": 4, "checkpoint_every": 6} | options
+    with Checkpoints(workdir, keep=9, best="eval/accuracy") as checkpoints:
+        state = checkpoints.restore(state) or state
+        with Writer(workdir, int(state.step)) as writer:
+            return loop.fit(
+                task,
+                state,
+                feed,
+                steps=steps,
+                eval_batches=lambda: tiny.batches()[:3],
+                checkpoints=checkpoints,
+                writer=writer,
+                **options,
+            )
+
+
+def assert_same_arrays(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a.params, b.params)
+    jax.tree.map(np.testing.assert_array_equal, a.opt_state, b.opt_state)
+
+
+def rows_without_speed(workdir):
+    return [{k: v for k, v in r.items() if "second" not in k} for r in read_rows(workdir)]
+
+
+def test_reports_evaluates_and_saves_when_due(tmp_path):
+    result = fit(tmp_path)
+    rows = read_rows(tmp_path)
+    trained = [r["step"] for r in rows if "train/loss" in r]
+    assert trained == [4, 5, 6, 8, 10, 12]  # every 4, and before each evaluation or checkpoint
+    assert [r["step"] for r in rows if "eval/loss" in r] == [5, 10, 12]
+    saved = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir())
+    assert saved == [5, 6, 10, 12]
+    assert not result.stopped
+    assert int(result.state.step) == 12
+    assert result.metrics["eval/accuracy"] == rows[-1]["eval/accuracy"]
+    assert all(r["images_per_second"] > 0 for r in rows if "train/loss" in r)
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+def test_metrics_are_those_of_the_steps_averaged(tmp_path):
+    fit(tmp_path, steps=8, eval_every=100, checkpoint_every=100)
+    task, state = prepare()
+    sums = np.zeros(4)
+    for batch in tiny.batches()[:4]:
+        state, metrics = task.train(state, batch)
+        sums += [*map(float, metrics["loss"]), *map(float, metrics["accuracy"])]
+    row = read_rows(tmp_path)[0]
+    assert row["step"] == 4
+    assert row["train/loss"] == pytest.approx(sums[0] / sums[1], rel=1e-6)
+    assert row["train/accuracy"] == pytest.approx(sums[2] / sums[3], rel=1e-6)
+
+
+def test_evaluation_counts_every_example_once(tmp_path):
+    """Unequal batches: the mean of their means would be another number."""
+    task, state = prepare()
+    ragged = [dict(b) for b in tiny.batches()[:2]]
+    ragged[1]["mask"] = np.float32([1] + [0] * 15)
+    measured = loop.evaluate(task, state, ragged, "eval")
+    parts = [task.eval(state, b) for b in ragged]
+    expected = sum(float(p["loss"].total) for p in parts) / 15
+    assert measured["eval/loss"] == pytest.approx(expected, rel=1e-6)
+    means = np.mean([float(p["loss"].value) for p in parts])
+    assert abs(measured["eval/loss"] - means) > 1e-4
+    with pytest.raises(InputError, match="nothing to evaluate"):
+        loop.evaluate(task, state, [], "eval")
+
+
+@pytest.mark.parametrize("interrupted_at", [5, 6, 10])
+def test_going_on_equals_never_stopping(tmp_path, interrupted_at):
+    whole = fit(tmp_path / "whole")
+    fit(tmp_path / "parts", steps=interrupted_at)
+    parts = fit(tmp_path / "parts")
+    assert_same_arrays(whole.state, parts.state)
+    assert (
+        rows_without_speed(tmp_path / "whole")[-2:] == rows_without_speed(tmp_path / "parts")[-2:]
+    )
+
+
+def test_rows_of_steps_that_are_run_again_are_dropped(tmp_path):
+    fit(tmp_path, steps=6)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 7, "train/loss": -1.0}) + "\n" + '{"step": 8, "tra')
+    fit(tmp_path)
+    steps = [r["step"] for r in read_rows(tmp_path)]
+    assert steps == sorted(steps)
+    assert -1.0 not in [r.get("train/loss") for r in read_rows(tmp_path)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_finishes_the_step_and_saves(tmp_path, number):
+    whole = fit(tmp_path / "whole")
+
+    def interrupting(start):
+        for step, batch in enumerate(batches(start), start + 1):
+            if step == 7:
+                os.kill(os.getpid(), number)
+            yield batch
+
+    before = signal.getsignal(number)
+    stopped = fit(tmp_path / "parts", feed=interrupting)
+    assert stopped.stopped
+    assert int(stopped.state.step) == int(checkpoint.load(tmp_path / "parts")["step"]) == 7
+    assert signal.getsignal(number) is before
+    assert_same_arrays(fit(tmp_path / "parts").state, whole.state)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path, bad):
+    def poisoned(start):
+        for step, batch in enumerate(batches(start), start + 1):
+            image = batch["image"] / np.float32(255)
+            yield batch | {"image": np.full_like(image, bad) if step == 8 else image}
+
+    with pytest.raises(
+        loop.Diverged, match=r"(loss|gradient_norm) is nan at step 8; .*step 6 is kept"
+    ):
+        fit(tmp_path, feed=poisoned, eval_every=100)
+    loaded = checkpoint.load(tmp_path)
+    assert int(loaded["step"]) == 6
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(loaded["params"]))
+
+
+def test_stream_is_closed_and_a_finished_run_does_nothing(tmp_path):
+    closed = []
+
+    def feed(start):
+        try:
+            yield from batches(start)
+        finally:
+            closed.append(start)
+
+    fit(tmp_path, feed=feed)
+    assert closed == [0]
+    again = fit(tmp_path)
+    assert int(again.state.step) == 12
+    assert again.metrics == {}
+    assert not again.stopped
+
+
+def test_without_folder_or_evaluation():
+    task, state = prepare()
+    result = loop.fit(task, state, batches, steps=3)
+    assert int(result.state.step) == 3
+    assert set(result.metrics) >= {"train/loss", "train/accuracy", "train/learning_rate"}
+
+
+def test_profile_is_written(tmp_path):
+    fit(tmp_path, profile=(tmp_path / "tensorboard", 2))
+    assert list((tmp_path / "tensorboard").rglob("*.xplane.pb"))

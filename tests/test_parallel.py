@@ -1,0 +1,131 @@
+"""One step, every way to run it: all give the same states."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from jax.sharding import PartitionSpec as P
+
+from jaxdl import InputError, parallel
+
+KEY = jax.random.key(7)
+TOLERANCE = 1e-6
+
+
+def mesh(devices):
+    return parallel.data_mesh(jax.devices()[:devices])
+
+
+def train(task, state):
+    for batch in tiny.batches():
+        state, metrics = task.train(state, batch)
+    return state, metrics
+
+
+@functools.cache
+def solo(seed=None, learning_rate=0.1):
+    """Ten steps under jit on one device: what the others are held to."""
+    task = tiny.jitted(1)
+    key = KEY if seed is None else jax.random.key(seed)
+    return train(task, task.init(key, tiny.hparams(learning_rate=learning_rate)))
+
+
+def test_jit_on_eight_devices_equals_one():
+    task = tiny.jitted(8)
+    state, metrics = train(task, task.init(KEY, tiny.hparams()))
+    assert tiny.distance(state, solo()[0]) < TOLERANCE
+    for name, mean in solo()[1].items():
+        assert float(metrics[name].value) == pytest.approx(float(mean.value), abs=1e-5)
+    batch = jax.device_put(tiny.batches()[0], parallel.batch_sharding(mesh(8)))
+    assert len(batch["image"].sharding.device_set) == 8
+    assert len(jax.tree.leaves(state.params)[0].sharding.device_set) == 8
+
+
+def test_pmap_on_eight_devices_equals_one():
+    task = parallel.pmap(tiny.build("data"), mesh(8))
+    state, metrics = train(task, task.init(KEY, tiny.hparams()))
+    assert tiny.distance(state, solo()[0]) < TOLERANCE
+    for name, mean in solo()[1].items():
+        assert float(metrics[name].value) == pytest.approx(float(mean.value), abs=1e-5)
+
+
+def test_pmap_without_synchronized_statistics_differs():
+    """The equality above would not see a model that forgot its axis, if this did not hold."""
+    task = parallel.pmap(tiny.build("data", synchronized=False), mesh(8))
+    state, _ = train(task, task.init(KEY, tiny.hparams()))
+    assert tiny.distance(state, solo()[0]) > 1e-3
+
+
+def test_scan_over_steps_equals_calls():
+    task = parallel.jit(parallel.scan(tiny.build()), mesh(8), batch_spec=P(None, "data"))
+    stacked = jax.tree.map(lambda *x: np.stack(x), *tiny.batches())
+    state, metrics = task.train(task.init(KEY, tiny.hparams()), stacked)
+    assert tiny.distance(state, solo()[0]) < TOLERANCE
+    assert metrics["loss"].total.shape == (10,)
+    assert int(state.step) == 10
+
+
+@pytest.mark.parametrize("lane", [0, 1])
+def test_vmap_lane_equals_solo_run(lane):
+    seeds, rates = [3, 5], [0.05, 0.2]
+    task = parallel.jit(parallel.vmap(tiny.build()), mesh(1), batch_spec=P())
+    keys = jnp.stack([jax.random.key(s) for s in seeds])
+    hparams = {k: jnp.stack([v, v]) for k, v in tiny.hparams().items()}
+    state, _ = train(task, task.init(keys, hparams | {"learning_rate": jnp.float32(rates)}))
+    of_lane = jax.tree.map(lambda x: x[lane], state)
+    assert tiny.distance(of_lane, solo(seeds[lane], rates[lane])[0]) < TOLERANCE
+    assert tiny.distance(of_lane, solo(seeds[1 - lane], rates[1 - lane])[0]) > 1e-2
+
+
+@pytest.mark.parametrize("way", ["jit", "pmap"])
+def test_second_call_does_not_compile(way):
+    run = getattr(parallel, way)
+    task = run(tiny.build("data" if way == "pmap" else None), mesh(8))
+    state = task.init(KEY, tiny.hparams())
+    place = functools.partial(jax.device_put, device=parallel.batch_sharding(mesh(8)))
+    first, second = map(place, tiny.batches()[:2])
+    state, _ = task.train(state, first)
+    task.eval(state, first)
+    compiled = []
+    listener = lambda event, duration, **kw: compiled.append(event)  # noqa: E731
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    try:
+        state, _ = task.train(state, second)
+        task.eval(state, second)
+        assert [e for e in compiled if "compile" in e] == []
+        jax.jit(lambda x: x + 1)(jnp.float32(0))  # the listener does hear a compilation
+        assert [e for e in compiled if "compile" in e]
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)
+
+
+def test_training_donates_the_old_state():
+    task = tiny.jitted(8)
+    state = task.init(KEY, tiny.hparams())
+    task.train(state, tiny.batches()[0])
+    assert jax.tree.leaves(state.params)[0].is_deleted()
+    kept = tiny.jitted(8, donate=False)
+    state = kept.init(KEY, tiny.hparams())
+    kept.train(state, tiny.batches()[0])
+    assert not jax.tree.leaves(state.params)[0].is_deleted()
+
+
+@pytest.mark.parametrize("way", ["jit", "pmap"])
+def test_gradient_is_that_of_the_step(way):
+    run = getattr(parallel, way)
+    task = run(tiny.build("data" if way == "pmap" else None), mesh(8), donate=False)
+    state = task.init(KEY, tiny.hparams())
+    gradient = task.gradient(state, tiny.batches()[0])
+    _, metrics = task.train(state, tiny.batches()[0])
+    norm = np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(gradient)))
+    assert norm == pytest.approx(float(metrics["gradient_norm"].value), rel=1e-5)
+
+
+def test_batch_size_must_divide():
+    parallel.check_batch_size(16, mesh(8))
+    for size, message in ((12, "8 or 16"), (3, "take 8"), (0, "take 8")):
+        with pytest.raises(InputError, match=f"batch_size {size} .*{message}"):
+            parallel.check_batch_size(size, mesh(8))
