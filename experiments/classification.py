@@ -49,8 +49,8 @@ class Config(RunConfig):
     momentum: float = flag(0.9, "of the optimizers that have one")
     schedule: str = flag("cosine", "of the learning rate after warm-up", tuple(optim.SCHEDULES))
     warmup_epochs: float = flag(1.0, "passes over which the learning rate rises in a line")
-    weight_decay: float = flag(1e-4, "never on biases and norm scales")
-    label_smoothing: float = flag(0.0, "share of the uniform distribution in the target")
+    weight_decay: float = flag(5e-4, "never on biases and norm scales")
+    label_smoothing: float = flag(0.1, "share of the uniform distribution in the target")
     clip_norm: float | None = flag(None, "greatest global norm of the gradient")
     grad_accum: int = flag(1, "parts that a batch is computed in, to save memory")
 

@@ -50,7 +50,7 @@ class RunConfig:
     )
     seed: int = flag(0, "of the weights, the order of the data and all noise")
     batch_size: int = flag(32, "examples a step, over all devices")
-    epochs: float = flag(20.0, "passes over the training set, unless --steps is given")
+    epochs: float = flag(30.0, "passes over the training set, unless --steps is given")
     steps: int | None = flag(None, "updates in all")
     precision: str = flag(
         "float32", "of the computation; parameters stay float32", ("float32", "bfloat16")

@@ -5,8 +5,11 @@ Orbax writes beside it and renames. Every checkpoint carries a fingerprint of it
 a flipped byte in a file of plain floats is otherwise restored without complaint.
 """
 
+import functools
+import json
 import logging
 import operator
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +27,7 @@ from jaxdl.task import State
 
 FOLDER = "checkpoints"
 # Orbax tells each save at length through absl's logger; what users must hear is raised or printed.
-logging.getLogger("absl").setLevel(logging.ERROR)
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 def _to_tree(state: State) -> dict[str, Any]:
@@ -74,19 +77,34 @@ class Checkpoints:
 
     def __init__(self, workdir: str | Path, keep: int = 2, best: str | None = None):
         self.folder = Path(workdir).absolute() / FOLDER
-        kept: list[Any] = [policies.LatestN(keep)]
-        self._ranked = best is not None
-        rank = operator.itemgetter(best) if best is not None else None
+        self._keep, self._best = keep, best
+
+    @functools.cached_property
+    def _manager(self) -> ocp.CheckpointManager:
+        """Orbax's manager, which reads the metrics of every checkpoint as soon as it is made."""
+        for step in _steps(self.folder):
+            try:
+                _read_metrics(self.folder / str(step))
+            except DamagedCheckpoint as damage:
+                self._set_aside(step, damage)
+        kept: list[Any] = [policies.LatestN(self._keep)]
+        rank = None if self._best is None else operator.itemgetter(self._best)
         if rank is not None:
             kept.append(
                 policies.BestN(get_metric_fn=rank, n=1, keep_checkpoints_without_metrics=False)
             )
-        self._manager = ocp.CheckpointManager(
+        return ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy(kept), best_fn=rank
             ),
         )
+
+    def _set_aside(self, step: int, damage: "DamagedCheckpoint") -> None:
+        aside = self.folder / f"{step}.damaged"
+        shutil.rmtree(aside, ignore_errors=True)
+        (self.folder / str(step)).rename(aside)
+        print(f"{damage}; set aside as {aside.name}, going back", file=sys.stderr)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -103,7 +121,7 @@ class Checkpoints:
     @property
     def best(self) -> int | None:
         """The saved step whose metric is best; None when none was measured."""
-        return self._manager.best_step() if self._ranked else None
+        return None if self._best is None else self._manager.best_step()
 
     def save(self, state: State, metrics: Mapping[str, float] | None = None) -> None:
         """Starts saving a state under its step; returns once its arrays may be donated.
@@ -134,12 +152,10 @@ class Checkpoints:
         steps = _steps(self.folder)
         for step in reversed(steps):
             try:
+                _read_metrics(self.folder / str(step))
                 tree = _read(self.folder, step)
             except DamagedCheckpoint as damage:
-                aside = self.folder / f"{step}.damaged"
-                print(f"{damage}; set aside as {aside.name}, going back", file=sys.stderr)
-                (self.folder / str(step)).rename(aside)
-                self._manager.reload()
+                self._set_aside(step, damage)
                 continue
             _check_alike(tree, template, self.folder / str(step))
             return _from_tree(tree, template)
@@ -183,6 +199,15 @@ def load(workdir: str | Path, step: int | None = None) -> dict[str, Any]:
 
 def _steps(folder: Path) -> list[int]:
     return sorted(int(p.name) for p in folder.glob("*") if p.name.isdecimal() and p.is_dir())
+
+
+def _read_metrics(path: Path) -> None:
+    """Checks that the metrics saved with a checkpoint, if there are any, can be read."""
+    file = path / "metrics" / "metrics"
+    try:
+        json.loads(file.read_text() if file.exists() else "{}")
+    except ValueError as error:
+        raise DamagedCheckpoint(f"checkpoint {path} is damaged ({file.name}: {error})") from error
 
 
 def _read(folder: Path, step: int) -> dict[str, Any]:

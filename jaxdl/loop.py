@@ -5,6 +5,7 @@ import math
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,10 @@ from jaxdl import InputError
 from jaxdl.checkpoint import Checkpoints
 from jaxdl.task import Batch, Metrics, State, Task
 from jaxdl.writers import Progress, Writer, describe
+
+
+IN_FLIGHT = 2
+"""How many steps are sent beyond the one whose metrics are fetched."""
 
 
 class Diverged(InputError):
@@ -84,8 +89,8 @@ def fit(
 ) -> Result:
     """Trains from `state.step` to `steps`, on whatever devices `task` was prepared for.
 
-    One step is always in flight: the metrics of step n - 1 are fetched after step n was sent, so
-    the device never waits for the host. SIGTERM or Ctrl-C finishes the step, saves, and returns.
+    The metrics of a step are fetched once the next two were sent, so the device never waits for
+    the host and the host never runs far ahead. SIGTERM or Ctrl-C finishes the step, saves, and returns.
 
     Args:
       task: a Task as `jaxdl.parallel.jit` or `pmap` returns it.
@@ -113,7 +118,8 @@ def fit(
     start = int(state.step)
     last: dict[str, float] = {}
     totals, clock = _Totals(), time.perf_counter()
-    began, sent, step = clock, None, start
+    began, step = clock, start
+    in_flight: deque[tuple[int, Metrics]] = deque()
     stream = batches(start)
     quiet = jax.process_index() > 0
 
@@ -155,9 +161,9 @@ def fit(
             if profile and step == start + 4:
                 jax.profiler.start_trace(profile[0])
             state, metrics = task.train(state, batch)
-            if sent is not None:
-                receive(*sent)
-            sent = step, metrics
+            in_flight.append((step, metrics))
+            if len(in_flight) > IN_FLIGHT:
+                receive(*in_flight.popleft())
             if profile and step == start + 3 + profile[1]:
                 jax.block_until_ready(metrics)
                 jax.profiler.stop_trace()
@@ -166,8 +172,8 @@ def fit(
             due_eval = eval_batches is not None and (step % eval_every == 0 or step == steps)
             if not (stop or due_eval or step % checkpoint_every == 0 or step == steps):
                 continue
-            receive(*sent)
-            sent = None
+            while in_flight:
+                receive(*in_flight.popleft())
             if step % log_every:
                 report(step)  # a run that goes on from here reports the same from here
             paused = time.perf_counter()

@@ -1,0 +1,102 @@
+"""Measures what this project claims of its speed; ratios are of one process, interleaved.
+
+python -m experiments.benchmark --what=loop     # the loop over the bare compiled step
+python -m experiments.benchmark --what=start    # command to first step, cold and warm cache
+"""
+
+import dataclasses
+import os
+import subprocess
+import sys
+import tempfile
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import cli, resnet
+from experiments.cli import flag, require
+from jaxdl import loop, parallel
+from jaxdl.checkpoint import Checkpoints
+from jaxdl.writers import Writer
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Measures the speed of the default ResNet experiment."""
+
+    what: str = flag("loop", "what to measure", ("loop", "start"))
+    rounds: int = flag(10, "how often each side is measured")
+    steps: int = flag(100, "training steps in a round")
+
+    def __post_init__(self) -> None:
+        require(self, "rounds", self.rounds >= 2, "at least 2")
+        require(self, "steps", self.steps >= 2, "at least 2")
+
+
+def measure_loop(config: Config) -> None:
+    """Times `fit`, with its data, metrics and files, and the step alone, in turn."""
+    mesh = parallel.data_mesh()
+    problem = resnet.build(resnet.Config(workdir="unused"), mesh)
+    task = parallel.jit(problem.task(None), mesh)
+    hparams = {name: jnp.float32(value) for name, value in problem.hparams.items()}
+    state = task.init(jax.random.key(0), hparams)
+    ready = next(problem.batches(0))
+    ratios = []
+    with tempfile.TemporaryDirectory() as folder, Checkpoints(folder) as checkpoints:
+        for number in range(config.rounds + 1):
+            began = time.perf_counter()
+            for _ in range(config.steps):
+                state, _ = task.train(state, ready)
+            jax.block_until_ready(state)
+            bare = time.perf_counter() - began
+            with Writer(folder, int(state.step)) as writer:
+                began = time.perf_counter()
+                state = loop.fit(
+                    task,
+                    state,
+                    problem.batches,
+                    steps=int(state.step) + config.steps,
+                    log_every=50,
+                    checkpoint_every=10**9,
+                    writer=writer,
+                ).state
+                jax.block_until_ready(state)
+                looped = time.perf_counter() - began
+            if number:  # the first round compiles
+                ratios.append(looped / bare)
+                print(f"{1e3 * bare / config.steps:.2f} ms a step, {ratios[-1]:.3f} in the loop")
+        checkpoints.save(state)
+    low, median, high = np.percentile(ratios, [25, 50, 75])
+    print(f"loop over step: median {median:.3f}, quartiles {low:.3f} to {high:.3f}")
+
+
+def measure_start(config: Config) -> None:
+    """Times a command of one training step, as a newcomer waits for it."""
+    for _ in range(config.rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            for cache in ("cold", "warm"):
+                command = [
+                    *(sys.executable, "-m", "experiments.resnet", "--steps=1", "--log_every=1"),
+                    f"--workdir={folder}/{cache}",
+                ]
+                env = os.environ | {"JAX_COMPILATION_CACHE_DIR": f"{folder}/cache"}
+                began = time.perf_counter()
+                with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as run:
+                    assert run.stdout is not None
+                    for line in run.stdout:
+                        if line.startswith("step 1/1"):
+                            print(f"{cache}: {time.perf_counter() - began:.1f} s to the first step")
+                            break
+                    run.communicate()
+
+
+def run(argv: list[str]) -> None:
+    """Runs the measurement that was asked for."""
+    config, _ = cli.parse(Config, argv)
+    {"loop": measure_loop, "start": measure_start}[config.what](config)
+
+
+if __name__ == "__main__":
+    cli.main(run)

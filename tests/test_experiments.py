@@ -1,0 +1,408 @@
+"""Experiments from the command line: learning, stopping, going on, predicting, and mistakes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from jaxdl import checkpoint
+from jaxdl.writers import read_rows
+
+ROOT = Path(__file__).parent.parent
+# A small run: LeNet-5 on digits, a second of training.
+SMALL = ("--epochs=2", "--eval_every=40", "--checkpoint_every=20", "--log_every=10")
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory):
+    """One CPU device, and a cache of compiled programs that all commands share."""
+    shared = tmp_path_factory.getbasetemp().parent
+    return os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(shared / "compiled"),
+        "TFDS_DATA_DIR": str(shared / "tfds"),
+        "XLA_FLAGS": "",
+        "PYTHONWARNINGS": "error",
+        "PYTHONPATH": str(ROOT),
+    }
+
+
+@pytest.fixture
+def command(tmp_path, environment):
+    """Runs `python -m experiments.NAME flags...` in a folder of its own."""
+
+    def run(name, *flags, devices=1, check=True, **options):
+        env = environment | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        arguments = [sys.executable, "-m", f"experiments.{name}", *flags]
+        done = subprocess.run(
+            arguments, cwd=tmp_path, env=env, capture_output=True, text=True, **options
+        )
+        if check:
+            assert done.returncode == 0, done.stderr
+        return done
+
+    def start(name, *flags):
+        arguments = [sys.executable, "-m", f"experiments.{name}", *flags]
+        return subprocess.Popen(
+            arguments,
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    run.start = start
+    run.folder = tmp_path
+    return run
+
+
+def assert_same_state(a, b):
+    a, b = checkpoint.load(a), checkpoint.load(b)
+    for name in a:
+        assert_same_tree(a[name], b[name], name)
+
+
+def assert_same_tree(a, b, path):
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same_tree(a[key], b[key], f"{path}/{key}")
+    else:
+        np.testing.assert_array_equal(a, b, err_msg=path)
+
+
+def test_resnet_learns_and_leaves_the_whole_record(command):
+    done = command("resnet", "--epochs=4", "--width=8", "--workdir=run", "--eval_every=60")
+    assert done.stderr == ""
+    first, *_, last = done.stdout.splitlines()
+    assert "1 cpu device: 67,906 parameters" in first
+    assert "1437 train, 360 test images, 180 steps, in run" in first
+    assert last.startswith("test: loss")
+    run = command.folder / "run"
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["test/accuracy"] == summary["eval/accuracy"] >= 0.9
+    assert summary["step"] == 180
+    assert summary["versions"]["jax"]
+    assert summary["wall_seconds"] > 0
+    assert summary["best_step"] in (60, 120, 180)
+    rows = read_rows(run)
+    assert {"train/loss", "train/accuracy", "train/learning_rate", "images_per_second"} <= set(
+        rows[0]
+    )
+    assert [r["step"] for r in rows if "eval/accuracy" in r] == [60, 120, 180]
+    assert (run / "curves.png").is_file()
+    assert list((run / "tensorboard").glob("events*"))
+    assert "--model=resnet20_cifar\n" in (run / "flags.txt").read_text()
+    assert (run / "checkpoints" / "180").is_dir()
+
+    evaluated = command("resnet", "--mode=eval", "--workdir=run", "--parallel=pmap", devices=4)
+    assert f"accuracy {summary['test/accuracy']:.4g}" in evaluated.stdout
+    train = command("resnet", "--mode=eval", "--workdir=run", "--split=train").stdout
+    assert "(1437 images)" in train
+
+
+@pytest.mark.parametrize("model", ["lenet5", "lenet5_1998"])
+def test_lenet_learns(command, model):
+    rate = {"lenet5": 0.02, "lenet5_1998": 0.005}[model]
+    flags = (f"--model={model}", f"--learning_rate={rate}", "--epochs=8", "--workdir=run")
+    command("lenet", *flags, "--validation=0.1")
+    summary = json.loads((command.folder / "run" / "summary.json").read_text())
+    assert summary["test/accuracy"] > 0.93
+    assert summary["examples"] == {"train": 1293, "validation": 144, "test": 360}
+    assert summary["eval/loss"] != summary["test/loss"]
+
+
+def test_sigkill_at_any_moment_loses_nothing(command):
+    """Killed again and again, at other moments each time, and started with the same command."""
+    command("lenet", *SMALL, "--workdir=whole")
+    flags = (*SMALL, "--workdir=parts")
+    killed = 0
+    for attempt in range(10):
+        process = command.start("lenet", *flags)
+        if killed == 4:
+            process.communicate()
+            break
+        marks = command.folder / "parts" / "metrics.jsonl"
+        before = marks.stat().st_size if marks.exists() else 0
+        while process.poll() is None and (marks.stat().st_size if marks.exists() else 0) <= before:
+            time.sleep(0.01)
+        time.sleep(0.05 * (attempt % 4))
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            killed += 1
+        process.communicate()
+    assert process.returncode == 0
+    assert killed >= 2
+    assert_same_state(command.folder / "whole", command.folder / "parts")
+    steps = [r["step"] for r in read_rows(command.folder / "parts")]
+    assert steps == [r["step"] for r in read_rows(command.folder / "whole")]
+
+
+def test_sigterm_saves_says_how_to_go_on_and_exits_0(command):
+    command("lenet", *SMALL, "--workdir=whole")
+    process = command.start("lenet", *SMALL, "--workdir=parts")
+    for line in process.stdout:
+        if line.startswith("step 20/"):
+            process.send_signal(signal.SIGTERM)
+            break
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert err == ""
+    assert "and saved; go on with: python -m experiments.lenet --flagfile=parts/flags.txt" in out
+    stopped_at = int(checkpoint.load(command.folder / "parts")["step"])
+    assert 20 <= stopped_at < 90
+    resumed = command("lenet", "--flagfile=parts/flags.txt")
+    assert f"steps {stopped_at} to 90" in resumed.stdout
+    assert_same_state(command.folder / "whole", command.folder / "parts")
+
+
+def test_damaged_newest_checkpoint_is_passed_over(command):
+    command("lenet", *SMALL, "--workdir=run")
+    whole = checkpoint.load(command.folder / "run")
+    newest = command.folder / "run" / "checkpoints" / "90"
+    for path in newest.rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:10])
+    again = command("lenet", *SMALL, "--workdir=run")
+    assert "checkpoints/90 is damaged" in again.stderr
+    assert again.stderr.count("\n") == 1
+    assert "steps 80 to 90" in again.stdout
+    assert_same_tree(checkpoint.load(command.folder / "run"), whole, "")
+
+
+def test_eight_devices_go_on_on_one_and_the_reverse(command):
+    flags = ("--epochs=1", "--log_every=100", "--checkpoint_every=20", "--steps=30")
+    command("lenet", *flags, "--workdir=one")
+    for first, second in ((8, 1), (1, 8)):
+        workdir = f"--workdir=from{first}"
+        process = command("lenet", *flags, workdir, "--parallel=pmap", devices=first)
+        assert f"{first} cpu device" in process.stdout
+        newest = command.folder / f"from{first}" / "checkpoints" / "30"
+        subprocess.run(["rm", "-r", newest], check=True)
+        again = command("lenet", *flags, workdir, devices=second)
+        assert "steps 20 to 30" in again.stdout
+        ours = checkpoint.load(command.folder / f"from{first}")["params"]["f6"]["kernel"]
+        alone = checkpoint.load(command.folder / "one")["params"]["f6"]["kernel"]
+        np.testing.assert_allclose(ours, alone, atol=1e-4)
+
+
+def test_predict(command, tmp_path):
+    command("lenet", "--epochs=8", "--workdir=run")
+    digits = load_digits()
+    names = []
+    for index in range(1437, 1457):
+        image = Image.fromarray(np.round(digits.images[index] * 255 / 16).astype(np.uint8))
+        names.append(f"{index}.png")
+        image.save(tmp_path / names[-1])
+    done = command("predict", "--workdir=run", "--images", *names)
+    lines = [line.split("\t") for line in done.stdout.splitlines()]
+    assert [line[0] for line in lines] == names
+    hits = [int(line[1]) == digits.target[int(Path(line[0]).stem)] for line in lines]
+    assert sum(hits) >= 17
+    assert all(0.1 <= float(line[2]) <= 1 for line in lines)
+
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    done = command(
+        "predict", "--workdir=run", "--images", "bad.png", names[0], "absent.jpg", check=False
+    )
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[0].startswith(names[0])
+    errors = done.stderr.splitlines()
+    assert len(errors) == 3
+    assert "bad.png" in errors[0]
+    assert "absent.jpg" in errors[1]
+
+
+def test_default_workdir_is_new_every_time(command):
+    flags = ("--steps=1", "--log_every=1")
+    first, second = (command("lenet", *flags).stdout.splitlines()[0] for _ in range(2))
+    assert first.split(", in ")[1] != second.split(", in ")[1]
+    assert len(list((command.folder / "runs").iterdir())) == 2
+
+
+def test_no_flags_is_the_flagfile():
+    from experiments import cli, lenet, resnet
+
+    for experiment in (resnet, lenet):
+        name = experiment.__name__.split(".")[-1]
+        flagfile = ROOT / "experiments" / "flags" / f"{name}_digits.flags"
+        config, _ = cli.parse(experiment.Config, [f"--flagfile={flagfile}"])
+        plain, _ = cli.parse(experiment.Config, ["--workdir=" + config.workdir])
+        assert config == plain
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "experiments" / "flags").glob("*.flags")), ids=lambda p: p.stem
+)
+def test_flagfiles_parse_and_have_honest_headers(path):
+    import importlib
+
+    from experiments import cli
+
+    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    command = next(line for line in header if "python -m experiments." in line)
+    assert f"--flagfile=experiments/flags/{path.name}" in command
+    experiment = importlib.import_module(command.split("-m ")[1].split()[0])
+    cli.parse(experiment.Config, [f"--flagfile={path}"])
+    text = " ".join(header)
+    assert "Hardware:" in text
+    assert "Expect:" in text
+    assert "Run:" in text
+
+
+MISTAKES = {
+    "unknown flag": (["--modle=x"], "no flag --modle; did you mean --mode?"),
+    "unknown model": (
+        ["--model=resnet21_cifar"],
+        "no model 'resnet21_cifar'; near it: resnet32_cifar, resnet20_cifar",
+    ),
+    "unknown optimizer": (["--optimizer=sdg"], "should be one of"),
+    "model without that argument": (
+        ["--model=plain20_cifar", "--shortcut=B"],
+        "plain20_cifar does not take shortcut",
+    ),
+    "stray word": (["run"], "'run' is no flag"),
+    "unprepared set": (["--dataset=cifar10", "--data_dir=no"], "tfds build cifar10"),
+    "no folder": (["--dataset=folder:/no/such"], "/no/such"),
+    "uneven batch": (["--batch_size=30"], "30 does not divide by the 8 devices; take 24 or 32"),
+    "large batch": (["--batch_size=2000"], "1437"),
+    "three means for one channel": (
+        ["--mean=0.1,0.2,0.3"],
+        "--mean=0.1,0.2,0.3: it must be one number",
+    ),
+    "warm-up": (["--schedule=sine"], "should be one of"),
+    "resume must": (["--resume=must", "--workdir=new"], "there is no run in new"),
+    "eval nothing": (["--mode=eval", "--workdir=new"], "no run in new"),
+    "eval without folder": (["--mode=eval"], "--mode=eval needs --workdir"),
+    "grad_accum": (["--grad_accum=3"], "a divisor of the batch_size 32"),
+    "hosts": (["--coordinator=localhost:1"], "needs --num_processes and --process_id"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_are_one_line_and_exit_1(command, name):
+    flags, message = MISTAKES[name]
+    done = command("resnet", *flags, check=False, devices=8 if name == "uneven batch" else 1)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert done.stdout == ""
+    assert not (command.folder / "new").exists()
+
+
+def test_a_workdir_is_not_for_two_experiments(command):
+    command("lenet", *SMALL, "--workdir=run")
+    before = (command.folder / "run" / "flags.txt").read_text()
+    for name, flags, message in (
+        ("resnet", (), "holds a run of experiments.lenet"),
+        (
+            "lenet",
+            (*SMALL, "--model=lenet5_1998"),
+            "holds a run with --model=lenet5, not lenet5_1998",
+        ),
+        ("lenet", (*SMALL, "--resume=never"), "holds a run and --resume=never"),
+    ):
+        done = command(name, *flags, "--workdir=run", check=False)
+        assert done.returncode == 1
+        assert message in done.stderr
+    assert (command.folder / "run" / "flags.txt").read_text() == before
+    (command.folder / "other").mkdir()
+    (command.folder / "other" / "thesis.tex").write_text("mine")
+    done = command("lenet", *SMALL, "--workdir=other", check=False)
+    assert "holds other files and no run" in done.stderr
+    assert (command.folder / "other" / "thesis.tex").read_text() == "mine"
+    complete = command("lenet", *SMALL, "--workdir=run")
+    assert complete.stdout.splitlines()[-1].startswith("test: loss")
+
+
+def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(command):
+    flags = ("--steps=60", "--checkpoint_every=5", "--log_every=5", "--workdir=run")
+    done = command("lenet", *flags, "--learning_rate=1e30", "--warmup_epochs=1", check=False)
+    assert done.returncode == 1
+    assert "at step" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_corrupt_image_in_a_folder(command):
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 24), ("test", 8)):
+        for label in range(2):
+            folder = command.folder / "set" / split / f"class{label}"
+            folder.mkdir(parents=True)
+            for n in range(count):
+                pixels = (rng.integers(0, 60, (40, 36, 3)) + 150 * label).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{n}.jpg")
+    broken = command.folder / "set" / "train" / "class1" / "3.jpg"
+    broken.write_bytes(broken.read_bytes()[:200])
+    flags = (
+        "--dataset=folder:set",
+        "--width=4",
+        "--batch_size=16",
+        "--steps=12",
+        "--random_crop",
+        "--workers=1",
+        "--augment=flip",
+    )
+    failed = command("resnet", *flags, "--workdir=fail", check=False)
+    assert failed.returncode == 1
+    assert "class1/3.jpg" in failed.stderr.splitlines()[-1]
+    assert failed.stderr.count("\n") == 1
+    skipped = command("resnet", *flags, "--on_corrupt=skip", "--workdir=skip")
+    assert skipped.stderr.count("class1/3.jpg") == 1
+    summary = json.loads((command.folder / "skip" / "summary.json").read_text())
+    assert summary["unreadable_images"] == 1
+    assert summary["examples"] == {"train": 48, "test": 16}
+
+
+HOST = """
+import os, sys
+process = int(sys.argv[1])
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+sys.argv[1:] = [*sys.argv[3:], f"--coordinator=localhost:{sys.argv[2]}", "--num_processes=2",
+                f"--process_id={process}"]
+import runpy
+runpy.run_module("experiments.lenet", run_name="__main__")
+"""
+
+
+def test_two_hosts_equal_one(command, environment):
+    """Two real processes of two devices each train as one process does."""
+    import socket
+
+    flags = ("--steps=12", "--log_every=4", "--eval_every=6", "--checkpoint_every=6", "--epochs=1")
+    command("lenet", *flags, "--workdir=one")
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = str(probe.getsockname()[1])
+    hosts = [
+        subprocess.Popen(
+            [sys.executable, "-c", HOST, str(process), port, *flags, "--workdir=two"],
+            cwd=command.folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for process in range(2)
+    ]
+    (out, err), (other_out, other_err) = (host.communicate(timeout=120) for host in hosts)
+    assert [host.returncode for host in hosts] == [0, 0], err + other_err
+    assert "4 cpu devices" in out
+    assert [line for line in other_out.splitlines() if "[Gloo]" not in line] == []
+    one, two = (
+        json.loads((command.folder / n / "summary.json").read_text()) for n in ("one", "two")
+    )
+    assert two["eval/loss"] == pytest.approx(one["eval/loss"], rel=1e-4)
+    ours = checkpoint.load(command.folder / "two")["params"]["c5"]["kernel"]
+    np.testing.assert_allclose(
+        ours, checkpoint.load(command.folder / "one")["params"]["c5"]["kernel"], atol=1e-5
+    )
