@@ -71,7 +71,7 @@ class RunConfig:
     checkpoint_every: int = flag(200, "steps between checkpoints", part_of_run=False)
     keep: int = flag(2, "how many of the latest checkpoints stay, and the best", part_of_run=False)
     profile_steps: int = flag(0, "trace so many steps for TensorBoard", part_of_run=False)
-    debug_nans: bool = flag(False, "stop at the operation that makes a nan", part_of_run=False)
+    debug_nans: bool = flag(False, "name the operation that makes a nan (slow)", part_of_run=False)
 
     def __post_init__(self) -> None:
         """Raises InputError for a value, or a pair of values, that cannot be."""
@@ -87,6 +87,7 @@ class RunConfig:
             raise InputError(
                 "a run of several hosts needs --workdir, a folder that all of them see"
             )
+        require(self, "debug_nans", not self.debug_nans or self.parallel == "jit", "off with pmap")
         if self.mode == "eval" and not self.workdir:
             raise InputError("--mode=eval needs --workdir, the folder of a run")
 
@@ -156,7 +157,6 @@ def prepare_jax(config: RunConfig) -> None:
     """Sets up JAX; call it before anything touches a device."""
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", "~/.cache/jaxdl/compiled")
     jax.config.update("jax_compilation_cache_dir", str(Path(cache).expanduser()))
-    jax.config.update("jax_debug_nans", config.debug_nans)
     parallel.start_hosts(config.coordinator or None, config.num_processes, config.process_id)
 
 
@@ -165,11 +165,12 @@ def _prepare(config: RunConfig, build: Build) -> tuple[Problem, Task, State]:
     mesh = parallel.data_mesh()
     parallel.check_batch_size(config.batch_size, mesh)
     problem = build(config, mesh)
-    donate = not config.debug_nans  # which runs a step again to find the operation
     if config.parallel == "pmap":
-        task = parallel.pmap(problem.task(parallel.DATA), mesh, donate=donate)
+        task = parallel.pmap(problem.task(parallel.DATA), mesh)
+    elif config.debug_nans:
+        task = parallel.checked(problem.task(None), mesh)
     else:
-        task = parallel.jit(problem.task(None), mesh, donate=donate)
+        task = parallel.jit(problem.task(None), mesh)
     hparams = {name: jnp.float32(value) for name, value in problem.hparams.items()}
     return problem, task, task.init(jax.random.key(config.seed), hparams)
 

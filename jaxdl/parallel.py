@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jax.experimental import checkify
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -63,7 +64,7 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
         )
 
 
-def jit(task: Task, mesh: Mesh, batch_spec: P = BATCH, donate: bool = True) -> Task:
+def jit(task: Task, mesh: Mesh, batch_spec: P = BATCH) -> Task:
     """Compiles a Task for a mesh: the state on every device, each batch spread over them.
 
     A step sees the global batch, so sums, batch statistics and random draws are those of one
@@ -76,7 +77,7 @@ def jit(task: Task, mesh: Mesh, batch_spec: P = BATCH, donate: bool = True) -> T
             task.train,
             in_shardings=(everywhere, spread),
             out_shardings=everywhere,
-            donate_argnums=(0,) if donate else (),
+            donate_argnums=0,
         ),
         eval=jax.jit(task.eval, in_shardings=(everywhere, spread), out_shardings=everywhere),
         gradient=jax.jit(
@@ -85,7 +86,30 @@ def jit(task: Task, mesh: Mesh, batch_spec: P = BATCH, donate: bool = True) -> T
     )
 
 
-def pmap(task: Task, mesh: Mesh, donate: bool = True) -> Task:
+def checked(task: Task, mesh: Mesh) -> Task:
+    """Runs a Task as `jit` does, slowly, and raises FloatingPointError where a nan first arises.
+
+    The error names the operation. For looking for a fault, not for training.
+    """
+
+    def find_nan(function):
+        compiled = jax.jit(
+            checkify.checkify(function, errors=checkify.nan_checks),
+            in_shardings=(NamedSharding(mesh, P()), NamedSharding(mesh, BATCH)),
+        )
+
+        def run(state, batch):
+            error, result = compiled(state, batch)
+            if error.get():
+                raise FloatingPointError(error.get())
+            return result
+
+        return run
+
+    return jit(task, mesh)._replace(train=find_nan(task.train), eval=find_nan(task.eval))
+
+
+def pmap(task: Task, mesh: Mesh) -> Task:
     """Runs a Task built with `axis_name="data"` as one program on each device of one process.
 
     Each device sees its share of the batch and the task sums over the axis itself. States and
@@ -112,7 +136,7 @@ def pmap(task: Task, mesh: Mesh, donate: bool = True) -> Task:
 
     return Task(
         init=jax.jit(task.init, out_shardings=NamedSharding(mesh, P())),
-        train=mapped(task.train, (0,) if donate else ()),
+        train=mapped(task.train, donated=(0,)),
         eval=mapped(task.eval),
         gradient=mapped(task.gradient),
     )

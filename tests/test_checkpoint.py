@@ -158,6 +158,17 @@ def test_any_flipped_byte_is_found_or_harmless(run, broken):
     assert refused > 0
 
 
+def test_flipped_byte_in_a_large_array_is_found(tmp_path):
+    """Orbax keeps large arrays as plain floats and restores them whatever became of them."""
+    _, state = prepare()
+    noise = np.random.default_rng(0).normal(size=(64, 1000)).astype(np.float32)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state._replace(params={"w": jnp.asarray(noise)}))
+    damage(tmp_path, 0, "flip")
+    with pytest.raises(InputError, match="arrays are not those that were saved"):
+        checkpoint.load(tmp_path)
+
+
 def test_half_written_checkpoint_is_not_seen(run, broken):
     """What a kill leaves of a save: a folder under Orbax's temporary name."""
     (broken / "checkpoints" / "5").rename(

@@ -117,8 +117,8 @@ def test_an_empty_batch_changes_nothing():
 
 
 def test_classification_learns_and_moves_statistics_in_training_only():
-    run = parallel.jit(tiny.build(augmented=False), parallel.data_mesh(), donate=False)
-    state = start = run.init(KEY, tiny.hparams())
+    run = parallel.jit(tiny.build(augmented=False), parallel.data_mesh())
+    state, start = run.init(KEY, tiny.hparams()), run.init(KEY, tiny.hparams())
     for batch in tiny.batches():
         state, _ = run.train(state, batch)
     moved = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), state.extra, start.extra)

@@ -43,9 +43,9 @@ def build(axis_name=None, accumulate=1, augmented=True, optimizer="nesterov", sy
 
 
 @functools.cache
-def jitted(devices=1, donate=True):
+def jitted(devices=1):
     """The Task under jit on so many devices, compiled once for all tests of a process."""
-    return parallel.jit(build(), parallel.data_mesh(jax.devices()[:devices]), donate=donate)
+    return parallel.jit(build(), parallel.data_mesh(jax.devices()[:devices]))
 
 
 def hparams(**changes):
