@@ -18,7 +18,6 @@ from jaxdl.checkpoint import Checkpoints
 from jaxdl.task import Batch, Metrics, State, Task
 from jaxdl.writers import Progress, Writer, describe
 
-
 IN_FLIGHT = 2
 """How many steps are sent beyond the one whose metrics are fetched."""
 
@@ -90,7 +89,8 @@ def fit(
     """Trains from `state.step` to `steps`, on whatever devices `task` was prepared for.
 
     The metrics of a step are fetched once the next two were sent, so the device never waits for
-    the host and the host never runs far ahead. SIGTERM or Ctrl-C finishes the step, saves, and returns.
+    the host and the host never runs far ahead. SIGTERM or Ctrl-C finishes the step, saves, and
+    returns.
 
     Args:
       task: a Task as `jaxdl.parallel.jit` or `pmap` returns it.

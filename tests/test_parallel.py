@@ -124,7 +124,7 @@ def test_checked_names_the_operation_that_makes_a_nan():
     task = parallel.checked(tiny.build(), mesh(8))
     state = task.init(KEY, tiny.hparams())
     for batch in tiny.batches()[:2]:
-        state, metrics = task.train(state, batch)
+        state, _ = task.train(state, batch)
     expected, same = tiny.jitted(8), tiny.jitted(8).init(KEY, tiny.hparams())
     for batch in tiny.batches()[:2]:
         same, _ = expected.train(same, batch)
