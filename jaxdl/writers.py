@@ -47,6 +47,7 @@ class Writer:
             return
         from tensorboardX import SummaryWriter  # 50 ms that importing the library should not cost
 
+        self._workdir.mkdir(parents=True, exist_ok=True)
         self._rows = [row for row in read_rows(self._workdir) if (row["step"] or 0) <= step]
         path = self._workdir / "metrics.jsonl"
         kept = path.with_suffix(".tmp")
