@@ -1,0 +1,206 @@
+"""AlexNet: the one-tower form that torchvision publishes, and the two-GPU network of 2012.
+
+    model = alexnet(num_classes=10, small_images=True)
+    variables = model.init(jax.random.key(0), jnp.zeros([1, 32, 32, 3]), train=False)
+    logits = model.apply(variables, images, train=True, rngs={"dropout": key})
+
+Layers bear the paper's numbers in both: `conv1` to `conv5`, then `fc6`, `fc7` and `fc8`.
+
+Krizhevsky, Sutskever, Hinton, "ImageNet Classification with Deep Convolutional Neural Networks"
+(NIPS 2012, not on arXiv), and for the one-tower form Krizhevsky, "One weird trick for parallelizing
+convolutional neural networks" (2014, arXiv:1404.5997).
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype
+
+from jaxdl import InputError
+from jaxdl.nn import LocalResponseNorm, adaptive_avg_pool, check_image_size, flatten
+
+# Makes a layer of which all but the sizes and the name is already set.
+ModuleDef = Callable[..., Any]
+
+he_normal = nn.initializers.he_normal()
+normal, ones = nn.initializers.normal(0.01), nn.initializers.ones
+
+# Windows of 3 at a stride of 2 overlap, which the paper found to overfit less (section 3.4).
+max_pool = partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2))
+
+
+class AlexNet(nn.Module):
+    """AlexNet in one tower, as in torchvision: no normalization, no groups, dropout before `fc6`.
+
+    Weights are drawn as in He et al. (2015, arXiv:1502.01852), which the paper could not yet do.
+
+    Args:
+        num_classes: number of logits.
+        width: features of `conv1`; those of the other layers are in proportion.
+        dropout: rate of the dropout before `fc6` and before `fc7`.
+        small_images: fit the network to images of about 32x32 instead of 224x224: `conv1` is 5x5
+            with stride 1 instead of 11x11 with stride 4, and `fc6` sees a map of 3x3, which is
+            what three pools leave of 32x32, instead of 6x6. Features stay as they are.
+        dtype, param_dtype: the compute type, and the type parameters are stored in.
+
+    Shapes: images [B, H, W, C] of at least 63x63, of 15x15 with `small_images`, to float32 logits
+    [B, num_classes]. Sizes whose last map is not what `fc6` sees are pooled to it adaptively.
+    Smaller images raise InputError.
+
+    State: `params`. Dropout draws from the stream `dropout` in training. Sows in `intermediates`
+    `relu1` to `relu5`, the maps of each convolution, and `features`, the [B, F] that go into `fc8`.
+    """
+
+    num_classes: int
+    width: int
+    dropout: float
+    small_images: bool
+    dtype: Dtype
+    param_dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Return the logits of a batch of images."""
+        check_image_size(self, x, 15 if self.small_images else 63)
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        conv: ModuleDef = partial(nn.Conv, kernel_init=he_normal, **types)
+        dense: ModuleDef = partial(nn.Dense, kernel_init=he_normal, **types)
+        dropout: ModuleDef = partial(nn.Dropout, self.dropout, deterministic=not train)
+        w = self.width
+
+        if self.small_images:
+            x = conv(w, (5, 5), padding=2, name="conv1")(x)
+        else:
+            x = conv(w, (11, 11), strides=4, padding=2, name="conv1")(x)
+        x = max_pool(relu(self, x, 1))
+        x = conv(3 * w, (5, 5), padding=2, name="conv2")(x)
+        x = max_pool(relu(self, x, 2))
+        x = relu(self, conv(6 * w, (3, 3), padding=1, name="conv3")(x), 3)
+        x = relu(self, conv(4 * w, (3, 3), padding=1, name="conv4")(x), 4)
+        x = relu(self, conv(4 * w, (3, 3), padding=1, name="conv5")(x), 5)
+        x = max_pool(x)
+
+        x = flatten(adaptive_avg_pool(x, (3, 3) if self.small_images else (6, 6)))
+        x = nn.relu(dense(64 * w, name="fc6")(dropout()(x)))
+        x = nn.relu(dense(64 * w, name="fc7")(dropout()(x)))
+        self.sow("intermediates", "features", x)
+        return dense(self.num_classes, name="fc8")(x).astype(jnp.float32)
+
+
+class AlexNetOf2012(nn.Module):
+    """AlexNet as the paper describes it: response normalization, groups, and dropout after `fc6`.
+
+    Convolutions 2, 4 and 5 are in two groups, which the paper has on a GPU each. Weights are drawn
+    from a normal distribution of standard deviation 0.01; biases are one in convolutions 2, 4 and 5
+    and in `fc6` and `fc7`, and zero elsewhere.
+
+    The paper calls its images 224x224, but only 227x227 gives the 55x55 maps that it counts.
+
+    Args:
+        num_classes: number of logits.
+        width: features of `conv1`, a multiple of 3; those of the other layers are in proportion.
+        dropout: rate of the dropout after `fc6` and after `fc7`.
+        small_images: as in `AlexNet`.
+        dtype, param_dtype: the compute type, and the type parameters are stored in.
+
+    Shapes: images [B, H, W, C] of at least 67x67, of 15x15 with `small_images`, to float32 logits
+    [B, num_classes]. Sizes whose last map is not what `fc6` sees are pooled to it adaptively.
+    Smaller images raise InputError.
+
+    State: as `AlexNet`.
+    """
+
+    num_classes: int
+    width: int
+    dropout: float
+    small_images: bool
+    dtype: Dtype
+    param_dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Return the logits of a batch of images."""
+        check_image_size(self, x, 15 if self.small_images else 67)
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        conv: ModuleDef = partial(nn.Conv, kernel_init=normal, **types)
+        grouped: ModuleDef = partial(conv, feature_group_count=2, bias_init=ones)
+        dense: ModuleDef = partial(nn.Dense, kernel_init=normal, **types)
+        dropout: ModuleDef = partial(nn.Dropout, self.dropout, deterministic=not train)
+        # The paper's n=5, alpha=1e-4, beta=0.75, k=2; its alpha is not divided by n as torch's is.
+        norm = LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0)
+        w = self.width // 3
+
+        if self.small_images:
+            x = conv(3 * w, (5, 5), padding=2, name="conv1")(x)
+        else:
+            x = conv(3 * w, (11, 11), strides=4, padding=0, name="conv1")(x)
+        x = max_pool(norm(relu(self, x, 1)))
+        x = grouped(8 * w, (5, 5), padding=2, name="conv2")(x)
+        x = max_pool(norm(relu(self, x, 2)))
+        x = relu(self, conv(12 * w, (3, 3), padding=1, name="conv3")(x), 3)
+        x = relu(self, grouped(12 * w, (3, 3), padding=1, name="conv4")(x), 4)
+        x = relu(self, grouped(8 * w, (3, 3), padding=1, name="conv5")(x), 5)
+        x = max_pool(x)
+
+        x = flatten(adaptive_avg_pool(x, (3, 3) if self.small_images else (6, 6)))
+        x = dropout()(nn.relu(dense(128 * w, bias_init=ones, name="fc6")(x)))
+        x = dropout()(nn.relu(dense(128 * w, bias_init=ones, name="fc7")(x)))
+        self.sow("intermediates", "features", x)
+        return dense(self.num_classes, name="fc8")(x).astype(jnp.float32)
+
+
+def relu(model: nn.Module, x: jax.Array, layer: int) -> jax.Array:
+    """Return relu(x), sown as the maps of that layer of the model."""
+    x = nn.relu(x)
+    model.sow("intermediates", f"relu{layer}", x)
+    return x
+
+
+def alexnet(
+    *,
+    num_classes: int = 1000,
+    width: int = 64,
+    dropout: float = 0.5,
+    small_images: bool = False,
+    dtype: Dtype = jnp.float32,
+    param_dtype: Dtype = jnp.float32,
+) -> AlexNet:
+    """Return an `AlexNet`, which describes the arguments; 61,100,840 parameters at the defaults."""
+    return AlexNet(
+        num_classes=num_classes,
+        width=width,
+        dropout=dropout,
+        small_images=small_images,
+        dtype=dtype,
+        param_dtype=param_dtype,
+    )
+
+
+def alexnet_paper(
+    *,
+    num_classes: int = 1000,
+    width: int = 96,
+    dropout: float = 0.5,
+    small_images: bool = False,
+    dtype: Dtype = jnp.float32,
+    param_dtype: Dtype = jnp.float32,
+) -> AlexNetOf2012:
+    """Return an `AlexNetOf2012`, which describes the arguments; 60,965,224 parameters.
+
+    A `width` that is no multiple of 3 raises InputError: `conv2` has eight features for every three
+    of `conv1`.
+    """
+    if width < 3 or width % 3:
+        raise InputError(f"alexnet_paper takes a width of 3, 6, 9 and so on, not {width}")
+    return AlexNetOf2012(
+        num_classes=num_classes,
+        width=width,
+        dropout=dropout,
+        small_images=small_images,
+        dtype=dtype,
+        param_dtype=param_dtype,
+    )
