@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -52,7 +52,17 @@ class Config(RunConfig):
     weight_decay: float = flag(5e-4, "never on biases and norm scales")
     label_smoothing: float = flag(0.1, "share of the uniform distribution in the target")
     clip_norm: float | None = flag(None, "greatest global norm of the gradient")
+    aux_weight: float = flag(0.0, "of the losses of auxiliary heads, where the model has any")
     grad_accum: int = flag(1, "parts that a batch is computed in, to save memory")
+
+    # The flags of an experiment that are keyword arguments of its models.
+    MODEL_FLAGS: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def model_arguments(self) -> dict[str, Any]:
+        """Those flags that say something; the rest is as the model has it."""
+        values = {name: getattr(self, name) for name in self.MODEL_FLAGS}
+        return {k: v for k, v in values.items() if v is not None and v is not False and v != ""}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,7 +73,14 @@ class Config(RunConfig):
         require(self, "label_smoothing", 0 <= self.label_smoothing < 1, "at least 0, less than 1")
         require(self, "momentum", 0 <= self.momentum < 1, "at least 0 and less than 1")
         require(self, "clip_norm", self.clip_norm is None or self.clip_norm > 0, "more than 0")
-        for name in ("learning_rate", "weight_decay", "warmup_epochs", "padding", "workers"):
+        for name in (
+            "learning_rate",
+            "weight_decay",
+            "warmup_epochs",
+            "padding",
+            "workers",
+            "aux_weight",
+        ):
             value = getattr(self, name)
             require(self, name, math.isfinite(value) and value >= 0, "at least 0")
         require(self, "std", all(s > 0 for s in self.std), "more than 0")
@@ -75,10 +92,10 @@ class Config(RunConfig):
         )
 
 
-def build_model(config: Any, num_classes: int, axis_name: str | None) -> nn.Module:
-    """The model a config names; an experiment's own flags are its `model_arguments`."""
-    arguments = getattr(config, "model_arguments", {})
+def build_model(config: Config, num_classes: int, axis_name: str | None) -> nn.Module:
+    """The model that a config names."""
     dtype = jnp.dtype(config.precision)
+    arguments = config.model_arguments
     model = models.create(config.model, num_classes=num_classes, dtype=dtype, **arguments)
     # Only a network with batch statistics has something to synchronize.
     return model.clone(axis_name=axis_name) if hasattr(model, "axis_name") else model
@@ -135,6 +152,7 @@ def build(
             normalize,
             augmentation,
             example_loss,
+            config.aux_weight,
         )
         return supervised(
             init,

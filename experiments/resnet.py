@@ -6,7 +6,6 @@ arXiv:1512.03385; the pre-activation form is arXiv:1603.05027.
 """
 
 import dataclasses
-from typing import Any
 
 from experiments import classification, training
 from experiments.cli import flag, require
@@ -15,6 +14,8 @@ from experiments.cli import flag, require
 @dataclasses.dataclass(frozen=True)
 class Config(classification.Config):
     """Trains a residual network, by default a ResNet-20 on handwritten digits."""
+
+    MODEL_FLAGS = ("width", "shortcut", "zero_init_last")
 
     experiment: str = flag("resnet", "which experiment this is", ("resnet",))
     width: int | None = flag(None, "features of the first stage; the paper's when not given")
@@ -26,12 +27,6 @@ class Config(classification.Config):
     def __post_init__(self) -> None:
         require(self, "width", self.width is None or self.width >= 1, "at least 1")
         super().__post_init__()
-
-    @property
-    def model_arguments(self) -> dict[str, Any]:
-        """What the flags of this experiment say of the model, where they say something."""
-        names = ("width", "shortcut", "zero_init_last")
-        return {name: getattr(self, name) for name in names if getattr(self, name)}
 
 
 build = classification.build

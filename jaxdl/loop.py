@@ -8,12 +8,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import multihost_utils
 
-from jaxdl import InputError
+from jaxdl import InputError, cost
 from jaxdl.checkpoint import Checkpoints
 from jaxdl.task import Batch, Metrics, State, Task
 from jaxdl.writers import Progress, Writer, describe
@@ -39,8 +39,10 @@ class _Totals:
 
     def __init__(self) -> None:
         self._sums: dict[str, list[float]] = {}
+        self.steps = 0
 
     def add(self, metrics: Metrics) -> None:
+        self.steps += 1
         for name, mean in jax.device_get(metrics).items():
             sums = self._sums.setdefault(name, [0.0, 0.0])
             sums[0] += float(mean.total)
@@ -105,7 +107,9 @@ def fit(
         the best is among the saved.
       checkpoints: where to save; None for nowhere.
       writer: where metrics go; None for nowhere.
-      unit: what the loss counts, for the speed: `images_per_second`.
+      unit: what the loss counts, for the speed: `images_per_second`. Beside it are reported
+        `model_flops_per_second`, of the products in the step (`jaxdl.cost`), and where the devices'
+        peak is known the share of it, `model_flops_utilization`.
       profile: (folder, n): write a profiler trace of n steps, once the first three have compiled.
 
     Returns:
@@ -119,6 +123,9 @@ def fit(
     last: dict[str, float] = {}
     totals, clock = _Totals(), time.perf_counter()
     began, step = clock, start
+    step_flops: float | None = None
+    devices = state.step.sharding.device_set
+    peak = cost.peak_flops(next(iter(devices)))
     in_flight: deque[tuple[int, Metrics]] = deque()
     stream = batches(start)
     quiet = jax.process_index() > 0
@@ -144,6 +151,11 @@ def fit(
         nonlocal totals, clock
         now = time.perf_counter()
         speed = {f"{unit}_per_second": totals.count() / (now - clock)}
+        if step_flops is not None:
+            speed["model_flops_per_second"] = step_flops * totals.steps / (now - clock)
+            if peak is not None:
+                used = speed["model_flops_per_second"] / (peak * len(devices))
+                speed["model_flops_utilization"] = used
         values = totals.means("train")
         last.update(values)
         writer.scalars(step, values | speed)
@@ -158,6 +170,8 @@ def fit(
     ):
         for step in range(start + 1, steps + 1):
             batch = next(stream)
+            if step == start + 1:
+                step_flops = _flops(task.train, state, batch)
             if profile and step == start + 4:
                 jax.profiler.start_trace(profile[0])
             state, metrics = task.train(state, batch)
@@ -191,6 +205,14 @@ def fit(
             if stop:
                 break
     return Result(state, last, stopped=step < steps)
+
+
+def _flops(function: Callable[..., Any], *args: Any) -> float | None:
+    """The FLOPs of one call, two for each multiply-add; None where they cannot be counted."""
+    try:
+        return 2.0 * cost.cost(function, *args).multiply_adds
+    except InputError:
+        return None
 
 
 @contextlib.contextmanager

@@ -36,6 +36,9 @@ def masked_mean(values: jax.Array, mask: jax.Array) -> Mean:
     return Mean(jnp.sum(values * mask), jnp.sum(mask))
 
 
+SOWN = "intermediates"
+"""The collection that models sow features and auxiliary logits into: outputs, not state."""
+
 ExampleLoss = Callable[..., jax.Array]
 """(logits [B, C], labels [B], label_smoothing) -> [B]"""
 
@@ -46,6 +49,7 @@ def classification(
     normalize: Callable[[Any], jax.Array],
     augment: Callable[[Any, Any], jax.Array] = lambda key, images: images,
     example_loss: ExampleLoss = cross_entropy,
+    aux_weight: float = 0.0,
 ) -> tuple[Init, Loss]:
     """The parts of `task.supervised` for classifying images.
 
@@ -55,6 +59,8 @@ def classification(
       normalize: uint8 or float images [B, H, W, C] -> floats as the model wants them.
       augment: (keys [B], images) -> images, in training only, before `normalize`.
       example_loss: (logits, labels, label_smoothing) -> losses [B].
+      aux_weight: what the losses of the logits that the model sows as `aux_logits...` are weighted
+        with in training (Szegedy et al. 2014, arXiv:1409.4842, section 5).
 
     Returns:
       (init, loss). `loss` reads `image` uint8 [B, H, W, C], `label` int [B], `mask` [B] and the
@@ -65,22 +71,26 @@ def classification(
     def init(key):
         images = jnp.zeros((1, *image_shape), jnp.float32)
         variables = dict(model.init(key, images, train=False))
-        # What a model sows (features, auxiliary logits) is an output, not a state.
-        variables.pop("intermediates", None)
+        variables.pop(SOWN, None)
         return variables.pop("params"), variables
 
     def loss(params, extra, batch, key, hparams, train):
         images = augment(batch["key"], batch["image"]) if train else batch["image"]
-        logits, updated = model.apply(
+        applied: Any = model.apply(
             {"params": params, **extra},
             normalize(images),
             train=train,
             rngs={"dropout": key},
-            mutable=list(extra) if train else [],
+            mutable=[*extra, SOWN] if train else [],
         )
+        logits, updated = applied
         smoothing = hparams["label_smoothing"] if train else 0.0
         losses = example_loss(logits, batch["label"], smoothing)
+        sown = updated.pop(SOWN, {}) if train else {}
+        for name, values in sown.items():
+            if name.startswith("aux_logits"):
+                losses += aux_weight * example_loss(values[0], batch["label"], smoothing)
         reported = {"accuracy": metrics.accuracy(logits, batch["label"], batch["mask"])}
-        return masked_mean(losses, batch["mask"]), dict(updated) if train else extra, reported
+        return masked_mean(losses, batch["mask"]), updated if train else extra, reported
 
     return init, loss

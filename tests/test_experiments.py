@@ -1,5 +1,6 @@
 """Experiments from the command line: learning, stopping, going on, predicting, and mistakes."""
 
+import importlib
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from experiments import cli
 from jaxdl import checkpoint
 from jaxdl.writers import read_rows
 
@@ -118,6 +120,24 @@ def test_lenet_learns(command, model):
     assert summary["test/accuracy"] > 0.93
     assert summary["examples"] == {"train": 1293, "validation": 144, "test": 360}
     assert summary["eval/loss"] != summary["test/loss"]
+
+
+SMALLEST = {
+    "alexnet": ("--width=16", "--epochs=10"),
+    "densenet": ("--growth_rate=6", "--epochs=3", "--image_size=8"),
+    "inception": ("--width=0.125", "--epochs=4", "--image_size=8"),
+    "nin": ("--width=32", "--epochs=10", "--image_size=16"),
+    "vgg": ("--width=8", "--epochs=4"),
+}
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_the_other_networks_learn(command, name):
+    """Far above the tenth of a guess; the recipes in experiments/flags/ say what they reach."""
+    command(name, *SMALLEST[name], "--workdir=run", "--eval_every=100000")
+    summary = json.loads((command.folder / "run" / "summary.json").read_text())
+    assert summary["test/accuracy"] > 0.7
+    assert summary["train/loss"] < 1
 
 
 def test_sigkill_at_any_moment_loses_nothing(command):
@@ -228,25 +248,21 @@ def test_default_workdir_is_new_every_time(command):
     assert len(list((command.folder / "runs").iterdir())) == 2
 
 
-def test_no_flags_is_the_flagfile():
-    from experiments import cli, lenet, resnet
+EXPERIMENTS = ("alexnet", "densenet", "inception", "lenet", "nin", "resnet", "vgg")
 
-    for experiment in (resnet, lenet):
-        name = experiment.__name__.split(".")[-1]
-        flagfile = ROOT / "experiments" / "flags" / f"{name}_digits.flags"
-        config, _ = cli.parse(experiment.Config, [f"--flagfile={flagfile}"])
-        plain, _ = cli.parse(experiment.Config, ["--workdir=" + config.workdir])
-        assert config == plain
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_no_flags_is_the_flagfile(name):
+    config_type = importlib.import_module(f"experiments.{name}").Config
+    flagfile = ROOT / "experiments" / "flags" / f"{name}_digits.flags"
+    config, _ = cli.parse(config_type, [f"--flagfile={flagfile}"])
+    assert config == cli.parse(config_type, [f"--workdir={config.workdir}"])[0]
 
 
 @pytest.mark.parametrize(
     "path", sorted((ROOT / "experiments" / "flags").glob("*.flags")), ids=lambda p: p.stem
 )
 def test_flagfiles_parse_and_have_honest_headers(path):
-    import importlib
-
-    from experiments import cli
-
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
     command = next(line for line in header if "python -m experiments." in line)
     assert f"--flagfile=experiments/flags/{path.name}" in command

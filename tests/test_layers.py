@@ -17,7 +17,7 @@ models
 task
 metrics augment optim
 losses | metrics
-parallel checkpoint writers
+parallel checkpoint writers cost pretrained
 loop
 """
 

@@ -16,7 +16,7 @@ from scipy.signal import correlate
 
 import jaxdl
 from jaxdl import models
-from jaxdl.models import lenet, resnet
+from jaxdl.models import densenet, inception, lenet, resnet
 
 
 class Family(NamedTuple):
@@ -30,16 +30,42 @@ class Family(NamedTuple):
 LENET = Family((32, 32, 1), (32, 32, 1), {})
 IMAGENET = Family((224, 224, 3), (40, 33, 3), {"num_classes": 7, "width": 4})
 CIFAR = Family((32, 32, 3), (12, 9, 3), {"num_classes": 7, "width": 4})
+ALEXNET = Family((224, 224, 3), (67, 75, 3), {"num_classes": 7, "width": 4})
+ALEXNET_PAPER = Family((227, 227, 3), (67, 75, 3), {"num_classes": 7, "width": 6})
+VGG = Family((224, 224, 3), (32, 41, 3), {"num_classes": 7, "width": 4})
+NIN = Family((224, 224, 3), (41, 46, 3), {"num_classes": 7, "width": 12})
+NIN_CIFAR = Family((32, 32, 3), (12, 9, 3), {"num_classes": 7, "width": 24})
+DENSENET = Family((224, 224, 3), (29, 33, 3), {"num_classes": 7, "growth_rate": 4})
+DENSENET_CIFAR = Family((32, 32, 3), (8, 9, 3), {"num_classes": 7, "growth_rate": 4})
+GOOGLENET = Family((224, 224, 3), (33, 32, 3), {"num_classes": 7, "width": 1 / 8})
+INCEPTION = Family((299, 299, 3), (77, 75, 3), {"num_classes": 7, "width": 1 / 8})
 
 # The number of parameters with default arguments. Those of the LeNets are counted layer by layer in
 # test_lenet_parameters, those of resnet20_cifar to 110 from the paper's table in
 # test_cifar_parameters; those of resnet18 to 152 are as torchvision publishes them. A v2 network
 # lacks the norms of its projections, 2 (256 + 512 + 1024 + 2048) parameters with bottlenecks and
 # 2 (128 + 256 + 512) without; the norms that it moves come to the same number. A plain network also
-# lacks the projections, 64 x 128 + 128 x 256 + 256 x 512.
+# lacks the projections, 64 x 128 + 128 x 256 + 256 x 512. AlexNet, VGG, NIN and DenseNet are
+# counted in test_classic_models.py.
 MODELS = {
+    "alexnet": (61_100_840, ALEXNET),
+    "alexnet_paper": (60_965_224, ALEXNET_PAPER),
+    "densenet40_bc_cifar": (176_122, DENSENET_CIFAR),
+    "densenet100_bc_cifar": (769_162, DENSENET_CIFAR),
+    "densenet121": (7_978_856, DENSENET),
+    "densenet161": (28_681_000, DENSENET),
+    "densenet169": (14_149_480, DENSENET),
+    "densenet201": (20_013_928, DENSENET),
+    "googlenet": (6_624_904, GOOGLENET),
+    "googlenet_paper": (6_998_552, GOOGLENET),
+    "inception_v2": (11_188_288, GOOGLENET),
+    "inception_v3": (23_834_568, INCEPTION),
+    "inception_v4": (42_679_816, INCEPTION),
+    "inception_resnet_v2": (55_843_464, INCEPTION),
     "lenet5": (61_706, LENET),
     "lenet5_1998": (60_000, LENET),
+    "nin": (7_595_176, NIN),
+    "nin_cifar": (966_986, NIN_CIFAR),
     "plain18": (11_689_512 - 1_792 - 172_032, IMAGENET),
     "plain34": (21_797_672 - 1_792 - 172_032, IMAGENET),
     "plain20_cifar": (269_722, CIFAR),
@@ -67,15 +93,48 @@ MODELS = {
     "resnet44_cifar_v2": (658_586, CIFAR),
     "resnet56_cifar_v2": (853_018, CIFAR),
     "resnet110_cifar_v2": (1_727_962, CIFAR),
+    "vgg11": (132_863_336, VGG),
+    "vgg11_bn": (132_868_840, VGG),
+    "vgg11_lrn": (132_863_336, VGG),
+    "vgg13": (133_047_848, VGG),
+    "vgg13_bn": (133_053_736, VGG),
+    "vgg16": (138_357_544, VGG),
+    "vgg16_bn": (138_365_992, VGG),
+    "vgg16_c": (133_638_952, VGG),
+    "vgg19": (143_667_240, VGG),
+    "vgg19_bn": (143_678_248, VGG),
 }
 
 # These repeat the blocks of a shallower row and take a minute to compile, so only their counts,
 # shapes and types are tested.
 DEEPER = {
+    *("densenet40_bc_cifar", "densenet161", "densenet169", "densenet201"),
+    *("inception_v3", "inception_v4"),
+    *("vgg13", "vgg16", "vgg19", "vgg13_bn", "vgg16_bn", "vgg19_bn"),
     *("plain34", "plain32_cifar", "plain44_cifar", "plain56_cifar", "plain110_cifar"),
     *("resnet34", "resnet101", "resnet152", "resnet34_v2", "resnet101_v2", "resnet152_v2"),
     *("resnet32_cifar", "resnet44_cifar", "resnet56_cifar", "resnet110_cifar"),
     *("resnet32_cifar_v2", "resnet44_cifar_v2", "resnet56_cifar_v2", "resnet110_cifar_v2"),
+}
+
+
+def shallow_inception(stages: Any, *args: Any) -> Any:
+    """Return the network of a table's stem, and of its other stages the first and the last row."""
+
+    def table(stem_stride: int) -> Any:
+        whole = stages(stem_stride)
+        ends = {stage: [*rows.items()][:: len(rows) - 1] for stage, rows in whole.items()}
+        return {stage: dict(rows) for stage, rows in ends.items()} | {"stem": whole["stem"]}
+
+    return functools.partial(inception.inception, table, *args)
+
+
+# The same blocks as in these rows, and fewer of them, for the tests that compile.
+SHALLOW = {
+    "densenet100_bc_cifar": functools.partial(densenet.cifar_densenet, 2),
+    "densenet121": functools.partial(densenet.imagenet_densenet, (1, 2, 2, 1)),
+    "inception_v2": shallow_inception(inception.v2_stages, 0, (1, 1)),
+    "inception_resnet_v2": shallow_inception(inception.resnet_v2_stages, 0, inception.SMALLEST),
 }
 
 
@@ -134,7 +193,7 @@ def test_parameters_shapes_and_types(name):
     x = jax.ShapeDtypeStruct((2, *family.image), jnp.float32)
     apply = functools.partial(model.apply, train=False, mutable=["intermediates"])
     logits, state = jax.eval_shape(apply, variables, x)
-    assert logits.shape == (2, 1000 if family is IMAGENET else 10)
+    assert logits.shape == (2, 1000 if family.image[0] > 32 else 10)
     assert logits.dtype == jnp.float32
     (features,) = state["intermediates"]["features"]
     assert features.ndim == 2
@@ -152,8 +211,9 @@ def test_parameters_shapes_and_types(name):
 def test_contract(name, kwargs):
     """What training and evaluation need of every model, from one compiled function."""
     _, family = MODELS[name]
-    model: Any = models.create(name, **family.small, **kwargs)
-    half: Any = models.create(name, **family.small, **kwargs, dtype=jnp.bfloat16)
+    build: Any = SHALLOW.get(name, functools.partial(models.create, name))
+    model = build(**family.small, **kwargs)
+    half = build(**family.small, **kwargs, dtype=jnp.bfloat16)
     classes = family.small.get("num_classes", 10)
     x = np.random.default_rng(0).standard_normal((8, *family.small_image), np.float32)
     labels = np.arange(8) % classes
@@ -162,7 +222,11 @@ def test_contract(name, kwargs):
     def everything(variables):
         def loss(params):
             logits, state = model.apply(
-                {**variables, "params": params}, x, train=True, mutable=["batch_stats"]
+                {**variables, "params": params},
+                x,
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": jax.random.key(1, impl="unsafe_rbg")},
             )
             log_likelihoods = jnp.take_along_axis(nn.log_softmax(logits), labels[:, None], axis=-1)
             return -log_likelihoods.mean(), (logits, state)
@@ -352,7 +416,7 @@ def torch_axes(ndim: int) -> tuple[int, ...]:
 def golden_variables(model: Any, keys: Any, rules: Any) -> Any:
     """Return the model's variables with the weights the golden was computed with, every one."""
     variables, ours = {}, []
-    for path, leaf in flat(init_shapes(model, (64, 64, 3))).items():
+    for path, leaf in flat(init_shapes(model, (96, 96, 3))).items():
         axes = torch_axes(leaf.ndim)
         key = torch_key(path, rules)
         value = weight(key, tuple(leaf.shape[axis] for axis in axes))

@@ -1,5 +1,6 @@
 """The train step, against arithmetic done by hand."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -135,6 +136,36 @@ def test_label_smoothing_is_in_the_training_loss_alone():
     batch = tiny.batches()[0]
     assert run.train(low, batch)[1]["loss"].total != run.train(high, batch)[1]["loss"].total
     assert run.eval(low, batch)["loss"].total == run.eval(high, batch)["loss"].total
+
+
+def test_auxiliary_logits_join_the_training_loss():
+    class WithHead(nn.Module):
+        @nn.compact
+        def __call__(self, x, *, train):
+            x = x.reshape(x.shape[0], -1)
+            if train:
+                self.sow("intermediates", "aux_logits1", nn.Dense(3, name="head")(x))
+            else:
+                nn.Dense(3, name="head")(x)
+            self.sow("intermediates", "features", x)
+            return nn.Dense(3, name="fc")(x)
+
+    images, labels = (
+        np.linspace(0, 1, 2 * 16, dtype=np.float32).reshape(2, 4, 4, 1),
+        np.array([1, 2]),
+    )
+    batch = {"image": images, "label": labels, "mask": np.ones(2, np.float32), "key": None}
+    values = {}
+    for weight in (0.0, 0.3):
+        init, loss = losses.classification(WithHead(), (4, 4, 1), lambda x: x, aux_weight=weight)
+        params, extra = init(KEY)
+        assert extra == {}
+        hparams = {"label_smoothing": 0.0}
+        values[weight] = loss(params, extra, batch, KEY, hparams, True)[0].total
+        head = params["head"]
+        aux = losses.cross_entropy(images.reshape(2, -1) @ head["kernel"], labels).sum()
+        assert loss(params, extra, batch, KEY, hparams, False)[0].total == values[0.0]
+    np.testing.assert_allclose(values[0.3] - values[0.0], 0.3 * aux, rtol=1e-5)
 
 
 def test_cross_entropy_by_hand():

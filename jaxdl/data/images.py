@@ -2,12 +2,14 @@
 
 import io
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from jaxdl import InputError
+
+Interpolation = Literal["bilinear", "bicubic"]
 
 
 class CorruptImage(InputError):
@@ -19,8 +21,8 @@ class Preprocess(NamedTuple):
 
     The same value serves training, evaluation and prediction, so a run keeps it. With `random_crop`
     a call that is given a generator takes a random-resized crop; every other call resizes the
-    shorter side to `size / crop_share` and cuts the centre out. Resampling is bilinear (Pillow's,
-    antialiased) and the rounding is torchvision's, so published weights see the pixels they know.
+    shorter side to `size / crop_share` and cuts the centre out. It is resampled as Pillow does,
+    antialiased, and rounded as torchvision does, so published weights see the pixels they know.
 
     Attributes:
         size: height and width of the result, in pixels.
@@ -28,12 +30,14 @@ class Preprocess(NamedTuple):
         crop_share: the side of the centre crop as a share of the resized shorter side, in (0, 1];
             0.875 is the classic 224 of 256.
         random_crop: train on Inception crops: 8% to 100% of the area, aspect ratio 3/4 to 4/3.
+        interpolation: of the resampling, "bilinear" or "bicubic".
     """
 
     size: int
     channels: int
     crop_share: float = 1.0
     random_crop: bool = False
+    interpolation: Interpolation = "bilinear"
 
     def __call__(
         self,
@@ -63,13 +67,17 @@ class Preprocess(NamedTuple):
             picture = self._crop_centre(picture)
         return np.array(picture).reshape(self.size, self.size, self.channels)
 
+    @property
+    def _resampling(self) -> Image.Resampling:
+        return Image.Resampling[self.interpolation.upper()]
+
     def _crop_centre(self, picture: Image.Image) -> Image.Image:
         shorter = round(self.size / self.crop_share)
         width, height = picture.size
         scale_by = min(width, height)
         resized = (int(shorter * width / scale_by), int(shorter * height / scale_by))
         if resized != picture.size:
-            picture = picture.resize(resized, Image.Resampling.BILINEAR)
+            picture = picture.resize(resized, self._resampling)
         left, top = (round((side - self.size) / 2) for side in picture.size)
         return picture.crop((left, top, left + self.size, top + self.size))
 
@@ -83,7 +91,7 @@ class Preprocess(NamedTuple):
                 left = int(rng.integers(picture.width - width + 1))
                 top = int(rng.integers(picture.height - height + 1))
                 crop = picture.crop((left, top, left + width, top + height))
-                return crop.resize((self.size, self.size), Image.Resampling.BILINEAR)
+                return crop.resize((self.size, self.size), self._resampling)
         return self._crop_centre(picture)  # a strip so long that ten draws did not fit
 
 

@@ -15,11 +15,27 @@ from typing import Any
 import flax.linen as nn
 
 from jaxdl import InputError
-from jaxdl.models import lenet, resnet
+from jaxdl.models import alexnet, densenet, googlenet, inception, lenet, nin, resnet, vgg
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
+    "alexnet": alexnet.alexnet,
+    "alexnet_paper": alexnet.alexnet_paper,
+    "densenet121": densenet.densenet121,
+    "densenet161": densenet.densenet161,
+    "densenet169": densenet.densenet169,
+    "densenet201": densenet.densenet201,
+    "densenet40_bc_cifar": densenet.densenet40_bc_cifar,
+    "densenet100_bc_cifar": densenet.densenet100_bc_cifar,
+    "googlenet": googlenet.googlenet,
+    "googlenet_paper": googlenet.googlenet_paper,
+    "inception_v2": inception.inception_v2,
+    "inception_v3": inception.inception_v3,
+    "inception_v4": inception.inception_v4,
+    "inception_resnet_v2": inception.inception_resnet_v2,
     "lenet5": lenet.lenet5,
     "lenet5_1998": lenet.lenet5_1998,
+    "nin": nin.nin,
+    "nin_cifar": nin.nin_cifar,
     "plain18": resnet.plain18,
     "plain34": resnet.plain34,
     "plain20_cifar": resnet.plain20_cifar,
@@ -47,6 +63,16 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet44_cifar_v2": resnet.resnet44_cifar_v2,
     "resnet56_cifar_v2": resnet.resnet56_cifar_v2,
     "resnet110_cifar_v2": resnet.resnet110_cifar_v2,
+    "vgg11": vgg.vgg11,
+    "vgg11_lrn": vgg.vgg11_lrn,
+    "vgg13": vgg.vgg13,
+    "vgg16_c": vgg.vgg16_c,
+    "vgg16": vgg.vgg16,
+    "vgg19": vgg.vgg19,
+    "vgg11_bn": vgg.vgg11_bn,
+    "vgg13_bn": vgg.vgg13_bn,
+    "vgg16_bn": vgg.vgg16_bn,
+    "vgg19_bn": vgg.vgg19_bn,
 }
 
 
