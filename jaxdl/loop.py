@@ -211,8 +211,8 @@ def _flops(function: Callable[..., Any], *args: Any) -> float | None:
     """The FLOPs of one call, two for each multiply-add; None where they cannot be counted."""
     try:
         return 2.0 * cost.cost(function, *args).multiply_adds
-    except InputError:
-        return None
+    except (InputError, jax.errors.ConcretizationTypeError):
+        return None  # a loop of unknown length, or a step that looks at its values
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxdl import InputError, checkpoint, loop
+from jaxdl import InputError, checkpoint, cost, loop, parallel
 from jaxdl.checkpoint import Checkpoints
 from jaxdl.writers import Writer, read_rows
 
@@ -174,6 +174,24 @@ def test_without_folder_or_evaluation():
     result = loop.fit(task, state, batches, steps=3)
     assert int(result.state.step) == 3
     assert set(result.metrics) >= {"train/loss", "train/accuracy", "train/learning_rate"}
+
+
+def test_a_checked_task_runs_in_the_loop():
+    """Its step looks at values, so that its cost cannot be counted."""
+    task = parallel.checked(tiny.build(), parallel.data_mesh(jax.devices()[:1]))
+    result = loop.fit(task, task.init(KEY, tiny.hparams()), batches, steps=3)
+    plain, state = prepare()
+    expected = loop.fit(plain, state, batches, steps=3)
+    assert tiny.distance(result.state, expected.state) < 1e-6
+
+
+def test_flops_of_the_step_are_reported(tmp_path):
+    fit(tmp_path, steps=4)
+    task, state = prepare()
+    multiply_adds = cost.cost(task.train, state, tiny.batches()[0]).multiply_adds
+    row = read_rows(tmp_path)[0]
+    per_image = row["model_flops_per_second"] / row["images_per_second"]
+    assert per_image == pytest.approx(2 * multiply_adds / 14)  # two of sixteen are masked
 
 
 def test_profile_is_written(tmp_path):
