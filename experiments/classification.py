@@ -130,6 +130,7 @@ def build(
         config.batch_size,
         seed=config.seed,
         sharding=parallel.batch_sharding(mesh),
+        # The flags' own choices are the literals that mypy misses here.
         backend=config.backend,  # type: ignore[arg-type]
         workers=config.workers,
         on_corrupt=config.on_corrupt,  # type: ignore[arg-type]

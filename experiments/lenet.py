@@ -42,7 +42,7 @@ def build(config: Config, mesh: Mesh) -> training.Problem:
     """The Problem of training a LeNet-5, the paper's own with the paper's own loss."""
     if config.model != "lenet5_1998":
         return classification.build(config, mesh)
-    loss = lambda logits, labels, label_smoothing: lenet.lenet5_1998_loss(logits, labels)  # noqa: E731
+    loss = lambda logits, labels, label_smoothing: lenet.lenet5_1998_loss(logits, labels)
     return classification.build(config, mesh, loss)
 
 

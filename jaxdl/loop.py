@@ -54,7 +54,7 @@ class _Totals:
 
     def means(self, prefix: str) -> dict[str, float]:
         order = sorted(self._sums, key=lambda name: (name != "loss", name))
-        divide = lambda total, count: total / count if count else math.nan  # noqa: E731
+        divide = lambda total, count: total / count if count else math.nan
         return {f"{prefix}/{name}": divide(*self._sums[name]) for name in order}
 
 

@@ -129,7 +129,7 @@ def pmap(task: Task, mesh: Mesh) -> Task:
         )
 
         def run(state, batch):
-            deal = lambda x: x.reshape(mesh.size, -1, *x.shape[1:])  # noqa: E731
+            deal = lambda x: x.reshape(mesh.size, -1, *x.shape[1:])
             return inner(state, jax.tree.map(deal, batch))
 
         return run

@@ -122,7 +122,7 @@ def test_activations_are_the_bytes_that_products_write():
 
 def test_loops_and_branches():
     square = floats(4, 4)
-    scanned = lambda x: lax.scan(lambda c, _: (c @ c, None), x, length=5)[0]  # noqa: E731
+    scanned = lambda x: lax.scan(lambda c, _: (c @ c, None), x, length=5)[0]
     assert cost(scanned, square) == Cost(5 * 64, 5 * 64)
     assert (
         count(lambda x: lax.scan(lambda c, _: (scanned(c), None), x, length=3), square) == 15 * 64
@@ -133,7 +133,7 @@ def test_loops_and_branches():
 
 
 def test_a_loop_of_unknown_length_must_not_multiply():
-    halve = lambda x: lax.while_loop(lambda c: c.sum() > 1, lambda c: c / 2, x)  # noqa: E731
+    halve = lambda x: lax.while_loop(lambda c: c.sum() > 1, lambda c: c / 2, x)
     assert count(halve, floats(4, 4)) == 0
     for until, body in ((jnp.trace, lambda c: c @ c), (lambda c: jnp.trace(c @ c), lambda c: c)):
         loop = partial(lax.while_loop, lambda c, until=until: until(c) > 1, body)
@@ -187,7 +187,7 @@ def test_pallas_kernels_count_once_for_each_place_in_the_grid():
 
 
 def test_the_gradient_of_two_dense_layers():
-    loss = lambda params, x: (nn.relu(x @ params[0]) @ params[1]).sum()  # noqa: E731
+    loss = lambda params, x: (nn.relu(x @ params[0]) @ params[1]).sum()
     params, x = (floats(10, 20), floats(20, 3)), floats(8, 10)
     first, second = 8 * 10 * 20, 8 * 20 * 3
     assert count(loss, params, x) == first + second
@@ -302,7 +302,7 @@ def test_a_train_step_however_it_runs():
 
 def test_training_a_deep_network_costs_three_times_its_forward_pass():
     apply, variables, images = network("resnet20_cifar", (32, 32, 3))
-    loss = lambda variables, images: apply(variables, images).sum()  # noqa: E731
+    loss = lambda variables, images: apply(variables, images).sum()
     ratio = count(jax.grad(loss), variables, images) / count(loss, variables, images)
     assert 2.9 < ratio < 3
 

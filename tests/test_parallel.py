@@ -90,7 +90,7 @@ def test_second_call_does_not_compile(way):
     state, _ = task.train(state, first)
     task.eval(state, first)
     compiled = []
-    listener = lambda event, duration, **kw: compiled.append(event)  # noqa: E731
+    listener = lambda event, duration, **kw: compiled.append(event)
     jax.monitoring.register_event_duration_secs_listener(listener)
     try:
         state, _ = task.train(state, second)

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch  # pyright: ignore[reportMissingImports]
-from torch import nn  # pyright: ignore[reportMissingImports]
-from torch.nn import functional  # pyright: ignore[reportMissingImports]
+import torch
+from torch import nn
+from torch.nn import functional
 from weights import images, weight
 
 # torchvision does not import where its compiled operators do not load, as beside another build of
@@ -27,8 +27,8 @@ for name in ("nms", "qnms"):
     if not hasattr(torch.ops.torchvision, name):
         operators.define(f"{name}(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor")
 
-import torchvision  # noqa: E402  # pyright: ignore[reportMissingImports]
-from torchvision.models import densenet, vgg  # noqa: E402  # pyright: ignore[reportMissingImports]
+import torchvision  # noqa: E402
+from torchvision.models import densenet, vgg  # noqa: E402
 
 CLASSES = 10
 

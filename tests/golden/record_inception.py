@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch  # pyright: ignore[reportMissingImports]
+import torch
 from record_resnet import keys, nchw, timm, torchvision
-from torch import nn  # pyright: ignore[reportMissingImports]
-from torch.nn import functional as F  # pyright: ignore[reportMissingImports]
-from torchvision.models.googlenet import (  # pyright: ignore[reportMissingImports]
+from torch import nn
+from torch.nn import functional as F
+from torchvision.models.googlenet import (
     BasicConv2d,
     GoogLeNet,
     Inception,

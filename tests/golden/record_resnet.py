@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch  # pyright: ignore[reportMissingImports]
+import torch
 from weights import images, weight
 
 # torchvision does not import where its compiled operators do not load, as beside another build of
@@ -21,8 +21,8 @@ for name in ("nms", "qnms"):
     if not hasattr(torch.ops.torchvision, name):
         operators.define(f"{name}(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor")
 
-import timm  # noqa: E402  # pyright: ignore[reportMissingImports]
-import torchvision  # noqa: E402  # pyright: ignore[reportMissingImports]
+import timm  # noqa: E402
+import torchvision  # noqa: E402
 
 
 def load(build: Any) -> Any:
