@@ -48,6 +48,7 @@ def parse(config_type: type[C], argv: Sequence[str]) -> tuple[C, list[str]]:
       InputError: an unknown flag, a value of the wrong type or not among the choices.
     """
     values = flags.FlagValues()
+    # C is any class; that it is a dataclass is this function's condition.
     fields = dataclasses.fields(config_type)  # type: ignore[arg-type]
     hints = typing.get_type_hints(config_type)
     for field in fields:

@@ -9,6 +9,7 @@ import dataclasses
 
 from experiments import classification, training
 from experiments.cli import flag
+from jaxdl.models import googlenet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Config(classification.Config):
     small_images: bool = flag(True, "the form for images of about 32x32")
     dropout: float | None = flag(None, "before the last layer; the model's own when empty")
     aux_logits: bool = flag(False, "train auxiliary heads, weighted by --aux_weight")
-    aux_weight: float = flag(0.3, "of the losses of auxiliary heads")
+    aux_weight: float = flag(googlenet.AUX_WEIGHT, "of the losses of auxiliary heads")
     epochs: float = flag(10.0, "passes over the training set, unless --steps is given")
     learning_rate: float = flag(0.05, "its peak")
     label_smoothing: float = flag(0.0, "share of the uniform distribution in the target")

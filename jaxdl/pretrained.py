@@ -603,6 +603,7 @@ def save(path: str | Path, state_dict: Mapping[str, Any]) -> None:
         unknown = [k for k, array in arrays.items() if array.dtype.kind == "V"]
         if unknown:
             raise InputError(f"{path}: {unknown[0]} is bfloat16, which only .safetensors holds")
+        # mypy takes an array's name for the keyword `allow_pickle`.
         np.savez(path, **arrays)  # type: ignore[arg-type]
     else:
         raise InputError(f"{path}: weights are saved to files that end in .safetensors or .npz")

@@ -340,7 +340,7 @@ def test_a_workdir_is_not_for_two_experiments(command):
     assert complete.stdout.splitlines()[-1].startswith("test: loss")
 
 
-def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(command):
+def test_divergence_stops_the_run_in_one_line(command):
     flags = ("--steps=60", "--checkpoint_every=5", "--log_every=5", "--workdir=run")
     done = command("lenet", *flags, "--learning_rate=1e30", "--warmup_epochs=1", check=False)
     assert done.returncode == 1

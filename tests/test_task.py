@@ -16,7 +16,7 @@ KEY = jax.random.key(7)
 
 
 def linear_task(**options):
-    """Least squares with a plain gradient step; `dropped` counts what a random key threw away."""
+    """Least squares with a plain gradient step; `noise` sums a draw from each example's key."""
 
     def init(key):
         return {"w": jnp.ones(2)}, {"seen": jnp.float32(0)}
@@ -96,18 +96,17 @@ def test_accumulation_equals_the_large_batch(parts):
         assert float(of_whole[name].total) == pytest.approx(float(of_parts[name].total), rel=1e-6)
 
 
-def test_accumulation_on_eight_devices_draws_the_same_augmentation():
-    """Batch statistics aside, which here see but two parts of the batch: they are frozen out."""
-    mesh = parallel.data_mesh()
-    batch = tiny.batches()[0]
-    gradients = []
-    for parts in (1, 2):
+def test_accumulation_on_eight_devices_keeps_every_examples_key():
+    """So an augmentation draws the same however the batch is cut up and spread."""
+    repeated = {k: np.concatenate([v] * 4) for k, v in BATCH.items()}
+    results = []
+    for parts, devices in ((1, 1), (2, 8)):
+        mesh = parallel.data_mesh(jax.devices()[:devices])
         run = parallel.jit(linear_task(accumulate=parts), mesh)
-        state = run.init(KEY, HPARAMS)
-        repeated = {k: np.concatenate([v] * 4) for k, v in BATCH.items()}
-        gradients.append(run.gradient(state, repeated)["w"])
-    np.testing.assert_allclose(gradients[0], gradients[1], rtol=1e-6)
-    assert batch["mask"].sum() < len(batch["mask"])
+        state, metrics = run.train(run.init(KEY, HPARAMS), repeated)
+        results.append((np.asarray(state.params["w"]), float(metrics["noise"].total)))
+    np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-6)
+    assert results[0][1] == pytest.approx(results[1][1], rel=1e-6)
 
 
 def test_an_empty_batch_changes_nothing():
