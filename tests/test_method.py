@@ -1,0 +1,144 @@
+"""The flags of optimizers and schedules, and the picture of schedules."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import cli, schedule
+from experiments.method import MethodFlags, ScheduleArguments
+from jaxdl import InputError, optim
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(MethodFlags):
+    """The flags, as an experiment has them."""
+
+    def __post_init__(self) -> None:
+        self.check_method()
+
+
+def parse(*argv):
+    return cli.parse(Config, argv)[0]
+
+
+def test_there_is_a_flag_for_every_argument_and_no_other():
+    schedules = {field.name for field in dataclasses.fields(ScheduleArguments)}
+    flags = {field.name for field in dataclasses.fields(MethodFlags)} - schedules
+    known = {argument for name in optim.OPTIMIZERS for argument in optim.arguments(name)}
+    common = {"optimizer", "learning_rate", "weight_decay", "l1_penalty", "l2_penalty"}
+    common |= {"decay_all", "clip_value", "clip_norm", "clip_global_norm"}
+    common |= {"schedule", "least_momentum"}
+    assert flags == known | common
+    known = {a for name in optim.SCHEDULES for a in optim.schedule_arguments(name)}
+    assert schedules == {f"schedule_{argument}" for argument in known}
+
+
+def test_given_flags_become_hyperparameters():
+    assert parse().hparams == {"learning_rate": 0.1, "momentum": 0.9}
+    assert parse("--optimizer=rmsprop", "--decay=0.5").hparams == {
+        "learning_rate": 0.1,
+        "momentum": 0.0,
+        "decay": 0.5,
+    }
+    given = ("--optimizer=ftrl", "--l1=0.01", "--l2_penalty=0.1", "--weight_decay=0")
+    assert parse(*given).hparams == {
+        "learning_rate": 0.1,
+        "l1": 0.01,
+        "l2_penalty": 0.1,
+        "weight_decay": 0.0,
+    }
+    assert parse(*given).optimizer_arguments == {"l1": 0.01}
+
+
+def test_the_optimizer_and_the_schedule_are_those_of_the_flags():
+    config = parse(
+        *("--optimizer=sgd", "--clip_value=0.5", "--clip_norm=2", "--clip_global_norm=3"),
+        *("--decay_all", "--weight_decay=0.1", "--learning_rate=1"),
+    )
+    transform = config.make_optimizer()(config.hparams)
+    params = jnp.zeros(100) + 2
+    updates, _ = transform.update(jnp.ones(100), transform.init(params), params)
+    # 0.5 each by value: norm 5, cut to 2; and the decay of a bias.
+    np.testing.assert_allclose(updates, -0.2 - 0.2, rtol=1e-6)
+    config = parse("--schedule=step", "--schedule_boundaries=0.2,0.4", "--schedule_factor=0.5")
+    assert config.schedule_arguments == {"boundaries": (0.2, 0.4), "factor": 0.5}
+    scheduled = config.make_schedule(110, warmup_steps=10)
+    hparams = {"learning_rate": 1.0, "momentum": 0.9}
+    rates = [float(scheduled(hparams, step)["learning_rate"]) for step in (9, 29, 30, 50)]
+    np.testing.assert_allclose(rates, [10 / 11, 1.0, 0.5, 0.25], rtol=1e-6)
+    moved = parse("--least_momentum=0.8").make_schedule(100, 0)({**hparams}, 0)
+    assert float(moved["momentum"]) == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--optimizer=sgd", "--beta=1"], "optimizer sgd takes no beta; it takes no argument"),
+        (["--momentum=0.5", "--b1=0.5"], "optimizer nesterov takes no b1; it takes momentum"),
+        (["--schedule_power=2"], "schedule cosine takes no power; it takes end"),
+        (["--noschedule_staircase"], "schedule cosine takes no staircase"),
+        (["--momentum=1"], "--momentum=1.0: it must be at least 0 and less than 1"),
+        (["--learning_rate=nan"], "--learning_rate=nan: it must be at least 0"),
+        (["--weight_decay=-1"], "--weight_decay=-1.0: it must be at least 0"),
+        (["--clip_norm=0"], "--clip_norm=0.0: it must be more than 0"),
+        (["--optimizer=ftrl", "--learning_rate=0"], "more than 0 for ftrl"),
+        (["--optimizer=ftrl", "--learning_rate_power=1"], "it must be at most 0"),
+        (["--optimizer=ftrl", "--initial_accumulator_value=0"], "it must be more than 0"),
+        (["--least_momentum=1"], "--least_momentum=1.0: it must be at least 0 and less than 1"),
+        (["--optimizer=sgd", "--least_momentum=0.8"], "sgd has no momentum"),
+        (["--optimizer=adm"], "adm"),
+    ],
+)
+def test_bad_flags_are_named(argv, message):
+    with pytest.raises(InputError, match=message):
+        parse(*argv)
+
+
+def test_rates_that_are_drawn():
+    config = schedule.Config(
+        schedule=("cosine", "polynomial"),
+        schedule_end=0.5,
+        schedule_power=1.0,
+        steps=110,
+        warmup_steps=10,
+        learning_rate=0.4,
+    )
+    curves = schedule.rates(config)
+    assert list(curves) == ["cosine", "polynomial"]
+    for curve in curves.values():
+        assert curve.shape == (110,)
+        np.testing.assert_allclose(np.asarray(curve)[[0, 10, 60]], [0.4 / 11, 0.4, 0.3], rtol=1e-6)
+    lines = schedule.draw(config).axes[0].lines
+    assert [line.get_label() for line in lines] == ["cosine", "polynomial"]
+    np.testing.assert_array_equal(lines[1].get_ydata(), curves["polynomial"])
+
+
+def test_every_schedule_is_drawn_into_a_file(tmp_path, capsys):
+    path = tmp_path / "all.png"
+    names = ",".join(optim.SCHEDULES)
+    schedule.run([f"--schedule={names}", "--steps=50", "--log_scale", f"--output={path}"])
+    with Image.open(path) as image:
+        assert image.size == (1050, 600)
+    assert capsys.readouterr().out == f"wrote {path}\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--schedule=sine"], "sine"),
+        (["--schedule="], "--schedule=: it must be among constant, linear"),
+        (["--schedule=cosine,step", "--schedule_power=1"], "takes no power"),
+        (["--output=a.txt"], "--output=a.txt: it must be a .png, .pdf or .svg file"),
+        (["--steps=0"], "--steps=0: it must be at least 1"),
+        (["--warmup_steps=1000"], "a warm-up of 1000 steps does not fit in 1000 steps"),
+        (["cosine"], "'cosine' is no flag"),
+    ],
+)
+def test_what_cannot_be_drawn_is_named(argv, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=message):
+        schedule.run(argv)
+    assert not list(tmp_path.iterdir())
