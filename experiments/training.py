@@ -5,6 +5,7 @@ An experiment describes what it trains as a `Problem`; `main` does the rest.
 
 import dataclasses
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Generator, Iterable
@@ -20,9 +21,9 @@ from jax.sharding import Mesh
 
 from experiments import cli
 from experiments.cli import flag, require
-from jaxdl import InputError, loop, parallel
+from jaxdl import InputError, loop, optim, parallel
 from jaxdl.checkpoint import Checkpoints
-from jaxdl.task import Batch, State, Task
+from jaxdl.task import Batch, State, Task, observe
 from jaxdl.writers import Writer, describe, json_ready
 
 INPUTS_FILE = "inputs.json"
@@ -53,8 +54,22 @@ class RunConfig:
     epochs: float = flag(30.0, "passes over the training set, unless --steps is given")
     steps: int | None = flag(None, "updates in all")
     precision: str = flag(
-        "float32", "of the computation; parameters stay float32", ("float32", "bfloat16")
+        "float32",
+        "of the computation; parameters stay float32; float16 scales its loss",
+        ("float32", "bfloat16", "float16"),
     )
+    ema_decay: float | None = flag(
+        None, "of moving averages of the parameters, evaluated beside them, such as 0.999"
+    )
+    plateau: int | None = flag(
+        None, "cut the learning rate after so many evaluations without a better one"
+    )
+    plateau_factor: float = flag(0.1, "what --plateau multiplies the learning rate with")
+    early_stop: int | None = flag(
+        None, "stop after so many evaluations without a better one, and go back to the best"
+    )
+    folds: int | None = flag(None, "cross-validate: train once for each of so many folds")
+    fold: int | None = flag(None, "with --folds: which to hold out; all in turn when not given")
     parallel: str = flag(
         "jit",
         "one program over all devices, or one program a device",
@@ -80,6 +95,20 @@ class RunConfig:
         for name in ("seed", "profile_steps"):
             require(self, name, getattr(self, name) >= 0, "at least 0")
         require(self, "epochs", self.epochs > 0, "more than 0")
+        for name in ("plateau", "early_stop"):
+            value = getattr(self, name)
+            require(self, name, value is None or value >= 1, "at least 1")
+        decay = self.ema_decay
+        require(self, "ema_decay", decay is None or 0 <= decay < 1, "at least 0 and less than 1")
+        require(self, "plateau_factor", 0 < self.plateau_factor < 1, "more than 0, less than 1")
+        require(self, "folds", self.folds is None or self.folds >= 2, "at least 2")
+        folds = range(self.folds or 0)
+        require(
+            self,
+            "fold",
+            self.fold is None or self.fold in folds,
+            f"at least 0 and less than --folds={self.folds}" if folds else "given with --folds",
+        )
         require(self, "steps", self.steps is None or self.steps >= 1, "at least 1")
         if self.coordinator not in ("", "auto") and None in (self.num_processes, self.process_id):
             raise InputError("--coordinator=host:port needs --num_processes and --process_id")
@@ -88,8 +117,6 @@ class RunConfig:
                 "a run of several hosts needs --workdir, a folder that all of them see"
             )
         require(self, "debug_nans", not self.debug_nans or self.parallel == "jit", "off with pmap")
-        if self.mode == "eval" and not self.workdir:
-            raise InputError("--mode=eval needs --workdir, the folder of a run")
 
 
 class Problem(NamedTuple):
@@ -104,10 +131,13 @@ class Problem(NamedTuple):
       batches: (n) -> a generator of the batches of the updates after the first n.
       passes: (split) -> one pass over it.
       table: () -> the model's layers, as text.
-      show: (key, batch) -> the inputs of a training batch as the model is given them, [N, H, W, C]
-        in [0, 1].
+      show: (key, batch) -> the inputs of a training batch as the model is given them, images
+        [N, H, W, C] in [0, 1]; None where there is nothing to see.
       unit: what the loss counts.
-      best: the metric by which the best checkpoint is kept.
+      best: the metric by which the best checkpoint is kept, and training stopped early.
+      best_is_least: whether the least value of it is the best.
+      report: (state, writer, step) -> None: shows what numbers do not, after each evaluation, on
+        the first host alone.
       inputs: what a trained model must be told with, for prediction: shapes, names of classes.
       notes: () -> what the summary should hold beside all else.
     """
@@ -120,11 +150,13 @@ class Problem(NamedTuple):
     batches: Callable[[int], Generator[Batch, None, None]]
     passes: Callable[[str], Iterable[Batch]]
     table: Callable[[], str]
-    show: Callable[[Any, Batch], Any]
+    show: Callable[[Any, Batch], Any] | None
     unit: str
     best: str
     inputs: dict[str, Any]
     notes: Callable[[], dict[str, Any]]
+    best_is_least: bool = False
+    report: Callable[[State, Writer, int], None] = lambda state, writer, step: None
 
     @property
     def eval_split(self) -> str:
@@ -136,19 +168,35 @@ Build = Callable[[Any, Mesh], Problem]
 """(config, mesh) -> Problem"""
 
 
-def main(config_type: type[RunConfig], build: Build) -> None:
-    """The command line of an experiment."""
+def main(config_type: type[RunConfig], build: Build, **modes: Callable[[Any, Build], None]) -> None:
+    """The command line of an experiment.
+
+    Args:
+      config_type: its flags.
+      build: what it trains.
+      modes: what each --mode of its own does with a trained run: (config, build) -> None. Like
+        `evaluate` it takes the flags of the run in --workdir, and those given now over them.
+    """
+    modes = {"eval": evaluate, **modes}
 
     def run(argv: list[str]) -> None:
         config, rest = cli.parse(config_type, argv)
-        if config.mode == "eval":
+        if config.mode != "train":
+            require(config, "workdir", config.workdir != "", f"a run's, for --mode={config.mode}")
             cli.experiment_of(config.workdir)
             saved = f"--flagfile={Path(config.workdir) / cli.FLAGS_FILE}"
             config, rest = cli.parse(config_type, [saved, *argv])
+            if config.folds and config.fold is None:
+                raise InputError(f"{config.workdir} holds folds; give the --workdir of one of them")
         if rest:
             raise InputError(f"{rest[0]!r} is no flag; see --help")
         prepare_jax(config)
-        (evaluate if config.mode == "eval" else train)(config, build)
+        if config.mode != "train":
+            modes[config.mode](config, build)
+        elif config.folds and config.fold is None:
+            cross_validate(config, build)
+        else:
+            train(config, build)
 
     cli.main(run)
 
@@ -165,23 +213,65 @@ def _prepare(config: RunConfig, build: Build) -> tuple[Problem, Task, State]:
     mesh = parallel.data_mesh()
     parallel.check_batch_size(config.batch_size, mesh)
     problem = build(config, mesh)
-    if config.parallel == "pmap":
-        task = parallel.pmap(problem.task(parallel.DATA), mesh)
-    elif config.debug_nans:
-        task = parallel.checked(problem.task(None), mesh)
-    else:
-        task = parallel.jit(problem.task(None), mesh)
+    task = problem.task(parallel.DATA if config.parallel == "pmap" else None)
     hparams = {name: jnp.float32(value) for name, value in problem.hparams.items()}
+    if config.ema_decay is not None:
+        task = optim.averaged(task)
+        hparams["ema_decay"] = jnp.float32(config.ema_decay)
+    if config.parallel == "pmap":
+        task = parallel.pmap(task, mesh)
+    elif config.debug_nans:
+        task = parallel.checked(task, mesh)
+    else:
+        task = parallel.jit(task, mesh)
     return problem, task, task.init(jax.random.key(config.seed), hparams)
 
 
-def train(config: RunConfig, build: Build) -> None:
-    """Trains, or goes on training, and leaves the whole record in the workdir."""
+def _watch(
+    config: RunConfig, problem: Problem
+) -> tuple[Callable[[State, dict[str, float]], State], Callable[[State], bool]]:
+    """What evaluations do to a run: `observe` and `done` of `loop.fit`."""
+
+    @jax.jit
+    def seen(state, value):
+        state = observe(state, value)
+        if config.plateau is not None:
+            state = optim.reduce_on_plateau(
+                state, patience=config.plateau, factor=config.plateau_factor
+            )
+        return state.hparams, state.monitor
+
+    def after(state, measured):
+        value = np.float32(measured[problem.best])
+        hparams, monitor = seen(state, -value if problem.best_is_least else value)
+        return state._replace(hparams=hparams, monitor=monitor)
+
+    patience = math.inf if config.early_stop is None else config.early_stop
+    return after, lambda state: int(state.monitor.since_best) >= patience
+
+
+def train(config: RunConfig, build: Build) -> dict[str, Any] | None:
+    """Trains, or goes on training, and leaves the whole record in the workdir.
+
+    Returns:
+      What summary.json holds; None when a signal stopped the run before its end.
+    """
     began = time.perf_counter()
     workdir = _open_workdir(config)
     first_host = jax.process_index() == 0
     problem, task, state = _prepare(config, build)
-    with Checkpoints(workdir, config.keep, problem.best) as checkpoints:
+    if config.early_stop is not None and problem.eval_split == "test":
+        raise InputError(
+            "--early_stop would choose by the test split; give --validation or --folds"
+        )
+    observe_evaluation, done = _watch(config, problem)
+
+    def seen(state, measured):
+        if first_host:
+            problem.report(state, writer, int(state.step))
+        return observe_evaluation(state, measured)
+
+    with Checkpoints(workdir, config.keep, problem.best, problem.best_is_least) as checkpoints:
         restored = checkpoints.restore(state)
         if restored is None and config.resume == "must":
             raise InputError(f"--resume=must, but {workdir} holds no checkpoint")
@@ -189,14 +279,15 @@ def train(config: RunConfig, build: Build) -> None:
         step = int(state.step)
         if first_host:
             _write(workdir / INPUTS_FILE, json.dumps(problem.inputs, indent=2))
-            _write(workdir / cli.FLAGS_FILE, cli.to_flags(config))
+            _write(workdir / cli.FLAGS_FILE, cli.to_flags(config, workdir=workdir))
             print(_first_line(problem, state, workdir), flush=True)
         with Writer(workdir if first_host else None, step) as writer:
             if step == 0:
                 writer.text("model", problem.table())
-                first = next(problem.batches(0))
-                key = jax.random.fold_in(state.key, 0)
-                writer.images(0, "inputs", np.asarray(problem.show(key, first)))
+                if problem.show is not None:
+                    first = next(problem.batches(0))
+                    key = jax.random.fold_in(state.key, 0)
+                    writer.images(0, "inputs", np.asarray(problem.show(key, first)))
             result = loop.fit(
                 task,
                 state,
@@ -207,6 +298,8 @@ def train(config: RunConfig, build: Build) -> None:
                 log_every=config.log_every,
                 checkpoint_every=config.checkpoint_every,
                 checkpoints=checkpoints,
+                observe=seen,
+                done=done,
                 writer=writer,
                 unit=problem.unit,
                 profile=(workdir / "tensorboard", config.profile_steps)
@@ -215,38 +308,86 @@ def train(config: RunConfig, build: Build) -> None:
             )
             if result.stopped:
                 if first_host:
+                    step = int(result.state.step)
                     print(
-                        f"stopped at step {int(result.state.step)} and saved; go on with: python "
-                        f"-m experiments.{config.experiment} --flagfile={workdir / cli.FLAGS_FILE}"
+                        f"stopped at step {step} and saved; go on with: {_again(config, workdir)}"
                     )
-                return
+                return None
+            if config.early_stop is not None:
+                best = checkpoints.restore_best(result.state)
+                trained = {k: v for k, v in result.metrics.items() if k.startswith("train/")}
+                result = loop.Result(best, trained, stopped=False)
             metrics = result.metrics | _final_metrics(problem, task, result)
             writer.hparams(dataclasses.asdict(config), metrics)
         best_step = checkpoints.best
+    summary = _summary(problem, result.state, metrics, time.perf_counter() - began)
+    summary |= {"best_metric": problem.best, "best_step": best_step}
     if first_host:
-        summary = _summary(problem, result.state, metrics, time.perf_counter() - began)
-        summary |= {"best_step": best_step}
         _write(workdir / SUMMARY_FILE, json.dumps(summary, indent=2))
         tested = {k: v for k, v in metrics.items() if k.startswith("test/")}
         print(f"test: {describe(tested)}  ({problem.examples['test']} {problem.unit})")
+    return summary
 
 
-def evaluate(config: RunConfig, build: Build) -> None:
-    """Measures the latest checkpoint of a run on one split."""
+def cross_validate(config: RunConfig, build: Build) -> None:
+    """Trains once for each fold, in WORKDIR/fold0 and so on, and prints the mean over the folds.
+
+    A fold is an ordinary run: the same command goes on where it was stopped, and trains no fold
+    again that is done.
+    """
+    workdir = _open_workdir(config)
+    first_host = jax.process_index() == 0
+    if first_host:
+        _write(workdir / cli.FLAGS_FILE, cli.to_flags(config, workdir=workdir))
+    summaries = []
+    for fold in range(config.folds or 0):
+        if first_host:
+            print(f"fold {fold} of {config.folds}", flush=True)
+        run = dataclasses.replace(config, fold=fold, workdir=str(workdir / f"fold{fold}"))
+        summary = train(run, build)
+        if summary is None:
+            if first_host:
+                print(f"and with the folds after it: {_again(config, workdir)}")
+            return
+        summaries.append(summary)
+    names = [name for name in summaries[0] if name.startswith(("eval/", "test/"))]
+    values = {name: [summary[name] for summary in summaries] for name in names}
+    means = {name: float(np.mean(values[name])) for name in names}
+    spreads = {f"{name}_std": float(np.std(values[name], ddof=1)) for name in names}
+    record = means | spreads | {"folds": values}
+    if first_host:
+        _write(workdir / SUMMARY_FILE, json.dumps(record, indent=2))
+        for name in names:
+            print(f"{name}: {means[name]:.4g} +- {spreads[f'{name}_std']:.2g} (std of the folds)")
+
+
+def _again(config: RunConfig, workdir: Path) -> str:
+    """The command that goes on with a run."""
+    return f"python -m experiments.{config.experiment} --flagfile={workdir / cli.FLAGS_FILE}"
+
+
+def restore(config: RunConfig, build: Build) -> tuple[Problem, Task, State]:
+    """The problem of the run in --workdir, its task, and the state of its latest checkpoint."""
     workdir = Path(config.workdir)
     cli.check_same_run(config, workdir)
     problem, task, state = _prepare(config, build)
-    if config.split not in problem.examples:
-        there = ", ".join(problem.examples)
-        raise InputError(f"--split={config.split}: this data set has {there}")
     with Checkpoints(workdir, config.keep) as checkpoints:
         restored = checkpoints.restore(state)
     if restored is None:
         raise InputError(f"{workdir} holds no checkpoint")
-    measured = loop.evaluate(task, restored, problem.passes(config.split), config.split)
+    return problem, task, restored
+
+
+def evaluate(config: RunConfig, build: Build) -> None:
+    """Measures the latest checkpoint of a run on one split."""
+    problem, task, state = restore(config, build)
+    if config.split not in problem.examples:
+        there = ", ".join(problem.examples)
+        raise InputError(f"--split={config.split}: this data set has {there}")
+    measured = loop.evaluate(task, state, problem.passes(config.split), config.split)
     if jax.process_index() == 0:
         count = problem.examples[config.split]
-        step = int(restored.step)
+        step = int(state.step)
         print(f"{config.split} at step {step}: {describe(measured)}  ({count} {problem.unit})")
 
 

@@ -8,7 +8,6 @@ a flipped byte in a file of plain floats is otherwise restored without complaint
 import functools
 import json
 import logging
-import operator
 import shutil
 import sys
 from collections.abc import Mapping
@@ -73,11 +72,14 @@ class Checkpoints:
       workdir: the run's folder.
       keep: how many of the latest to keep.
       best: the metric whose greatest value marks the one more checkpoint to keep; None for none.
+      least: whether it is the least value that is best.
     """
 
-    def __init__(self, workdir: str | Path, keep: int = 2, best: str | None = None):
+    def __init__(
+        self, workdir: str | Path, keep: int = 2, best: str | None = None, least: bool = False
+    ):
         self.folder = Path(workdir).absolute() / FOLDER
-        self._keep, self._best = keep, best
+        self._keep, self._best, self._least = keep, best, least
 
     @functools.cached_property
     def _manager(self) -> ocp.CheckpointManager:
@@ -88,7 +90,7 @@ class Checkpoints:
             except DamagedCheckpoint as damage:
                 self._set_aside(step, damage)
         kept: list[Any] = [policies.LatestN(self._keep)]
-        rank = None if self._best is None else operator.itemgetter(self._best)
+        rank = None if self._best is None else self._rank
         if rank is not None:
             kept.append(
                 policies.BestN(get_metric_fn=rank, n=1, keep_checkpoints_without_metrics=False)
@@ -99,6 +101,10 @@ class Checkpoints:
                 preservation_policy=policies.AnyPreservationPolicy(kept), best_fn=rank
             ),
         )
+
+    def _rank(self, metrics: Mapping[str, float]) -> float:
+        value = metrics[self._best or ""]
+        return -value if self._least else value
 
     def _set_aside(self, step: int, damage: "DamagedCheckpoint") -> None:
         aside = self.folder / f"{step}.damaged"
@@ -136,6 +142,17 @@ class Checkpoints:
         tree = _to_tree(state)
         tree["fingerprint"] = fingerprint(tree)
         self._manager.save(step, args=ocp.args.StandardSave(tree), metrics=metrics, force=True)
+
+    def restore_best(self, template: State) -> State:
+        """The saved state whose metric is best, as a State like `template`.
+
+        Raises:
+          DamagedCheckpoint: it cannot be read back.
+        """
+        self._manager.wait_until_finished()
+        step = self.best
+        assert step is not None, "restore_best is for runs that were evaluated"
+        return _from_tree(_read(self.folder, step), template)
 
     def restore(self, template: State) -> State | None:
         """The newest sound checkpoint as a State like `template`; None when there is none at all.
@@ -177,7 +194,8 @@ def load(workdir: str | Path, step: int | None = None) -> dict[str, Any]:
 
     Returns:
       Nested dicts of numpy arrays: `step`, `key` (the PRNG key's words), `hparams`, `params`,
-      `extra` (`batch_stats` ...), `opt_state` (tuples are dicts with keys "0", "1" ...).
+      `extra` (`batch_stats` ...), `opt_state` (tuples are dicts with keys "0", "1" ...), `monitor`;
+      `average` (`params`, `extra`) and `loss_scale` are empty where the run kept none.
 
     Raises:
       InputError: there is no such checkpoint, or it is damaged; the message lists those there are.

@@ -84,6 +84,8 @@ def fit(
     log_every: int = 100,
     checkpoint_every: int = 1000,
     checkpoints: Checkpoints | None = None,
+    observe: Callable[[State, dict[str, float]], State] = lambda state, measured: state,
+    done: Callable[[State], bool] = lambda state: False,
     writer: Writer | None = None,
     unit: str = "images",
     profile: tuple[Path, int] | None = None,
@@ -106,6 +108,8 @@ def fit(
       checkpoint_every: save every so many steps; a state that was evaluated is saved too, so that
         the best is among the saved.
       checkpoints: where to save; None for nowhere.
+      observe: (state, what was measured of it) -> the state to go on with.
+      done: whether training ends before its last step; asked at the start and after evaluations.
       writer: where metrics go; None for nowhere.
       unit: what the loss counts, for the speed: `images_per_second`. Beside it are reported
         `model_flops_per_second`, of the products in the step (`jaxdl.cost`), and where the devices'
@@ -140,7 +144,7 @@ def fit(
                 kept = f"the checkpoint of step {saved} is kept" if saved else "nothing was saved"
                 raise Diverged(
                     f"{name} is {fetched[name].total} at step {step}; {kept}; "
-                    "a lower learning_rate, a warm-up or clip_norm may help"
+                    "a lower learning_rate, a warm-up or clip_global_norm may help"
                 )
         totals.add(fetched)
         progress.step()
@@ -168,7 +172,7 @@ def fit(
         contextlib.closing(stream),
         Progress(steps, start, quiet) as progress,
     ):
-        for step in range(start + 1, steps + 1):
+        for step in range(start + 1, start + 1 if done(state) else steps + 1):
             batch = next(stream)
             if step == start + 1:
                 step_flops = _flops(task.train, state, batch)
@@ -199,12 +203,13 @@ def fit(
                 writer.histograms(step, "weights", state.params)
                 writer.histograms(step, "gradients", task.gradient(state, batch))
                 progress.say(f"step {step}/{steps}  eval: {describe(measured)}")
+                state = observe(state, measured)
             if checkpoints is not None:
                 checkpoints.save(state, measured)
             clock += time.perf_counter() - paused  # the speed reported is that of training
-            if stop:
+            if stop or (due_eval and done(state)):
                 break
-    return Result(state, last, stopped=step < steps)
+    return Result(state, last, stopped=step < steps and not done(state))
 
 
 def _flops(function: Callable[..., Any], *args: Any) -> float | None:

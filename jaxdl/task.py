@@ -34,6 +34,38 @@ class Mean(NamedTuple):
 Metrics = dict[str, Mean]
 
 
+class Monitor(NamedTuple):
+    """What the evaluations of a run have shown, for early stopping and reducing on a plateau.
+
+    Attributes:
+      best: float32 [], the greatest value so far.
+      since_best: int32 [], how many evaluations ago that was.
+      since_cut: int32 [], the same, or since the learning rate was cut if that is later.
+    """
+
+    best: Any
+    since_best: Any
+    since_cut: Any
+
+
+class LossScale(NamedTuple):
+    """What the loss is multiplied with so that float16 gradients neither vanish nor overflow.
+
+    Micikevicius et al. 2017, arXiv:1710.03740: halved when a gradient overflows, and doubled after
+    `GROWTH_STEPS` steps without.
+
+    Attributes:
+      scale: float32 [].
+      good_steps: int32 [], steps since it last changed.
+    """
+
+    scale: Any
+    good_steps: Any
+
+
+INITIAL_SCALE, GROWTH_STEPS = 2.0**12, 2000
+
+
 class State(NamedTuple):
     """All that a run is: what is saved, restored, replicated, and mapped over.
 
@@ -44,6 +76,9 @@ class State(NamedTuple):
       params: what is trained.
       extra: what the loss carries from step to step beside `params`, such as batch statistics.
       opt_state: the optimizer's state.
+      monitor: what evaluations have shown.
+      average: moving averages of `params` and `extra`, where the task keeps them (`averaged`).
+      loss_scale: a LossScale, where the task scales its loss.
     """
 
     step: Any
@@ -52,6 +87,9 @@ class State(NamedTuple):
     params: Any
     extra: Any
     opt_state: Any
+    monitor: Any
+    average: Any = ()
+    loss_scale: Any = ()
 
 
 class Task(NamedTuple):
@@ -90,6 +128,7 @@ def supervised(
     schedule: Schedule = lambda hparams, step: dict(hparams),
     *,
     accumulate: int = 1,
+    loss_scaling: bool = False,
     axis_name: str | None = None,
 ) -> Task:
     """Builds the Task that minimizes `loss` by gradient descent.
@@ -111,12 +150,14 @@ def supervised(
       schedule: (hparams, step) -> hparams, the values in force at a step.
       accumulate: how many equal micro-batches a batch is cut into, run one after another to save
         memory. Exact, but for batch statistics, which each part computes over itself.
+      loss_scaling: for float16: gradients are taken of the loss times `State.loss_scale` and
+        divided by it. A step whose gradient overflows changes nothing but the scale.
       axis_name: the mapped axis (pmap, shard_map) that the batch is spread over, if there is one.
         Under jit there is none: a step sees the global batch.
 
     Returns:
       A Task. Besides those of the loss, `train` reports the metrics `loss`, `learning_rate` (when
-      it is a hyperparameter) and `gradient_norm`.
+      it is a hyperparameter), `gradient_norm` and, with loss scaling, `loss_scale`.
     """
 
     def psum(tree):
@@ -131,17 +172,17 @@ def supervised(
         own = key if axis_name is None else jax.random.fold_in(key, rank)
         return batch | {"key": example_keys}, own
 
-    def total_loss(params, extra, batch, key, hparams):
+    def total_loss(params, extra, batch, key, hparams, scale):
         mean, extra, metrics = loss(params, extra, batch, key, hparams, True)
-        return mean.total, (extra, metrics | {"loss": mean})
+        return mean.total * scale, (extra, metrics | {"loss": mean})
 
-    def accumulated(params, extra, batch, key, hparams):
+    def accumulated(params, extra, batch, key, hparams, scale):
         """The gradient of `total_loss` over micro-batches, one after another."""
 
         def part(extra, inputs):
             batch, key = inputs
             grads, (extra, metrics) = jax.grad(total_loss, has_aux=True)(
-                params, extra, batch, key, hparams
+                params, extra, batch, key, hparams, scale
             )
             return extra, (grads, metrics)
 
@@ -154,20 +195,30 @@ def supervised(
 
     def gradient(state, batch, hparams):
         batch, key = keyed(batch, jax.random.fold_in(state.key, state.step))
-        inputs = state.params, state.extra, batch, key, hparams
+        scale = state.loss_scale.scale if loss_scaling else 1.0
+        inputs = state.params, state.extra, batch, key, hparams, scale
         if accumulate == 1:
             grads, (extra, metrics) = jax.grad(total_loss, has_aux=True)(*inputs)
         else:
             grads, metrics, extra = accumulated(*inputs)
         grads, metrics = psum((grads, metrics))
         count = jnp.maximum(metrics["loss"].count, 1)  # a batch may be masked altogether
-        return jax.tree.map(lambda g: g / count, grads), extra, metrics
+        return jax.tree.map(lambda g: g / (count * scale), grads), extra, metrics
 
     def init_state(key, hparams):
         init_key, key = jax.random.split(key)
         params, extra = init(init_key)
         opt_state = optimizer(hparams).init(params)
-        return State(jnp.int32(0), key, dict(hparams), params, extra, opt_state)
+        return State(
+            step=jnp.int32(0),
+            key=key,
+            hparams=dict(hparams),
+            params=params,
+            extra=extra,
+            opt_state=opt_state,
+            monitor=Monitor(jnp.float32(-jnp.inf), jnp.int32(0), jnp.int32(0)),
+            loss_scale=LossScale(jnp.float32(INITIAL_SCALE), jnp.int32(0)) if loss_scaling else (),
+        )
 
     def train(state, batch):
         hparams = schedule(state.hparams, state.step)
@@ -176,8 +227,26 @@ def supervised(
         params = optax.apply_updates(state.params, updates)
         if "learning_rate" in hparams:
             metrics["learning_rate"] = Mean(hparams["learning_rate"], 1.0)
-        metrics["gradient_norm"] = Mean(optax.tree.norm(grads), 1.0)
-        new = state._replace(step=state.step + 1, params=params, extra=extra, opt_state=opt_state)
+        norm, counted = optax.tree.norm(grads), 1.0
+        learnt = params, extra, opt_state
+        loss_scale = state.loss_scale
+        if loss_scaling:
+            # An overflow in any gradient shows in their norm. Such a step changes nothing.
+            finite = jnp.isfinite(norm)
+            old = state.params, state.extra, state.opt_state
+            learnt = jax.tree.map(lambda new, old: jnp.where(finite, new, old), learnt, old)
+            norm, counted = jnp.where(finite, norm, 0.0), finite.astype(jnp.float32)
+            metrics["loss_scale"] = Mean(loss_scale.scale, 1.0)
+            loss_scale = _rescale(loss_scale, finite)
+        metrics["gradient_norm"] = Mean(norm, counted)
+        params, extra, opt_state = learnt
+        new = state._replace(
+            step=state.step + 1,
+            params=params,
+            extra=extra,
+            opt_state=opt_state,
+            loss_scale=loss_scale,
+        )
         return new, metrics
 
     def evaluate(state, batch):
@@ -191,3 +260,20 @@ def supervised(
         eval=evaluate,
         gradient=lambda s, b: gradient(s, b, schedule(s.hparams, s.step))[0],
     )
+
+
+def observe(state: State, value: Any) -> State:
+    """The state once an evaluation has shown `value`, float32 [], of which more is better."""
+    best, since_best, since_cut = state.monitor
+    better = value > best
+    since = lambda count: jnp.where(better, 0, count + 1)
+    monitor = Monitor(jnp.where(better, value, best), since(since_best), since(since_cut))
+    return state._replace(monitor=monitor)
+
+
+def _rescale(scale: LossScale, finite: Any) -> LossScale:
+    """The scale for the step after one whose gradient was or was not finite."""
+    good_steps = jnp.where(finite, scale.good_steps + 1, 0)
+    grown = good_steps == GROWTH_STEPS
+    factor = jnp.where(finite, jnp.where(grown, 2.0, 1.0), 0.5)
+    return LossScale(jnp.maximum(scale.scale * factor, 1.0), jnp.where(grown, 0, good_steps))

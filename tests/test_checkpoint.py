@@ -10,6 +10,7 @@ import tiny
 
 from jaxdl import InputError, checkpoint, parallel
 from jaxdl.checkpoint import Checkpoints
+from jaxdl.task import State
 
 KEY = jax.random.key(7)
 
@@ -78,7 +79,7 @@ def test_every_saved_state_is_that_of_its_step(run):
 
 def test_load_needs_no_model_and_gives_numpy(run):
     loaded = checkpoint.load(run[0])
-    assert set(loaded) == {"step", "key", "hparams", "params", "extra", "opt_state"}
+    assert set(loaded) == set(State._fields)
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(loaded))
     assert int(loaded["step"]) == 5
     assert loaded["extra"]["batch_stats"]["BatchNorm_0"]["mean"].shape == (8,)
@@ -101,15 +102,21 @@ def test_another_number_of_devices(tmp_path, saved_on, restored_on):
     task.train(restored, tiny.batches()[1])
 
 
-def test_keeps_the_latest_and_the_best(tmp_path):
+@pytest.mark.parametrize("least", [False, True])
+def test_keeps_the_latest_and_the_best(tmp_path, least):
     task, state = prepare()
     scores = {2: 0.5, 3: 0.9, 4: 0.9, 5: 0.7, 7: 0.1}
-    with Checkpoints(tmp_path, keep=2, best="eval/accuracy") as checkpoints:
+    if least:
+        scores = {step: -score for step, score in scores.items()}
+    with Checkpoints(tmp_path, 2, "eval/score", least) as checkpoints:
         for batch in tiny.batches()[:8]:
             state, _ = task.train(state, batch)
             score = scores.get(int(state.step))
-            checkpoints.save(state, None if score is None else {"eval/accuracy": score})
+            checkpoints.save(state, None if score is None else {"eval/score": score})
+            if int(state.step) == 4:
+                fourth = jax.tree.map(jnp.copy, state)
         assert checkpoints.best == 4  # of equals the later
+        assert_same(checkpoints.restore_best(state), fourth)
         assert checkpoints.latest == 8
     kept = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir())
     assert kept == [4, 7, 8]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxdl import InputError, checkpoint, cost, loop, parallel
+from jaxdl import InputError, checkpoint, cost, loop, parallel, task
 from jaxdl.checkpoint import Checkpoints
 from jaxdl.writers import Writer, read_rows
 
@@ -197,3 +197,30 @@ def test_flops_of_the_step_are_reported(tmp_path):
 def test_profile_is_written(tmp_path):
     fit(tmp_path, profile=(tmp_path / "tensorboard", 2))
     assert list((tmp_path / "tensorboard").rglob("*.xplane.pb"))
+
+
+def test_evaluations_can_change_the_state_and_end_the_run(tmp_path):
+    """`observe` sees each evaluation and is saved; a run that was done goes on no further."""
+    seen = []
+
+    def observe(state, measured):
+        seen.append(measured["eval/accuracy"])
+        hparams = state.hparams | {"learning_rate": state.hparams["learning_rate"] / 2}
+        return task.observe(state._replace(hparams=hparams), -len(seen))  # ever worse
+
+    done = lambda state: int(state.monitor.since_best) >= 2
+    result = fit(tmp_path, steps=40, observe=observe, done=done)
+    assert len(seen) == 3
+    assert int(result.state.step) == 15
+    assert not result.stopped
+    saved = checkpoint.load(tmp_path)
+    assert saved["step"] == 15
+    np.testing.assert_allclose(saved["hparams"]["learning_rate"], 0.1 / 8, rtol=1e-6)
+    assert saved["monitor"]["since_best"] == 2
+    rates = {r["step"]: r["train/learning_rate"] for r in read_rows(tmp_path) if "train/loss" in r}
+    assert rates[12] < 0.6 * rates[10]
+
+    again = fit(tmp_path, steps=40, observe=observe, done=done)
+    assert int(again.state.step) == 15
+    assert not again.stopped
+    assert len(seen) == 3

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxdl import augment, losses, optim, parallel, task
 
-HPARAMS = {"learning_rate": 0.1, "momentum": 0.9, "weight_decay": 1e-3, "label_smoothing": 0.1}
+HPARAMS = {"learning_rate": 0.1, "momentum": 0.9, "l2_penalty": 1e-3, "label_smoothing": 0.1}
 
 
 class Net(nn.Module):
@@ -35,7 +35,7 @@ def build(axis_name=None, accumulate=1, augmented=True, optimizer="nesterov", sy
     return task.supervised(
         init,
         loss,
-        optim.optimizer(optimizer, clip_norm=1.0),
+        optim.optimizer(optimizer, clip_global_norm=1.0),
         optim.schedule("cosine", steps=20, warmup_steps=3),
         accumulate=accumulate,
         axis_name=axis_name,
