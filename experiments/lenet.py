@@ -34,8 +34,10 @@ class Config(classification.Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self, "image_size", self.image_size == 32, "32")
-        smoothed = self.model == "lenet5_1998" and self.label_smoothing > 0
+        own_loss = self.model == "lenet5_1998"
+        smoothed = own_loss and self.label_smoothing > 0
         require(self, "label_smoothing", not smoothed, "0 with lenet5_1998, whose loss has none")
+        require(self, "mix", not (own_loss and self.mix), "left out with lenet5_1998")
 
 
 def build(config: Config, mesh: Mesh) -> training.Problem:

@@ -25,7 +25,7 @@ class Config(classification.Config):
     epochs: float = flag(20.0, "passes over the training set, unless --steps is given")
     optimizer: str = flag("adam", "the method", tuple(optim.OPTIMIZERS))
     learning_rate: float = flag(0.002, "its peak")
-    weight_decay: float = flag(0.0, "never on biases and norm scales")
+    l2_penalty: float | None = flag(0.0, "weight of |params|^2 / 2 in what is minimized")
     label_smoothing: float = flag(0.0, "share of the uniform distribution in the target")
 
 

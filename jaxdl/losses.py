@@ -1,5 +1,7 @@
 """Losses as totals and counts, and the losses of whole problems built from a model."""
 
+import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdl import metrics
+from jaxdl import decoding, metrics
+from jaxdl.nn import redraw
 from jaxdl.task import Init, Loss, Mean
 
 
@@ -20,13 +23,14 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: Any = 0
 
     Args:
       logits: [..., num_classes].
-      labels: int [...].
+      labels: int [...], or shares of the classes, float [..., num_classes].
       label_smoothing: the uniform distribution's share, in [0, 1].
 
     Returns:
       float32 [...].
     """
-    targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=jnp.float32)
+    is_class = labels.ndim < logits.ndim
+    targets = jax.nn.one_hot(labels, logits.shape[-1]) if is_class else labels
     targets = optax.smooth_labels(targets, label_smoothing)
     return optax.softmax_cross_entropy(logits.astype(jnp.float32), targets)
 
@@ -40,7 +44,10 @@ SOWN = "intermediates"
 """The collection that models sow features and auxiliary logits into: outputs, not state."""
 
 ExampleLoss = Callable[..., jax.Array]
-"""(logits [B, C], labels [B], label_smoothing) -> [B]"""
+"""(logits [B, C], labels int [B] or float [B, C], label_smoothing) -> [B]"""
+
+MIX_STREAM = 2**31 - 1
+"""What the examples' keys are folded with for mixing; augmentations fold in 0, 1, 2 ..."""
 
 
 def classification(
@@ -50,6 +57,8 @@ def classification(
     augment: Callable[[Any, Any], jax.Array] = lambda key, images: images,
     example_loss: ExampleLoss = cross_entropy,
     aux_weight: float = 0.0,
+    mix: Callable[..., tuple[jax.Array, jax.Array]] | None = None,
+    initializer: nn.initializers.Initializer | None = None,
 ) -> tuple[Init, Loss]:
     """The parts of `task.supervised` for classifying images.
 
@@ -61,6 +70,9 @@ def classification(
       example_loss: (logits, labels, label_smoothing) -> losses [B].
       aux_weight: what the losses of the logits that the model sows as `aux_logits...` are weighted
         with in training (Szegedy et al. 2014, arXiv:1409.4842, section 5).
+      mix: (keys [B], images, labels [B], mask [B]) -> (images, targets [B, C]), in training only,
+        after `augment`; made of `augment.mixup` or `augment.cutmix`.
+      initializer: draws every kernel in the place of the network's own (`jaxdl.nn.redraw`).
 
     Returns:
       (init, loss). `loss` reads `image` uint8 [B, H, W, C], `label` int [B], `mask` [B] and the
@@ -72,10 +84,16 @@ def classification(
         images = jnp.zeros((1, *image_shape), jnp.float32)
         variables = dict(model.init(key, images, train=False))
         variables.pop(SOWN, None)
-        return variables.pop("params"), variables
+        params = variables.pop("params")
+        return redraw(key, params, initializer) if initializer else params, variables
 
     def loss(params, extra, batch, key, hparams, train):
-        images = augment(batch["key"], batch["image"]) if train else batch["image"]
+        images, labels, mask = batch["image"], batch["label"], batch["mask"]
+        if train:
+            images = augment(batch["key"], images)
+        if train and mix:
+            keys = jax.vmap(jax.random.fold_in, (0, None))(batch["key"], MIX_STREAM)
+            images, labels = mix(keys, images, labels, mask)
         applied: Any = model.apply(
             {"params": params, **extra},
             normalize(images),
@@ -85,12 +103,117 @@ def classification(
         )
         logits, updated = applied
         smoothing = hparams["label_smoothing"] if train else 0.0
-        losses = example_loss(logits, batch["label"], smoothing)
+        losses = example_loss(logits, labels, smoothing)
         sown = updated.pop(SOWN, {}) if train else {}
         for name, values in sown.items():
             if name.startswith("aux_logits"):
-                losses += aux_weight * example_loss(values[0], batch["label"], smoothing)
-        reported = {"accuracy": metrics.accuracy(logits, batch["label"], batch["mask"])}
-        return masked_mean(losses, batch["mask"]), updated if train else extra, reported
+                losses += aux_weight * example_loss(values[0], labels, smoothing)
+        reported = {"accuracy": metrics.accuracy(logits, batch["label"], mask)}
+        return masked_mean(losses, mask), updated if train else extra, reported
+
+    return init, loss
+
+
+def language_modeling(
+    model: Any, batch_size: int, axis_name: str | None = None
+) -> tuple[Init, Loss]:
+    """The parts of `task.supervised` for predicting each token of a text from those before it.
+
+    In training the carry goes on from the step before, but no gradient flows back into that step:
+    truncated back-propagation (Williams and Peng 1990, "An efficient gradient-based algorithm for
+    on-line training of recurrent network trajectories"). In evaluation it starts from zeros.
+
+    Args:
+      model: called as `model.apply(variables, tokens [B, T], train=..., carry=...)`, returns logits
+        [B, T, V] and the carry; `model.initial_carry(batch_size)` is what a text starts from.
+      batch_size: how many streams of text there are, the rows of a global batch.
+      axis_name: the mapped axis that the batch is spread over, if there is one.
+
+    Returns:
+      (init, loss). `loss`, in nats a token, reads `token` int [B, T + 1] and `mask` [B, T], and in
+      training `row` int [B], which stream a row goes on with, and `fresh` [B], 1 where that starts
+      anew. It keeps the `carry` of all streams in `extra` and reports `accuracy` and
+      `bits_per_character`. Random stream: `dropout`.
+    """
+
+    def init(key):
+        params = model.init(key, jnp.zeros((1, 1), jnp.int32), train=False)["params"]
+        return params, {"carry": model.initial_carry(batch_size)}
+
+    def loss(params, extra, batch, key, hparams, train):
+        token, mask = batch["token"], batch["mask"]
+        carry = None
+        if train:
+            # Each array of the carry is [streams, ...]; a batch may have some of the streams only.
+            row, fresh = batch["row"], batch["fresh"][:, None] == 1
+            carry = jax.tree.map(lambda old: jnp.where(fresh, 0, old[row]), extra["carry"])
+        logits, carry = model.apply(
+            {"params": params}, token[:, :-1], train=train, carry=carry, rngs={"dropout": key}
+        )
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, token[:, 1:])
+        mean = masked_mean(losses, mask)
+        if train:
+            keep = lambda old, new: _put_rows(old, row, new, axis_name)
+            extra = {"carry": jax.tree.map(keep, extra["carry"], carry)}
+        reported = {
+            "accuracy": metrics.accuracy(logits, token[:, 1:], mask),
+            "bits_per_character": Mean(mean.total / math.log(2), mean.count),
+        }
+        return mean, extra, reported
+
+    return init, loss
+
+
+def _put_rows(old: jax.Array, row: jax.Array, new: jax.Array, axis_name: str | None) -> jax.Array:
+    """`old` [N, F] with `new` [B, F] in the rows that `row` [B] names, on every device."""
+    if axis_name is None:
+        return old.at[row].set(new)
+    # No two devices have the same row, so sums over the devices are what one of them has put there.
+    put = jnp.zeros_like(old).at[row].set(new)
+    is_put = jnp.zeros((len(old), 1)).at[row].set(1)
+    put, is_put = jax.lax.psum((put, is_put), axis_name)
+    return jnp.where(is_put == 1, put, old)
+
+
+def translation(model: nn.Module, go: int, eos: int) -> tuple[Init, Loss]:
+    """The parts of `task.supervised` for translating sentences.
+
+    Args:
+      model: a `jaxdl.models.seq2seq.Seq2Seq`, or one with its methods.
+      go: the token that targets start from.
+      eos: the token that ends them.
+
+    Returns:
+      (init, loss). `loss`, in nats a target token, the closing one included, reads `source` int
+      [B, S], `source_length` int [B], `target` int [B, T] with padding of 0, `mask` [B], and the
+      hyperparameters `label_smoothing` and, where there is one, `sampling_rate`: that of scheduled
+      sampling (Bengio et al. 2015, arXiv:1506.03099). It reports `token_accuracy`, given the tokens
+      before, and in evaluation `exact_match`, the share of sentences that greedy decoding gets
+      right from the first token to the last. Random stream: `dropout`.
+    """
+
+    def init(key):
+        tokens, length = jnp.ones((1, 1), jnp.int32), jnp.ones(1, jnp.int32)
+        return model.init(key, tokens, length, tokens, train=False)["params"], {}
+
+    def loss(params, extra, batch, key, hparams, train):
+        target = batch["target"]
+        is_token = (target != decoding.PAD) * batch["mask"][:, None]
+        inputs = jnp.concatenate([jnp.full_like(target[:, :1], go), target[:, :-1]], 1)
+        apply = functools.partial(model.apply, {"params": params}, rngs={"dropout": key})
+        encoded, carry = apply(batch["source"], batch["source_length"], train=train, method="encode")
+        sampling = {}
+        if train and "sampling_rate" in hparams:
+            sampling = {"keys": batch["key"], "sampling_rate": hparams["sampling_rate"]}
+        logits, _ = apply(encoded, carry, inputs, train=train, **sampling, method="decode")
+        smoothing = hparams["label_smoothing"] if train else 0.0
+        mean = masked_mean(cross_entropy(logits, target, smoothing), is_token)
+        reported = {"token_accuracy": metrics.accuracy(logits, target, is_token)}
+        if not train:
+            step = functools.partial(apply, encoded, method="step")
+            decoded = decoding.greedy(step, carry, go, eos, target.shape[1])
+            exact = (decoded.tokens == target).all(1)
+            reported["exact_match"] = masked_mean(exact, batch["mask"])
+        return mean, extra, reported
 
     return init, loss

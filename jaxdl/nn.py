@@ -1,4 +1,9 @@
-"""Layers and small operations that several networks need and Flax lacks."""
+"""Layers, small operations and the start of the weights, where several networks need them."""
+
+import difflib
+import math
+import zlib
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -6,6 +11,87 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdl import InputError
+
+INITIALIZERS: dict[str, tuple[nn.initializers.Initializer, float]] = {
+    **{
+        name: (getattr(nn.initializers, name)(), 1.0)
+        for name in (
+            *("glorot_uniform", "glorot_normal", "xavier_uniform", "xavier_normal"),
+            *("he_uniform", "he_normal", "kaiming_uniform", "kaiming_normal"),
+            *("lecun_uniform", "lecun_normal"),
+        )
+    },
+    "orthogonal": (nn.initializers.orthogonal(), 1.0),
+    "normal": (nn.initializers.normal(1.0), 0.01),
+    "truncated_normal": (nn.initializers.truncated_normal(1.0), 0.01),
+    "constant": (nn.initializers.constant(1.0), 0.01),
+}
+"""Each at a scale of 1, and the scale that it has by default."""
+
+
+def initializer(name: str, scale: float | None = None) -> nn.initializers.Initializer:
+    """Return the initializer of that name, Flax's own, with all that it draws times `scale`.
+
+    With fan_in and fan_out the connections into and out of a unit (torch.nn.init counts the same),
+    the variances at a scale of 1 are
+
+    - `glorot_*`, also called `xavier_*`: 2 / (fan_in + fan_out) (Glorot, Bengio, "Understanding the
+      difficulty of training deep feedforward neural networks", AISTATS 2010, not on arXiv);
+    - `he_*`, also called `kaiming_*`: 2 / fan_in (He et al. 2015, arXiv:1502.01852);
+    - `lecun_*`: 1 / fan_in (LeCun et al., "Efficient BackProp", 1998, not on arXiv);
+
+    each uniform, or normal but cut off at two standard deviations and widened to that variance, as
+    in TensorFlow (torch's are not cut off). `orthogonal` (Saxe et al. 2013, arXiv:1312.6120) has
+    orthonormal columns, or rows where there are fewer of those, of the kernel as a matrix
+    [fan_in, features].
+
+    Args:
+        name: a key of `INITIALIZERS`.
+        scale: what torch calls the gain. For `normal` it is the standard deviation, for
+            `truncated_normal` that of the distribution before it is cut off at two of them, and for
+            `constant` the value. None for 0.01 in these three, and 1 in all others.
+
+    Returns:
+        (key, shape, dtype) -> a kernel [..., in, out].
+
+    Raises:
+        InputError: no such name, or a scale that is not finite.
+    """
+    if name not in INITIALIZERS:
+        near = difflib.get_close_matches(name, INITIALIZERS)
+        hint = f"near it: {', '.join(near)}; " if near else ""
+        raise InputError(f"no initializer {name!r}; {hint}there are {', '.join(INITIALIZERS)}")
+    draw, default = INITIALIZERS[name]
+    factor = default if scale is None else scale
+    if not math.isfinite(factor):
+        raise InputError(f"the scale of an initializer must be a finite number, not {scale}")
+    return lambda key, shape, dtype=jnp.float32: factor * draw(key, shape, dtype)
+
+
+def redraw(key: jax.Array, params: Any, initializer: nn.initializers.Initializer) -> Any:
+    """Return the parameters with every kernel drawn anew, and all else as it was.
+
+    A kernel is what Flax calls so: the weights of a Dense or Conv layer, [..., in, out]. Biases,
+    the scales of norms and embeddings keep what the network gave them. Kernels that it had set to
+    zero, with `zero_init_last`, are drawn too.
+
+    Args:
+        key: a PRNG key. Each kernel's own follows from it and from the kernel's path, so that a
+            layer more in one place changes nothing in another.
+        params: nested dicts of arrays, as `model.init` returns them under `params`.
+        initializer: (key, shape, dtype) -> array, such as `initializer("he_normal")`. It draws in
+            float32 at least.
+    """
+
+    def draw(path: Any, leaf: jax.Array) -> jax.Array:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if name.split("/")[-1] != "kernel":
+            return leaf
+        own = jax.random.fold_in(key, np.uint32(zlib.crc32(name.encode())))
+        wide = jnp.promote_types(leaf.dtype, jnp.float32)  # orthogonal has no narrower form
+        return initializer(own, leaf.shape, wide).astype(leaf.dtype)
+
+    return jax.tree.map_with_path(draw, params)
 
 
 class LocalResponseNorm(nn.Module):

@@ -28,8 +28,12 @@ from jaxdl.data import (
     Example,
     Pipeline,
     Preprocess,
+    few,
+    fold,
     from_arrays,
+    labels,
     load,
+    only,
     split_off,
 )
 
@@ -413,6 +417,89 @@ def test_split_off_is_a_disjoint_share_of_train(digits):
     for share in (-0.1, 0.0, 0.0001, 1.0, 1.5):
         with pytest.raises(InputError, match=f"validation share {share} of 1437"):
             split_off(digits, share, seed=0)
+
+
+def names_and_labels(dataset, split):
+    source = dataset.splits[split]
+    return {source[i]["name"]: source[i]["label"] for i in range(len(source))}
+
+
+def test_labels_are_those_of_the_examples(digits, folder):
+    sets = [digits, load(f"folder:{folder}"), numbered(5), few(digits, 3, seed=0)]
+    sets += [only(digits, "73"), few(only(digits, "739"), 4, seed=0)]
+    sets += [Dataset("w", {"train": Witness()}, ("0",), 3)]  # holds no labels
+    for dataset in sets:
+        for source in dataset.splits.values():
+            expected = [source[i]["label"] for i in range(len(source))]
+            np.testing.assert_array_equal(labels(source), expected)
+    (folder / "train/cat/a.jpg").write_bytes(b"")  # they take no decoding
+    assert labels(load(f"folder:{folder}").splits["train"]).tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_only_keeps_some_classes_in_the_order_given(digits):
+    chosen = only(digits, ("7", "3"))
+    assert chosen.class_names == ("7", "3")
+    for split, source in digits.splits.items():
+        expected = {
+            name: "73".index(str(label))
+            for name, label in names_and_labels(digits, split).items()
+            if label in (3, 7)
+        }
+        assert names_and_labels(chosen, split) == expected
+        image = chosen.splits[split][0]
+        (same,) = [source[i] for i in range(len(source)) if source[i]["name"] == image["name"]]
+        assert image["image"] == same["image"]
+    (batch, *_) = Pipeline(only(chosen, ("3", "7")), DIGITS, 8).evaluate("test")
+    assert set(np.asarray(batch["label"]).tolist()) == {0, 1}
+    with pytest.raises(InputError, match="digits has no class 'cat'; it has 0, 1, 2"):
+        only(digits, ("7", "cat"))
+    with pytest.raises(InputError, match="classes 7, 7 of digits: expected at least two, each"):
+        only(digits, ("7", "7"))
+    with pytest.raises(InputError, match="classes 7 of digits: expected at least two"):
+        only(digits, ("7",))
+    few_tested = numbered(4, test=(np.zeros((1, 24, 24, 3), np.uint8), np.array([0])))
+    with pytest.raises(InputError, match="the test split of arrays has no example of 1, 2"):
+        only(few_tested, ("1", "2"))
+
+
+def test_few_keeps_so_many_of_each_class(digits):
+    ten = few(digits, 10, seed=0)
+    assert np.bincount(labels(ten.splits["train"])).tolist() == [10] * 10
+    assert ten.splits["test"] is digits.splits["test"]
+    chosen, everything = names_and_labels(ten, "train"), names_and_labels(digits, "train")
+    assert chosen.items() <= everything.items()
+    assert names_and_labels(few(digits, 10, seed=0), "train") == chosen
+    assert names_and_labels(few(digits, 4, seed=0), "train").items() < chosen.items()
+    other = names_and_labels(few(digits, 10, seed=1), "train")
+    assert len(other.keys() & chosen.keys()) < 20
+    for wanted in (0, 143):
+        with pytest.raises(InputError, match=f"^{wanted} train examples .*: expected 1 to 1"):
+            few(digits, wanted, seed=0)
+
+
+def test_folds_validate_every_example_once(digits):
+    everything, seen = names_and_labels(digits, "train"), []
+    for number in range(5):
+        part = fold(digits, 5, number, seed=3)
+        validation = names_and_labels(part, "validation")
+        train = names_and_labels(part, "train")
+        assert len(validation) in (287, 288)
+        assert not validation.keys() & train.keys()
+        assert validation | train == everything
+        assert names_and_labels(fold(digits, 5, number, seed=3), "validation") == validation
+        assert part.splits["test"] is digits.splits["test"]
+        seen += validation
+    assert sorted(seen) == sorted(everything)
+    other = names_and_labels(fold(digits, 5, 0, seed=4), "validation")
+    assert other != names_and_labels(fold(digits, 5, 0, seed=3), "validation")
+    with pytest.raises(InputError, match="has a validation split of its own"):
+        fold(part, 5, 0, seed=0)
+    for folds in (1, 1438):
+        with pytest.raises(InputError, match=f"^{folds} folds of 1437 .*: expected 2 to 1437"):
+            fold(digits, folds, 0, seed=0)
+    for number in (-1, 5):
+        with pytest.raises(InputError, match=f"^fold {number} of 5: expected 0 to 4"):
+            fold(digits, 5, number, seed=0)
 
 
 # Images.

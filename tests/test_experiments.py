@@ -126,6 +126,7 @@ SMALLEST = {
     "alexnet": ("--width=16", "--epochs=10"),
     "densenet": ("--growth_rate=6", "--epochs=3", "--image_size=8"),
     "inception": ("--width=0.125", "--epochs=4", "--image_size=8"),
+    "mlp": ("--width=64", "--epochs=15", "--dropout=0"),
     "nin": ("--width=32", "--epochs=10", "--image_size=16"),
     "vgg": ("--width=8", "--epochs=4"),
 }
@@ -245,10 +246,15 @@ def test_default_workdir_is_new_every_time(command):
     flags = ("--steps=1", "--log_every=1")
     first, second = (command("lenet", *flags).stdout.splitlines()[0] for _ in range(2))
     assert first.split(", in ")[1] != second.split(", in ")[1]
+    folders = list((command.folder / "runs").iterdir())
+    assert len(folders) == 2
+    # The flags of such a run go on with it, and make no third.
+    again = command("lenet", f"--flagfile={folders[0] / 'flags.txt'}", "--steps=1")
+    assert f"in runs/{folders[0].name}" in again.stdout
     assert len(list((command.folder / "runs").iterdir())) == 2
 
 
-EXPERIMENTS = ("alexnet", "densenet", "inception", "lenet", "nin", "resnet", "vgg")
+EXPERIMENTS = ("alexnet", "densenet", "inception", "lenet", "mlp", "nin", "resnet", "vgg")
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -297,8 +303,12 @@ MISTAKES = {
     "warm-up": (["--schedule=sine"], "should be one of"),
     "resume must": (["--resume=must", "--workdir=new"], "there is no run in new"),
     "eval nothing": (["--mode=eval", "--workdir=new"], "no run in new"),
-    "eval without folder": (["--mode=eval"], "--mode=eval needs --workdir"),
+    "eval without folder": (["--mode=eval"], "--workdir=: it must be a run's, for --mode=eval"),
     "grad_accum": (["--grad_accum=3"], "a divisor of the batch_size 32"),
+    "early stop on test": (["--early_stop=3"], "give --validation or --folds"),
+    "fold without folds": (["--fold=1"], "--fold=1: it must be given with --folds"),
+    "fold beyond": (["--fold=5", "--folds=5"], "at least 0 and less than --folds=5"),
+    "folds of a split set": (["--folds=3", "--validation=0.1"], "--validation"),
     "hosts": (["--coordinator=localhost:1"], "needs --num_processes and --process_id"),
 }
 
@@ -422,3 +432,62 @@ def test_two_hosts_equal_one(command, environment):
     np.testing.assert_allclose(
         ours, checkpoint.load(command.folder / "one")["params"]["c5"]["kernel"], atol=1e-5
     )
+
+
+def test_early_stopping_goes_back_to_the_best(command):
+    """A learning rate that soon undoes what it learned: the best evaluation is the first ones'."""
+    flags = ("--epochs=40", "--eval_every=20", "--early_stop=3", "--validation=0.2")
+    flags = (*flags, "--schedule=constant", "--learning_rate=0.02", "--log_every=20")
+    command("lenet", *flags, "--workdir=run")
+    run = command.folder / "run"
+    summary = json.loads((run / "summary.json").read_text())
+    measured = {r["step"]: r["eval/accuracy"] for r in read_rows(run) if "eval/accuracy" in r}
+    last = max(measured)
+    assert last < 40 * 1150 // 32
+    assert max(list(measured.values())[-3:]) <= max(list(measured.values())[:-3])
+    assert summary["step"] == summary["best_step"] < last
+    assert summary["eval/accuracy"] == max(measured.values())
+    assert summary["train/loss"] > 0
+    again = command("lenet", *flags, "--workdir=run").stdout
+    assert "step" not in again.splitlines()[1]
+    assert json.loads((run / "summary.json").read_text())["step"] == summary["step"]
+
+
+def test_cross_validation_trains_each_fold_and_goes_on(command):
+    flags = (*SMALL, "--folds=3", "--workdir=cv")
+    process = command.start("lenet", *flags)
+    folds = 0
+    for line in process.stdout:
+        folds += line.startswith("fold ")
+        if folds == 2 and line.startswith("step 20/"):
+            process.send_signal(signal.SIGTERM)
+            break
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert "and with the folds after it: python -m experiments.lenet" in output
+    assert not (command.folder / "cv" / "summary.json").exists()
+    done = command("lenet", *flags)
+    assert done.stderr == ""
+    folds = [
+        json.loads((command.folder / "cv" / f"fold{i}" / "summary.json").read_text())
+        for i in range(3)
+    ]
+    assert [fold["examples"]["validation"] for fold in folds] == [479, 479, 479]
+    accuracies = [fold["eval/accuracy"] for fold in folds]
+    assert len(set(accuracies)) > 1
+    summary = json.loads((command.folder / "cv" / "summary.json").read_text())
+    assert summary["eval/accuracy"] == pytest.approx(np.mean(accuracies))
+    assert summary["eval/accuracy_std"] == pytest.approx(np.std(accuracies, ddof=1))
+    assert f"eval/accuracy: {np.mean(accuracies):.4g} +- " in done.stdout
+    command("lenet", *SMALL, "--folds=3", "--fold=1", "--workdir=alone")
+    assert_same_state(command.folder / "alone", command.folder / "cv" / "fold1")
+
+
+def test_averages_are_evaluated_and_saved(command):
+    command("lenet", *SMALL, "--ema_decay=0.9", "--workdir=run")
+    summary = json.loads((command.folder / "run" / "summary.json").read_text())
+    assert summary["eval/ema_accuracy"] > 0.5
+    assert summary["eval/ema_loss"] != summary["eval/loss"]
+    saved = checkpoint.load(command.folder / "run")
+    kernel, average = saved["params"]["c1"], saved["average"]["params"]["c1"]
+    assert not np.array_equal(kernel["kernel"], average["kernel"])

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import flax.linen as linen
 import jax
 import jax.nn as nn
 import jax.numpy as jnp
@@ -13,10 +14,12 @@ import pytest
 from flax import traverse_util
 from golden.weights import images, weight
 from scipy.signal import correlate
+from scipy.stats import norm
 
 import jaxdl
 from jaxdl import models
-from jaxdl.models import densenet, inception, lenet, resnet
+from jaxdl.models import densenet, inception, lenet, mlp, resnet
+from jaxdl.nn import initializer, redraw
 
 
 class Family(NamedTuple):
@@ -33,6 +36,7 @@ CIFAR = Family((32, 32, 3), (12, 9, 3), {"num_classes": 7, "width": 4})
 ALEXNET = Family((224, 224, 3), (67, 75, 3), {"num_classes": 7, "width": 4})
 ALEXNET_PAPER = Family((227, 227, 3), (67, 75, 3), {"num_classes": 7, "width": 6})
 VGG = Family((224, 224, 3), (32, 41, 3), {"num_classes": 7, "width": 4})
+MLP = Family((28, 28, 1), (6, 5, 3), {"num_classes": 7, "width": 16, "batch_norm": True})
 NIN = Family((224, 224, 3), (41, 46, 3), {"num_classes": 7, "width": 12})
 NIN_CIFAR = Family((32, 32, 3), (12, 9, 3), {"num_classes": 7, "width": 24})
 DENSENET = Family((224, 224, 3), (29, 33, 3), {"num_classes": 7, "growth_rate": 4})
@@ -64,6 +68,7 @@ MODELS = {
     "inception_resnet_v2": (55_843_464, INCEPTION),
     "lenet5": (61_706, LENET),
     "lenet5_1998": (60_000, LENET),
+    "mlp": (784 * 256 + 256 + 256 * 256 + 256 + 256 * 10 + 10, MLP),
     "nin": (7_595_176, NIN),
     "nin_cifar": (966_986, NIN_CIFAR),
     "plain18": (11_689_512 - 1_792 - 172_032, IMAGENET),
@@ -189,6 +194,11 @@ def test_parameters_shapes_and_types(name):
     assert count(variables["params"]) == parameters
     assert all(leaf.dtype == jnp.float16 for leaf in jax.tree.leaves(variables["params"]))
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables.get("batch_stats")))
+    # `redraw` knows the weights of layers by this name.
+    for path, leaf in flat(variables["params"]).items():
+        assert path.endswith("kernel") == (leaf.ndim > 1), path
+    redrawn = functools.partial(redraw, jax.random.key(0), initializer=initializer("orthogonal"))
+    assert jax.eval_shape(redrawn, variables["params"]) == variables["params"]
 
     x = jax.ShapeDtypeStruct((2, *family.image), jnp.float32)
     apply = functools.partial(model.apply, train=False, mutable=["intermediates"])
@@ -204,6 +214,7 @@ def test_parameters_shapes_and_types(name):
     ("name", "kwargs"),
     [
         *((name, {}) for name in MODELS if name not in DEEPER),
+        *(("mlp", {"activation": activation}) for activation in mlp.ACTIVATIONS),
         ("resnet20_cifar", {"shortcut": "B"}),
         ("resnet20_cifar_v2", {"shortcut": "B"}),
     ],
@@ -256,6 +267,32 @@ def test_contract(name, kwargs):
     # A rounding to bfloat16 is off by 0.4% at most, and the deepest network here gathers 1.3%.
     assert half_logits.dtype == jnp.float32
     assert largest_error(half_logits, eval_logits) < 0.03
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in DEEPER])
+def test_norms_take_their_momentum_and_epsilon(name):
+    """All batch norms of a network take both; a network without such norms takes neither."""
+    family = MODELS[name][1]
+    norms = []
+
+    def look(call, args, kwargs, context):
+        if isinstance(context.module, linen.BatchNorm):
+            norms.append((context.module.momentum, context.module.epsilon))
+        return call(*args, **kwargs)
+
+    def built(**kwargs):
+        norms.clear()
+        with linen.intercept_methods(look):
+            init_shapes(models.create(name, **family.small, **kwargs), family.small_image)
+        return set(norms)
+
+    by_default = built()
+    if not by_default:
+        with pytest.raises(jaxdl.InputError, match=f"{name} does not take norm_momentum"):
+            models.create(name, norm_momentum=0.8)
+        return
+    assert by_default == {(0.9, 1e-3 if name.startswith(("googlenet", "inception")) else 1e-5)}
+    assert built(norm_momentum=0.75, norm_epsilon=0.125) == {(0.75, 0.125)}
 
 
 def test_unknown_name():
@@ -493,6 +530,73 @@ def test_training_step_matches_torch(golden, name, last_bn):
         unbiased = old + (var - old) * n / (n - 1)
         assert largest_error(mean, golden[f"{name}/train/{bn}.running_mean"]) < 1e-6
         assert largest_error(unbiased, golden[f"{name}/train/{bn}.running_var"]) < 1e-6
+
+
+# The multilayer perceptron.
+
+ACTIVATIONS = {
+    "sigmoid": lambda z: 1 / (1 + np.exp(-z)),
+    "tanh": np.tanh,
+    "relu": lambda z: np.where(z > 0, z, 0),
+    "leaky_relu": lambda z: np.where(z > 0, z, 0.01 * z),
+    "elu": lambda z: np.where(z > 0, z, np.expm1(z)),
+    "selu": lambda z: 1.0507009873554805 * np.where(z > 0, z, 1.6732632423543772 * np.expm1(z)),
+    "gelu": lambda z: z * norm.cdf(z),
+}
+
+
+@pytest.mark.parametrize("activation", mlp.ACTIVATIONS)
+def test_mlp_by_hand(activation):
+    model: Any = mlp.mlp(width=5, depth=2, num_classes=3, activation=activation, batch_norm=True)
+    x = np.random.default_rng(0).standard_normal((6, 3, 2, 2), np.float32)
+    variables = init(model, x)
+    apply = functools.partial(model.apply, train=True, mutable=["batch_stats", "intermediates"])
+    logits, state = jax.jit(apply)(variables, x)
+    y = np.float64(x).transpose(0, 3, 1, 2).reshape(6, 12)
+    params = jax.tree.map(np.float64, variables["params"])
+    for i in (1, 2):
+        y = y @ params[f"fc{i}"]["kernel"]
+        batch_mean, batch_var = y.mean(axis=0), y.var(axis=0)
+        moved = state["batch_stats"][f"bn{i}"]
+        np.testing.assert_allclose(moved["mean"], 0.1 * batch_mean, atol=1e-6)
+        np.testing.assert_allclose(moved["var"], 0.9 + 0.1 * batch_var, rtol=1e-5)
+        y = ACTIVATIONS[activation]((y - batch_mean) / np.sqrt(batch_var + 1e-5))
+        np.testing.assert_allclose(state["intermediates"][f"hidden{i}"][0], y, atol=1e-5)
+    y = y @ params["fc"]["kernel"]
+    assert largest_error(logits, y) < 1e-5
+
+
+def test_mlp_without_hidden_layers_is_softmax_regression():
+    params = init_shapes(mlp.mlp(depth=0), (8, 8, 1))["params"]
+    assert jax.tree.map(lambda leaf: leaf.shape, params) == {
+        "fc": {"kernel": (64, 10), "bias": (10,)}
+    }
+
+
+def test_mlp_dropout_is_in_training_only():
+    model: Any = mlp.mlp(width=400, depth=1, dropout=0.25, activation="sigmoid")
+    x = np.ones((50, 2, 2, 1), np.float32)
+    variables = init(model, x)
+    run = functools.partial(model.apply, variables, x, mutable=["intermediates"])
+    _, state = run(train=True, rngs={"dropout": jax.random.key(0)})
+    (hidden,), (features,) = (state["intermediates"][name] for name in ("hidden1", "features"))
+    assert (features == 0).mean() == pytest.approx(0.25, abs=0.02)
+    np.testing.assert_allclose(features[features != 0], (hidden / 0.75)[features != 0], rtol=1e-6)
+    _, state = run(train=False)
+    np.testing.assert_array_equal(state["intermediates"]["features"][0], hidden)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"width": 0}, "a width of at least 1, not 0"),
+        ({"depth": -1}, "a depth of at least 0, not -1"),
+        ({"activation": "swish"}, "an activation out of sigmoid, .*, not 'swish'"),
+    ],
+)
+def test_mlp_mistakes(kwargs, message):
+    with pytest.raises(jaxdl.InputError, match=f"^mlp takes {message}$"):
+        models.create("mlp", **kwargs)
 
 
 # LeNet-5.

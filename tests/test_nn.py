@@ -1,4 +1,4 @@
-"""The layers that Flax lacks, held to torch's and to their papers' own formulas."""
+"""The layers that Flax lacks, and the starts of the weights, held to torch and to the papers."""
 
 from pathlib import Path
 
@@ -12,7 +12,15 @@ from jax.test_util import check_grads
 
 import jaxdl
 from jaxdl.models.nin import avg_pool, max_pool
-from jaxdl.nn import LocalResponseNorm, adaptive_avg_pool, check_image_size, flatten
+from jaxdl.nn import (
+    INITIALIZERS,
+    LocalResponseNorm,
+    adaptive_avg_pool,
+    check_image_size,
+    flatten,
+    initializer,
+    redraw,
+)
 
 MAPS = 100 * weight("maps", (2, 6, 5, 9))
 
@@ -93,3 +101,99 @@ def test_check_image_size():
         check_image_size(model, jnp.zeros([1, 5, 6, 3]), 6)
     with pytest.raises(jaxdl.InputError, match=r"not 6x5$"):
         check_image_size(model, jnp.zeros([1, 6, 5, 3]), 6)
+
+
+# Kernels with the fans that torch.nn.init counts for the same layers: a dense layer, a convolution,
+# one in two groups, and a depthwise one.
+FANS = {
+    (300, 200): (300, 200),
+    (3, 5, 16, 32): (240, 480),
+    (5, 5, 24, 128): (600, 3200),
+    (7, 7, 1, 240): (49, 11760),
+}
+VARIANCES = {
+    **dict.fromkeys(("glorot", "xavier"), lambda fan_in, fan_out: 2 / (fan_in + fan_out)),
+    **dict.fromkeys(("he", "kaiming"), lambda fan_in, fan_out: 2 / fan_in),
+    "lecun": lambda fan_in, fan_out: 1 / fan_in,
+}
+
+
+def kernel(name, shape, scale=None, key=0, dtype=jnp.float32):
+    return np.asarray(initializer(name, scale)(jax.random.key(key), shape, dtype), np.float64)
+
+
+@pytest.mark.parametrize("shape", FANS)
+@pytest.mark.parametrize(
+    "name", [name for name in INITIALIZERS if "_" in name and "tr" not in name]
+)
+def test_variances_by_fan(name, shape):
+    """What is drawn has the variance, the mean and the bounds of the papers."""
+    variance = VARIANCES[name.split("_")[0]](*FANS[shape])
+    # Cut off at 2, a normal distribution has variance 1 - 4 phi(2) / (2 Phi(2) - 1).
+    bound = np.sqrt(3) if name.endswith("uniform") else 2 / np.sqrt(0.7737413)
+    for scale in (1, 2.5):
+        drawn = kernel(name, shape, scale) / (scale * np.sqrt(variance))
+        # The squares of either distribution have a standard deviation of about 1.
+        assert np.square(drawn).mean() == pytest.approx(1, abs=5 / np.sqrt(drawn.size))
+        assert abs(drawn.mean()) < 5 / np.sqrt(drawn.size)
+        assert 0.99 * bound < np.abs(drawn).max() < 1.0001 * bound
+    np.testing.assert_array_equal(kernel(name, shape), kernel(name, shape, 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "deviation", "bound"),
+    [("normal", 1, np.inf), ("truncated_normal", np.sqrt(0.7737413), 2), ("constant", 1, 1)],
+)
+def test_scale_is_the_deviation_or_the_value(name, deviation, bound):
+    for scale, given in ((0.01, None), (0.3, 0.3)):
+        drawn = kernel(name, (300, 200), given) / scale
+        assert np.sqrt(np.square(drawn).mean()) == pytest.approx(deviation, rel=0.01)
+        assert np.abs(drawn).max() <= bound * 1.0001
+    assert (kernel("constant", (2, 3), -0.5) == -0.5).all()
+
+
+@pytest.mark.parametrize("shape", [(40, 30), (30, 40), (3, 3, 5, 20), (1, 1, 8, 16)])
+def test_orthogonal(shape):
+    drawn = kernel("orthogonal", shape, 3.0).reshape(-1, shape[-1])
+    product = drawn.T @ drawn if drawn.shape[0] >= drawn.shape[1] else drawn @ drawn.T
+    np.testing.assert_allclose(product, 9 * np.eye(min(drawn.shape)), atol=1e-5)
+
+
+def test_initializer_mistakes():
+    with pytest.raises(jaxdl.InputError, match=r"^no initializer 'he_norm'; near it: .*he_normal"):
+        initializer("he_norm")
+    with pytest.raises(jaxdl.InputError, match=r"finite number, not nan$"):
+        initializer("he_normal", float("nan"))
+
+
+PARAMS = {
+    "conv": {"kernel": np.zeros((3, 3, 4, 8), np.float32), "bias": np.ones(8, np.float32)},
+    "block": {
+        "conv": {"kernel": np.zeros((3, 3, 4, 8), np.float16)},
+        "bn": {"scale": np.ones(8, np.float32)},
+    },
+    "embed": {"embedding": np.ones((5, 4), np.float32)},
+}
+
+
+@pytest.mark.parametrize("name", ["he_normal", "orthogonal"])
+def test_redraw(name):
+    key, draw = jax.random.key(1), initializer(name)
+    got = jax.jit(lambda params: redraw(key, params, draw))(PARAMS)
+    for path in (("conv", "bias"), ("block", "bn", "scale"), ("embed", "embedding")):
+        before, after = PARAMS, got
+        for step in path:
+            before, after = before[step], after[step]
+        assert (after == before).all()
+    first, second = got["conv"]["kernel"], got["block"]["conv"]["kernel"]
+    assert (first.dtype, second.dtype) == (jnp.float32, jnp.float16)
+    assert first.shape == second.shape == (3, 3, 4, 8)
+    assert first.std() == pytest.approx(np.sqrt(2 / 36) if name == "he_normal" else 1 / 6, rel=0.1)
+    assert abs(np.corrcoef(np.ravel(first), np.ravel(second))[0, 1]) < 0.3  # a key for each path
+
+    more = redraw(key, {"a": PARAMS["conv"], **PARAMS}, draw)
+    np.testing.assert_array_equal(more["conv"]["kernel"], first)  # that no other path changes
+    renamed = redraw(key, {"conw": PARAMS["conv"]}, draw)
+    assert (renamed["conw"]["kernel"] != first).any()
+    other = redraw(jax.random.key(2), PARAMS, draw)
+    assert (other["conv"]["kernel"] != first).any()

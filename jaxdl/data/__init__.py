@@ -7,7 +7,18 @@ JAX nor TensorFlow nor TensorFlow Datasets: worker processes import it too.
 
 from jaxdl.data.images import CorruptImage, Preprocess
 from jaxdl.data.pipeline import Batch, Pipeline
-from jaxdl.data.sources import Dataset, Example, Source, from_arrays, load, split_off
+from jaxdl.data.sources import (
+    Dataset,
+    Example,
+    Source,
+    few,
+    fold,
+    from_arrays,
+    labels,
+    load,
+    only,
+    split_off,
+)
 
 __all__ = [
     "Batch",
@@ -17,7 +28,11 @@ __all__ = [
     "Pipeline",
     "Preprocess",
     "Source",
+    "few",
+    "fold",
     "from_arrays",
+    "labels",
     "load",
+    "only",
     "split_off",
 ]

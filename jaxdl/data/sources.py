@@ -163,6 +163,115 @@ def split_off(dataset: Dataset, share: float, seed: int) -> Dataset:
     return dataset._replace(splits=dataset.splits | parts)
 
 
+def labels(source: Source) -> np.ndarray:
+    """Return the label of every example, integers [N]; no image is decoded.
+
+    Arrays, folders and what is made of them hold their labels; of other sources each example is
+    read.
+    """
+    held = getattr(source, "labels", None)
+    if held is None:
+        held = [source[i]["label"] for i in range(len(source))]
+    return np.asarray(held)
+
+
+def only(dataset: Dataset, class_names: Sequence[str]) -> Dataset:
+    """Keep the examples of some classes, labelled anew in the order given.
+
+    Args:
+        dataset: the set, of which every split is reduced.
+        class_names: at least two of its classes; the first becomes label 0.
+
+    Raises:
+        InputError: a class that the set does not have or that is given twice, fewer than two, or a
+            split that would be left empty.
+    """
+    unknown = [name for name in class_names if name not in dataset.class_names]
+    if unknown:
+        raise InputError(
+            f"{dataset.name} has no class {unknown[0]!r}; it has {_some(dataset.class_names)}"
+        )
+    if len(set(class_names)) < max(2, len(class_names)):
+        raise InputError(
+            f"classes {_some(class_names)} of {dataset.name}: expected at least two, each once"
+        )
+    new_labels = np.full(len(dataset.class_names), -1)
+    new_labels[[dataset.class_names.index(name) for name in class_names]] = range(len(class_names))
+    splits: dict[str, Source] = {}
+    for split, source in dataset.splits.items():
+        relabelled = new_labels[labels(source)]
+        indices = np.flatnonzero(relabelled >= 0)
+        if not len(indices):
+            raise InputError(
+                f"the {split} split of {dataset.name} has no example of {_some(class_names)}"
+            )
+        splits[split] = _Subset(source, indices, relabelled[indices])
+    return dataset._replace(splits=splits, class_names=tuple(class_names))
+
+
+def few(dataset: Dataset, per_class: int, seed: int) -> Dataset:
+    """Keep so many train examples of each class, and all of the other splits.
+
+    The same seed draws the same examples, and a smaller number a part of a larger one's.
+
+    Args:
+        dataset: the set.
+        per_class: how many of each class.
+        seed: which examples.
+
+    Raises:
+        InputError: fewer than one is wanted, or more than a class has.
+    """
+    train = dataset.splits["train"]
+    of_train = labels(train)
+    counts = np.bincount(of_train, minlength=len(dataset.class_names))
+    if not 1 <= per_class <= counts.min():
+        raise InputError(
+            f"{per_class} train examples of each class of {dataset.name}: expected 1 to "
+            f"{counts.min()}, what there is of class {dataset.class_names[counts.argmin()]!r}"
+        )
+    order = np.random.default_rng(seed).permutation(len(train))
+    chosen = [order[of_train[order] == label][:per_class] for label in range(len(counts))]
+    subset = _Subset(train, np.sort(np.concatenate(chosen)))
+    return dataset._replace(splits=dataset.splits | {"train": subset})
+
+
+def fold(dataset: Dataset, folds: int, number: int, seed: int) -> Dataset:
+    """Cut 'train' into equal parts at random; one becomes 'validation' and the others 'train'.
+
+    Every example is in the validation split of just one fold. Classes are not balanced; parts
+    differ by one example where the number of folds does not divide that of the examples.
+
+    Args:
+        dataset: a set without a validation split.
+        folds: how many parts.
+        number: which part is for validation, from 0.
+        seed: of the cut, the same for all folds of one cross-validation.
+
+    Raises:
+        InputError: there is a validation split, or one of the numbers is out of range.
+    """
+    if "validation" in dataset.splits:
+        raise InputError(
+            f"{dataset.name} has a validation split of its own; "
+            "folds can be cut only from a set without one"
+        )
+    train = dataset.splits["train"]
+    if not 2 <= folds <= len(train):
+        raise InputError(
+            f"{folds} folds of {len(train)} train examples: expected 2 to {len(train)}"
+        )
+    if not 0 <= number < folds:
+        raise InputError(f"fold {number} of {folds}: expected 0 to {folds - 1}")
+    cut = np.array_split(np.random.default_rng(seed).permutation(len(train)), folds)
+    validation = cut.pop(number)
+    parts: dict[str, Source] = {
+        "train": _Subset(train, np.sort(np.concatenate(cut))),
+        "validation": _Subset(train, np.sort(validation)),
+    }
+    return dataset._replace(splits=dataset.splits | parts)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Arrays:
     images: np.ndarray
@@ -184,12 +293,20 @@ class _Arrays:
 class _Subset:
     source: Source
     indices: np.ndarray
+    new_labels: np.ndarray | None = None  # of the chosen examples, where they are not the source's
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> Example:
-        return self.source[int(self.indices[index])]
+        example = self.source[int(self.indices[index])]
+        if self.new_labels is not None:
+            example["label"] = int(self.new_labels[index])
+        return example
+
+    @property
+    def labels(self) -> np.ndarray:
+        return labels(self.source)[self.indices] if self.new_labels is None else self.new_labels
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

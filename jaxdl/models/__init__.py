@@ -15,7 +15,7 @@ from typing import Any
 import flax.linen as nn
 
 from jaxdl import InputError
-from jaxdl.models import alexnet, densenet, googlenet, inception, lenet, nin, resnet, vgg
+from jaxdl.models import alexnet, densenet, googlenet, inception, lenet, mlp, nin, resnet, vgg
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "alexnet": alexnet.alexnet,
@@ -34,6 +34,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "inception_resnet_v2": inception.inception_resnet_v2,
     "lenet5": lenet.lenet5,
     "lenet5_1998": lenet.lenet5_1998,
+    "mlp": mlp.mlp,
     "nin": nin.nin,
     "nin_cifar": nin.nin_cifar,
     "plain18": resnet.plain18,

@@ -94,6 +94,8 @@ class DenseNet(nn.Module):
             CIFAR and SVHN without augmentation, and none elsewhere.
         dtype, param_dtype: the compute type, and the type parameters are stored in. Batch
             statistics are float32.
+        norm_momentum, norm_epsilon: of the batch norms: the share of the running statistics that
+            stays at each update (torch calls the rest momentum), and what is added to a variance.
         axis_name: mapped axis (of `pmap`, `vmap` or `shard_map`) over which the batch norms average
             their statistics in training; None under plain `jit`, sharded or not.
 
@@ -110,6 +112,8 @@ class DenseNet(nn.Module):
     growth_rate: int
     num_classes: int
     dropout: float
+    norm_momentum: float
+    norm_epsilon: float
     dtype: Dtype
     param_dtype: Dtype
     axis_name: str | None
@@ -125,8 +129,8 @@ class DenseNet(nn.Module):
         norm: ModuleDef = partial(
             nn.BatchNorm,
             use_running_average=not train,
-            momentum=0.9,
-            epsilon=1e-5,
+            momentum=self.norm_momentum,
+            epsilon=self.norm_epsilon,
             axis_name=self.axis_name,
             **types,
         )
@@ -165,6 +169,8 @@ def imagenet_densenet(
     num_classes: int = 1000,
     dropout: float = 0.0,
     small_images: bool = False,
+    norm_momentum: float = 0.9,
+    norm_epsilon: float = 1e-5,
     dtype: Dtype = jnp.float32,
     param_dtype: Dtype = jnp.float32,
     axis_name: str | None = None,
@@ -184,6 +190,8 @@ def imagenet_densenet(
         growth_rate=growth_rate,
         num_classes=num_classes,
         dropout=dropout,
+        norm_momentum=norm_momentum,
+        norm_epsilon=norm_epsilon,
         dtype=dtype,
         param_dtype=param_dtype,
         axis_name=axis_name,
@@ -197,6 +205,8 @@ def cifar_densenet(
     growth_rate: int = 12,
     num_classes: int = 10,
     dropout: float = 0.0,
+    norm_momentum: float = 0.9,
+    norm_epsilon: float = 1e-5,
     dtype: Dtype = jnp.float32,
     param_dtype: Dtype = jnp.float32,
     axis_name: str | None = None,
@@ -213,6 +223,8 @@ def cifar_densenet(
         growth_rate=growth_rate,
         num_classes=num_classes,
         dropout=dropout,
+        norm_momentum=norm_momentum,
+        norm_epsilon=norm_epsilon,
         dtype=dtype,
         param_dtype=param_dtype,
         axis_name=axis_name,

@@ -173,6 +173,8 @@ class GoogLeNet(nn.Module):
         aux_dropout: rate of the dropout before the last layer of an auxiliary head.
         dtype, param_dtype: the compute type, and the type parameters are stored in. Batch
             statistics are float32.
+        norm_momentum, norm_epsilon: of the batch norms: the share of the running statistics that
+            stays at each update (torch calls the rest momentum), and what is added to a variance.
         axis_name: mapped axis (of `pmap`, `vmap` or `shard_map`) over which the batch norms average
             their statistics in training; None under plain `jit`, sharded or not.
 
@@ -195,6 +197,8 @@ class GoogLeNet(nn.Module):
     width: float
     dropout: float
     aux_dropout: float
+    norm_momentum: float
+    norm_epsilon: float
     dtype: Dtype
     param_dtype: Dtype
     axis_name: str | None
@@ -210,8 +214,8 @@ class GoogLeNet(nn.Module):
         norm: ModuleDef = partial(
             nn.BatchNorm,
             use_running_average=not train,
-            momentum=0.9,
-            epsilon=1e-3,
+            momentum=self.norm_momentum,
+            epsilon=self.norm_epsilon,
             axis_name=self.axis_name,
             **types,
         )
@@ -291,6 +295,8 @@ def googlenet(
     width: float = 1.0,
     dropout: float = 0.2,
     aux_dropout: float = 0.7,
+    norm_momentum: float = 0.9,
+    norm_epsilon: float = 1e-3,
     dtype: Dtype = jnp.float32,
     param_dtype: Dtype = jnp.float32,
     axis_name: str | None = None,
@@ -307,6 +313,8 @@ def googlenet(
         width=width,
         dropout=dropout,
         aux_dropout=aux_dropout,
+        norm_momentum=norm_momentum,
+        norm_epsilon=norm_epsilon,
         dtype=dtype,
         param_dtype=param_dtype,
         axis_name=axis_name,
@@ -336,6 +344,8 @@ def googlenet_paper(
         width=width,
         dropout=dropout,
         aux_dropout=aux_dropout,
+        norm_momentum=0.9,
+        norm_epsilon=1e-3,
         dtype=dtype,
         param_dtype=param_dtype,
         axis_name=None,

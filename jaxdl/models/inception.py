@@ -223,6 +223,8 @@ class Inception(nn.Module):
         dropout: rate of the dropout before the linear layer.
         dtype, param_dtype: the compute type, and the type parameters are stored in. Batch
             statistics are float32.
+        norm_momentum, norm_epsilon: of the batch norms: the share of the running statistics that
+            stays at each update (torch calls the rest momentum), and what is added to a variance.
         axis_name: mapped axis (of `pmap`, `vmap` or `shard_map`) over which the batch norms average
             their statistics in training; None under plain `jit`, sharded or not.
 
@@ -243,6 +245,8 @@ class Inception(nn.Module):
     small_images: bool
     width: float
     dropout: float
+    norm_momentum: float
+    norm_epsilon: float
     dtype: Dtype
     param_dtype: Dtype
     axis_name: str | None
@@ -260,8 +264,8 @@ class Inception(nn.Module):
         norm: ModuleDef = partial(
             nn.BatchNorm,
             use_running_average=not train,
-            momentum=0.9,
-            epsilon=1e-3,
+            momentum=self.norm_momentum,
+            epsilon=self.norm_epsilon,
             axis_name=self.axis_name,
             **types,
         )
@@ -599,6 +603,8 @@ def inception(
     small_images: bool = False,
     width: float = 1.0,
     dropout: float = 0.2,
+    norm_momentum: float = 0.9,
+    norm_epsilon: float = 1e-3,
     dtype: Dtype = jnp.float32,
     param_dtype: Dtype = jnp.float32,
     axis_name: str | None = None,
@@ -609,8 +615,8 @@ def inception(
         small_images: give every layer of the stem a stride of 1, so that a 32x32 image has maps of
             22x22, 10x10 and 4x4 in the three stages (of 32x32, 16x16 and 8x8 in v2), where else
             nothing (1x1) would be left of it. No parameter changes.
-        num_classes, width, dropout, dtype, param_dtype, axis_name: see `Inception`. The rate of
-            `inception_v2` is 0, since its paper removes dropout.
+        num_classes, width, dropout, norm_momentum, norm_epsilon, dtype, param_dtype, axis_name:
+            see `Inception`. The rate of `inception_v2` is 0, since its paper removes dropout.
 
     Images are at least 75x75, as `small_images` 17x17; for `inception_v2` any size will do.
     Parameters at the defaults: 11,188,288 for `inception_v2`, 42,679,816 for `inception_v4` and
@@ -625,6 +631,8 @@ def inception(
         small_images=small_images,
         width=width,
         dropout=dropout,
+        norm_momentum=norm_momentum,
+        norm_epsilon=norm_epsilon,
         dtype=dtype,
         param_dtype=param_dtype,
         axis_name=axis_name,
@@ -638,6 +646,8 @@ def inception_v3(
     small_images: bool = False,
     width: float = 1.0,
     dropout: float = 0.5,
+    norm_momentum: float = 0.9,
+    norm_epsilon: float = 1e-3,
     dtype: Dtype = jnp.float32,
     param_dtype: Dtype = jnp.float32,
     axis_name: str | None = None,
@@ -653,7 +663,8 @@ def inception_v3(
         small_images: give the layers of the stem a stride of 1, so that a 32x32 image has maps of
             22x22, 10x10 and 4x4 in the three stages, as one of 299x299 has of 35x35, 17x17 and 8x8
             with the strides, and leave out the pool of the auxiliary head. No parameter changes.
-        num_classes, width, dropout, dtype, param_dtype, axis_name: see `Inception`.
+        num_classes, width, dropout, norm_momentum, norm_epsilon, dtype, param_dtype, axis_name:
+            see `Inception`.
 
     Images are at least 75x75, and 299x299 to train or initialize with the auxiliary head; as
     `small_images` 17x17 and 21x21. Parameters at the defaults: 23,834,568, and 27,161,264 with the
@@ -668,6 +679,8 @@ def inception_v3(
         small_images=small_images,
         width=width,
         dropout=dropout,
+        norm_momentum=norm_momentum,
+        norm_epsilon=norm_epsilon,
         dtype=dtype,
         param_dtype=param_dtype,
         axis_name=axis_name,

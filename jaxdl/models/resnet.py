@@ -161,6 +161,8 @@ class ResNet(nn.Module):
         width: features of the stem and of the first stage.
         dtype, param_dtype: the compute type, and the type parameters are stored in. Batch
             statistics are float32.
+        norm_momentum, norm_epsilon: of the batch norms: the share of the running statistics that
+            stays at each update (torch calls the rest momentum), and what is added to a variance.
         axis_name: mapped axis (of `pmap`, `vmap` or `shard_map`) over which the batch norms average
             their statistics in training; None under plain `jit`, sharded or not.
 
@@ -179,6 +181,8 @@ class ResNet(nn.Module):
     zero_init_last: bool
     num_classes: int
     width: int
+    norm_momentum: float
+    norm_epsilon: float
     dtype: Dtype
     param_dtype: Dtype
     axis_name: str | None
@@ -191,8 +195,8 @@ class ResNet(nn.Module):
         norm: ModuleDef = partial(
             nn.BatchNorm,
             use_running_average=not train,
-            momentum=0.9,
-            epsilon=1e-5,
+            momentum=self.norm_momentum,
+            epsilon=self.norm_epsilon,
             axis_name=self.axis_name,
             **types,
         )
@@ -239,6 +243,8 @@ def imagenet_resnet(
     num_classes: int = 1000,
     width: int = 64,
     zero_init_last: bool = False,
+    norm_momentum: float = 0.9,
+    norm_epsilon: float = 1e-5,
     dtype: Dtype = jnp.float32,
     param_dtype: Dtype = jnp.float32,
     axis_name: str | None = None,
@@ -259,6 +265,8 @@ def imagenet_resnet(
         zero_init_last=zero_init_last,
         num_classes=num_classes,
         width=width,
+        norm_momentum=norm_momentum,
+        norm_epsilon=norm_epsilon,
         dtype=dtype,
         param_dtype=param_dtype,
         axis_name=axis_name,
@@ -271,6 +279,8 @@ def imagenet_plain(
     *,
     num_classes: int = 1000,
     width: int = 64,
+    norm_momentum: float = 0.9,
+    norm_epsilon: float = 1e-5,
     dtype: Dtype = jnp.float32,
     param_dtype: Dtype = jnp.float32,
     axis_name: str | None = None,
@@ -289,6 +299,8 @@ def imagenet_plain(
         zero_init_last=False,
         num_classes=num_classes,
         width=width,
+        norm_momentum=norm_momentum,
+        norm_epsilon=norm_epsilon,
         dtype=dtype,
         param_dtype=param_dtype,
         axis_name=axis_name,
@@ -304,6 +316,8 @@ def cifar_resnet(
     num_classes: int = 10,
     width: int = 16,
     zero_init_last: bool = False,
+    norm_momentum: float = 0.9,
+    norm_epsilon: float = 1e-5,
     dtype: Dtype = jnp.float32,
     param_dtype: Dtype = jnp.float32,
     axis_name: str | None = None,
@@ -328,6 +342,8 @@ def cifar_resnet(
         zero_init_last=zero_init_last,
         num_classes=num_classes,
         width=width,
+        norm_momentum=norm_momentum,
+        norm_epsilon=norm_epsilon,
         dtype=dtype,
         param_dtype=param_dtype,
         axis_name=axis_name,
@@ -340,6 +356,8 @@ def cifar_plain(
     *,
     num_classes: int = 10,
     width: int = 16,
+    norm_momentum: float = 0.9,
+    norm_epsilon: float = 1e-5,
     dtype: Dtype = jnp.float32,
     param_dtype: Dtype = jnp.float32,
     axis_name: str | None = None,
@@ -358,6 +376,8 @@ def cifar_plain(
         zero_init_last=False,
         num_classes=num_classes,
         width=width,
+        norm_momentum=norm_momentum,
+        norm_epsilon=norm_epsilon,
         dtype=dtype,
         param_dtype=param_dtype,
         axis_name=axis_name,

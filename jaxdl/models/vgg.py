@@ -82,6 +82,8 @@ class VGG(nn.Module):
             features stay as they are.
         dtype, param_dtype: the compute type, and the type parameters are stored in. Batch
             statistics are float32.
+        norm_momentum, norm_epsilon: of the batch norms: the share of the running statistics that
+            stays at each update (torch calls the rest momentum), and what is added to a variance.
         axis_name: mapped axis (of `pmap`, `vmap` or `shard_map`) over which the batch norms average
             their statistics in training; None under plain `jit`, sharded or not.
 
@@ -99,6 +101,8 @@ class VGG(nn.Module):
     width: int
     dropout: float
     small_images: bool
+    norm_momentum: float
+    norm_epsilon: float
     dtype: Dtype
     param_dtype: Dtype
     axis_name: str | None
@@ -114,8 +118,8 @@ class VGG(nn.Module):
         norm: ModuleDef = partial(
             nn.BatchNorm,
             use_running_average=not train,
-            momentum=0.9,
-            epsilon=1e-5,
+            momentum=self.norm_momentum,
+            epsilon=self.norm_epsilon,
             axis_name=self.axis_name,
             **types,
         )
@@ -169,6 +173,8 @@ def vgg(
         width=width,
         dropout=dropout,
         small_images=small_images,
+        norm_momentum=0.9,
+        norm_epsilon=1e-5,
         dtype=dtype,
         param_dtype=param_dtype,
         axis_name=None,
@@ -183,6 +189,8 @@ def vgg_bn(
     width: int = 64,
     dropout: float = 0.5,
     small_images: bool = False,
+    norm_momentum: float = 0.9,
+    norm_epsilon: float = 1e-5,
     dtype: Dtype = jnp.float32,
     param_dtype: Dtype = jnp.float32,
     axis_name: str | None = None,
@@ -199,6 +207,8 @@ def vgg_bn(
         width=width,
         dropout=dropout,
         small_images=small_images,
+        norm_momentum=norm_momentum,
+        norm_epsilon=norm_epsilon,
         dtype=dtype,
         param_dtype=param_dtype,
         axis_name=axis_name,
