@@ -1,6 +1,7 @@
 """The flags of augmentation, for the dataclasses of image experiments to inherit."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import jax
@@ -9,6 +10,18 @@ from experiments.cli import flag, require
 from experiments.pixels import read_components
 from jaxdl import augment
 from jaxdl.augment import Augment, Mix
+
+
+# The flags that say how an augmentation does what it does.
+_FLAGS_OF = {
+    "crop": ("padding",),
+    "warp": ("degrees", "shift", "scale", "shear"),
+    "elastic": ("elastic_alpha", "elastic_sigma"),
+    "color_jitter": ("brightness", "contrast", "saturation", "hue"),
+    "pca_color": ("pca_file",),
+    "cutout": ("cutout_size",),
+    "rand_augment": ("rand_ops", "rand_magnitude"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,10 +57,21 @@ class AugmentFlags:
     mix_alpha: float = flag(1.0, "of mixup and cutmix: the smaller, the closer to unmixed")
 
     def check_augmentation(self) -> None:
-        """Raises InputError for a value that cannot be; the library checks the ranges."""
+        """Raises InputError for a value that cannot be, or of what is not chosen.
+
+        The library checks what it can itself.
+        """
         require(self, "padding", self.padding >= 0, "at least 0")
         for name in ("degrees", "shift", "shear"):
-            require(self, name, getattr(self, name) >= 0, "at least 0")
+            value = getattr(self, name)
+            require(self, name, 0 <= value < math.inf, "at least 0")
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for owner, names in _FLAGS_OF.items():
+            for name in names:
+                fits = owner in self.augment or getattr(self, name) == defaults[name]
+                require(self, name, fits, f"left out without --augment={owner}")
+        fits = self.mix != "" or self.mix_alpha == defaults["mix_alpha"]
+        require(self, "mix_alpha", fits, "left out without --mix")
         self.make_augment(fill=(0.0,))
         self.make_mix(num_classes=2)
 

@@ -51,7 +51,9 @@ class Config(MethodFlags, AugmentFlags, RunConfig):
     l2_penalty: float | None = flag(5e-4, "weight of |params|^2 / 2 in what is minimized")
     label_smoothing: float = flag(0.1, "share of the uniform distribution in the target")
     init: str = flag(
-        "", "how kernels are drawn; as the network has it when empty", ("", *INITIALIZERS)
+        "",
+        "how kernels are drawn (Xavier is Glorot, Kaiming is He); as the network has it when empty",
+        ("", *INITIALIZERS),
     )
     init_scale: float | None = flag(None, "of --init: factor, standard deviation or constant")
     norm_momentum: float | None = flag(None, "of batch norms: how much of their averages stays")

@@ -92,6 +92,8 @@ def native_shape(name: str) -> tuple[int, int, int]:
     """The images [H, W, C] that a network was published for."""
     if name.startswith("lenet"):
         return 32, 32, 1
+    if name == "mlp":
+        return 28, 28, 1
     if "_cifar" in name:
         return 32, 32, 3
     if name in ("inception_v3", "inception_v4", "inception_resnet_v2"):

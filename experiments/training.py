@@ -208,16 +208,25 @@ def prepare_jax(config: RunConfig) -> None:
     parallel.start_hosts(config.coordinator or None, config.num_processes, config.process_id)
 
 
+def task_of(
+    config: RunConfig, problem: Problem, axis_name: str | None = None
+) -> tuple[Task, dict[str, Any]]:
+    """The problem's task, with averages where they are asked for, and its hyperparameters."""
+    task = problem.task(axis_name)
+    hparams = {name: jnp.float32(value) for name, value in problem.hparams.items()}
+    if config.ema_decay is not None:
+        task = optim.averaged(task)
+        hparams["ema_decay"] = jnp.float32(config.ema_decay)
+    return task, hparams
+
+
 def _prepare(config: RunConfig, build: Build) -> tuple[Problem, Task, State]:
     """The problem, its task on all devices, and the state it begins with."""
     mesh = parallel.data_mesh()
     parallel.check_batch_size(config.batch_size, mesh)
     problem = build(config, mesh)
-    task = problem.task(parallel.DATA if config.parallel == "pmap" else None)
-    hparams = {name: jnp.float32(value) for name, value in problem.hparams.items()}
-    if config.ema_decay is not None:
-        task = optim.averaged(task)
-        hparams["ema_decay"] = jnp.float32(config.ema_decay)
+    axis_name = parallel.DATA if config.parallel == "pmap" else None
+    task, hparams = task_of(config, problem, axis_name)
     if config.parallel == "pmap":
         task = parallel.pmap(task, mesh)
     elif config.debug_nans:

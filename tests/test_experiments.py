@@ -309,6 +309,24 @@ MISTAKES = {
     "fold without folds": (["--fold=1"], "--fold=1: it must be given with --folds"),
     "fold beyond": (["--fold=5", "--folds=5"], "at least 0 and less than --folds=5"),
     "folds of a split set": (["--folds=3", "--validation=0.1"], "--validation"),
+    "argument of another optimizer": (
+        ["--optimizer=sgd", "--momentum=0.9"],
+        "optimizer sgd takes no momentum",
+    ),
+    "argument of another schedule": (["--schedule_cycles=2"], "schedule cosine takes no cycles"),
+    "unknown augmentation": (["--augment=warp,blur"], "'blur' should be one of"),
+    "argument of another augmentation": (
+        ["--cutout_size=4"],
+        "--cutout_size=4: it must be left out without --augment=cutout",
+    ),
+    "color of gray images": (["--augment=pca_color"], "images of 1 channels"),
+    "components that are none": (
+        ["--augment=pca_color", "--pca_file=/dev/null"],
+        "/dev/null holds no color components",
+    ),
+    "unknown initializer": (["--init=he"], "should be one of"),
+    "unknown class": (["--classes=3,x"], "x"),
+    "too many of a class": (["--per_class=1000"], "1000"),
     "hosts": (["--coordinator=localhost:1"], "needs --num_processes and --process_id"),
 }
 

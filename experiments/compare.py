@@ -1,0 +1,357 @@
+"""Compares the values of a flag: every value with several seeds, in one table and one picture.
+
+    python -m experiments.compare --experiment=lenet --flag=optimizer --values=sgd,momentum,adam \\
+        --learning_rates=0.1,0.05,0.001 --seeds=3 --target_loss=0.2 --epochs=20
+
+All other flags go to the experiment. To compare whole recipes, any number of flags at a time,
+put them into flagfiles: `--flag=flagfile --values=a.flags,b.flags`. Each is called by its file's
+name. So can values be compared that hold a comma.
+
+Every run is an ordinary one, in WORKDIR/FLAG=VALUE/seedN. The same command goes on where it was
+stopped, and trains nothing again that is done; with more values or seeds it trains those.
+"""
+
+import dataclasses
+import importlib
+import json
+import pkgutil
+import shlex
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import experiments
+from experiments import cli, training
+from experiments.cli import require
+from jaxdl import InputError, loop, parallel
+from jaxdl.writers import read_rows
+
+DIVERGED_FILE = "diverged.txt"
+TRAIN_LOSS = "train/loss"
+
+Series = dict[str, dict[int, float]]
+"""{metric: {step: value}}"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Compares the values of a flag: --experiment=NAME --flag=NAME --values=A,B,C
+
+    All other flags go to the experiment.
+    """
+
+    experiment: str = cli.flag("", "a name of experiments.NAME")
+    flag: str = cli.flag("", "any flag of it, or flagfile to compare whole recipes")
+    values: tuple[str, ...] = cli.flag((), "of that flag, two or more")
+    learning_rates: tuple[float, ...] = cli.flag((), "one for each value, if each wants its own")
+    seeds: int = cli.flag(3, "how many runs of each value; their seeds are 0, 1, ...")
+    target_loss: float | None = cli.flag(None, "count the steps until train/loss is this or less")
+    metric: str = cli.flag("", "eval/NAME; by default the one a run chooses its best by")
+    workdir: str = cli.flag("", "the folder; runs/compare_EXPERIMENT_FLAG when empty")
+
+    def __post_init__(self) -> None:
+        if not is_experiment(self.experiment):
+            require(self, "experiment", False, f"one of {', '.join(names())}")
+        require(self, "flag", self.flag != "", "given")
+        require(self, "flag", self.flag not in TAKEN, "a flag that compare does not set itself")
+        require(self, "values", len(self.values) >= 2, "two values or more")
+        require(self, "values", len(set(self.values)) == len(self.values), "each given once")
+        fits = len(self.learning_rates) in (0, len(self.values))
+        require(self, "learning_rates", fits, f"one for each of the {len(self.values)} values")
+        twice = self.flag == "learning_rate" and self.learning_rates
+        require(self, "learning_rates", not twice, "left out where that is what is compared")
+        require(self, "seeds", self.seeds >= 1, "at least 1")
+
+
+# Flags of an experiment that every run is given by `compare`.
+TAKEN = ("experiment", "workdir", "seed", "mode")
+
+
+def names() -> tuple[str, ...]:
+    """The names of all experiments."""
+    return tuple(
+        m.name for m in pkgutil.iter_modules(experiments.__path__) if is_experiment(m.name)
+    )
+
+
+def is_experiment(name: str) -> bool:
+    """Whether `experiments.NAME` is there and its flags say that it is one."""
+    if name not in {module.name for module in pkgutil.iter_modules(experiments.__path__)}:
+        return False
+    config_type = getattr(importlib.import_module(f"experiments.{name}"), "Config", None)
+    is_run = isinstance(config_type, type) and issubclass(config_type, training.RunConfig)
+    return is_run and getattr(config_type, "experiment", "") == name
+
+
+class Run(NamedTuple):
+    """One value with one seed."""
+
+    value: str
+    seed: int
+    config: Any
+
+    @property
+    def workdir(self) -> Path:
+        """Its folder."""
+        return Path(self.config.workdir)
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing left to train."""
+        return any((self.workdir / n).exists() for n in (training.SUMMARY_FILE, DIVERGED_FILE))
+
+    def summary(self) -> dict[str, Any] | None:
+        """What it came to; None if it diverged."""
+        path = self.workdir / training.SUMMARY_FILE
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def series(self) -> Series:
+        """All that it measured on its way."""
+        series: Series = {}
+        for row in read_rows(self.workdir):
+            for name, value in row.items():
+                if name != "step" and value is not None:
+                    series.setdefault(name, {})[int(row["step"] or 0)] = value
+        return series
+
+
+def plan(config: Config, config_type: type, others: Sequence[str]) -> list[Run]:
+    """All runs, each value's together; their flags are parsed, so that a mistake is found here."""
+    for argument in others:
+        if _name(argument) in TAKEN:
+            raise InputError(f"{argument}: compare sets --{_name(argument)} of every run itself")
+    runs = []
+    for place, value in enumerate(config.values):
+        arguments = [*others, f"--{config.flag}={value}"]
+        if config.flag == "flagfile":  # what is said on the command line wins over a recipe
+            arguments = [arguments[-1], *others]
+            value = Path(value).stem
+        if config.learning_rates:
+            arguments.append(f"--learning_rate={config.learning_rates[place]}")
+        value = value.replace("/", "_")  # it names folders
+        for seed in range(config.seeds):
+            workdir = Path(config.workdir) / f"{config.flag}={value}" / f"seed{seed}"
+            own = [f"--seed={seed}", f"--workdir={workdir}", "--mode=train"]
+            parsed: Any
+            parsed, rest = cli.parse(config_type, [*arguments, *own])
+            if rest:
+                raise InputError(f"{rest[0]!r} is no flag; see --help")
+            runs.append(Run(value, seed, parsed))
+    folders = [run.workdir for run in runs]
+    if len(set(folders)) < len(folders):
+        raise InputError(f"two of --values={','.join(config.values)} would share a folder")
+    return runs
+
+
+def check(runs: Sequence[Run], config: Config, build: training.Build) -> str:
+    """Checks before any run trains what one of them would be refused for.
+
+    Returns:
+      The metric to compare by: `--metric`, or the one by which a run keeps its best checkpoint.
+
+    Raises:
+      InputError: a folder holds another run, or a value does not fit the data or the devices.
+    """
+    mesh = parallel.data_mesh()
+    metric = config.metric
+    for run in runs:
+        if run.config.coordinator:
+            raise InputError("compare runs on one host; start the runs of several hosts singly")
+        if run.config.folds:
+            raise InputError("compare repeats a run over seeds; give no --folds")
+        if (run.workdir / cli.FLAGS_FILE).exists():
+            cli.check_same_run(run.config, run.workdir)
+        if run.seed > 0:
+            continue
+        parallel.check_batch_size(run.config.batch_size, mesh)
+        problem = build(run.config, mesh)
+        task, hparams = training.task_of(run.config, problem)
+        state = jax.eval_shape(task.init, jax.random.key(0), hparams)
+        batch = next(iter(problem.passes(problem.eval_split)))
+        measured = [f"eval/{name}" for name in jax.eval_shape(task.eval, state, batch)]
+        metric = metric or problem.best
+        require(config, "metric", metric in measured, f"one of {', '.join(measured)}")
+    return metric
+
+
+def train(runs: Sequence[Run], build: training.Build) -> bool:
+    """Trains what is not done. A run that diverges is a result. False if a signal stopped one."""
+    for number, run in enumerate(runs, start=1):
+        state = ", which is done" if run.done else ""
+        print(f"run {number} of {len(runs)}: {run.workdir}{state}", flush=True)
+        if run.done:
+            continue
+        try:
+            training.train(run.config, build)
+        except loop.Diverged as error:
+            (run.workdir / DIVERGED_FILE).write_text(f"{error}\n")
+            print(f"diverged: {error}", flush=True)
+        if not run.done:
+            return False
+    return True
+
+
+def measure(run: Run, metric: str, target_loss: float | None) -> dict[str, float | None]:
+    """The figures of a run that are compared; None for what it does not have.
+
+    The training loss is what the run reported, the mean over the steps since its last report. The
+    seconds are those of the process that finished it, compilation and evaluations included.
+    """
+    summary, series = run.summary(), run.series()
+    if summary is None:
+        return dict.fromkeys(FIGURES)
+    losses = series.get(TRAIN_LOSS, {})
+    reached = [s for s, loss in losses.items() if target_loss is not None and loss <= target_loss]
+    return {
+        "final": summary[metric],
+        "best": series[metric].get(summary["best_step"]),
+        "train_loss": losses.get(max(losses, default=0)),
+        "steps_to_target": min(reached, default=None),
+        "seconds": summary["wall_seconds"],
+    }
+
+
+FIGURES = ("final", "best", "train_loss", "steps_to_target", "seconds")
+
+
+def spread(values: Sequence[float | None]) -> dict[str, Any]:
+    """Mean and sample standard deviation of those there are, with all of them by seed."""
+    known = [value for value in values if value is not None]
+    return {
+        "mean": float(np.mean(known)) if known else None,
+        "std": float(np.std(known, ddof=1)) if len(known) > 1 else None,
+        "seeds": list(values),
+    }
+
+
+def results(runs: Sequence[Run], metric: str, target_loss: float | None) -> dict[str, Any]:
+    """{value: {figure: its spread}}, with `diverged`: {seed: how}."""
+    found: dict[str, Any] = {}
+    for value in dict.fromkeys(run.value for run in runs):
+        those = [run for run in runs if run.value == value]
+        measured = [measure(run, metric, target_loss) for run in those]
+        found[value] = {name: spread([m[name] for m in measured]) for name in FIGURES}
+        found[value]["diverged"] = {
+            run.seed: (run.workdir / DIVERGED_FILE).read_text().strip()
+            for run in those
+            if run.summary() is None
+        }
+    return found
+
+
+def table(found: Mapping[str, Any], config: Config, metric: str) -> str:
+    """The results in Markdown, mean ± sample standard deviation over the seeds."""
+    goal = "" if config.target_loss is None else f"steps to {TRAIN_LOSS} {config.target_loss:g}"
+    heads = (f"final {metric}", f"best {metric}", f"final {TRAIN_LOSS}", goal, "seconds")
+    shown = [(name, head) for name, head in zip(FIGURES, heads, strict=True) if head]
+    rows = [[config.flag, *(head for _, head in shown), "runs"]]
+    for value, figures in found.items():
+        failed = figures["diverged"]
+        runs = f"{config.seeds}, {len(failed)} diverged" if failed else str(config.seeds)
+        rows.append([value, *(_cell(name, figures[name]) for name, _ in shown), runs])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, ["-" * width for width in widths])
+    lines = [
+        "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |"
+        for row in rows
+    ]
+    notes = [
+        f"{config.flag}={value}, seed {seed}: {how}"
+        for value, figures in found.items()
+        for seed, how in figures["diverged"].items()
+    ]
+    return "\n".join([*lines, *(f"\n{note}" for note in notes)])
+
+
+def _cell(name: str, figure: dict[str, Any]) -> str:
+    if figure["mean"] is None:
+        return "not reached" if name == "steps_to_target" else ""
+    known, of = sum(v is not None for v in figure["seeds"]), len(figure["seeds"])
+    text = _number(figure["mean"], 4)
+    if figure["std"] is not None:
+        text += f" ± {_number(figure['std'], 2)}"
+    return f"{text} ({known} of {of})" if name == "steps_to_target" and known < of else text
+
+
+def _number(value: float, digits: int) -> str:
+    return np.format_float_positional(value, digits, fractional=False, trim="-")
+
+
+def aligned(measured: Sequence[Series], name: str) -> tuple[list[int], np.ndarray]:
+    """The steps at which every run measured this, and what each did: [runs, steps]."""
+    those = [series.get(name, {}) for series in measured]
+    steps = sorted(set.intersection(*map(set, those)))
+    return steps, np.array([[series[step] for step in steps] for series in those])
+
+
+def draw(runs: Sequence[Run], config: Config, metric: str) -> None:
+    """Draws compare.png and writes the same means for TensorBoard, one run there for each value.
+
+    Lines are means over the seeds that did not diverge, bands go from the least to the greatest.
+    """
+    from matplotlib.figure import Figure
+    from tensorboardX import SummaryWriter
+
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    panels = dict(zip((TRAIN_LOSS, metric), figure.subplots(1, 2), strict=True))
+    for value in dict.fromkeys(run.value for run in runs):
+        those = [run.series() for run in runs if run.value == value and run.summary() is not None]
+        board = Path(config.workdir) / "tensorboard" / value
+        shutil.rmtree(board, ignore_errors=True)  # an earlier call's, of fewer seeds
+        with SummaryWriter(str(board)) as writer:
+            for name in those[0] if those else ():
+                steps, values = aligned(those, name)
+                for step, mean in zip(steps, values.mean(axis=0), strict=True):
+                    writer.add_scalar(name, mean, step)
+                if name in panels and steps:
+                    (line,) = panels[name].plot(steps, values.mean(axis=0), ".-", label=value)
+                    low, high = values.min(axis=0), values.max(axis=0)
+                    panels[name].fill_between(steps, low, high, alpha=0.2, color=line.get_color())
+    for name, axes in panels.items():
+        axes.set_title(name)
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend(title=config.flag)
+    losses = [loss for line in panels[TRAIN_LOSS].lines for loss in np.asarray(line.get_ydata())]
+    if losses and min(losses) > 0:
+        panels[TRAIN_LOSS].set_yscale("log")
+    figure.savefig(Path(config.workdir) / "compare.png", dpi=120)
+
+
+def _name(argument: str) -> str:
+    return argument.lstrip("-").partition("=")[0]
+
+
+def run(argv: list[str]) -> None:
+    """Trains what is to be compared, and compares it."""
+    own = {"help", "h", *(field.name for field in dataclasses.fields(Config))}
+    config, _ = cli.parse(Config, [a for a in argv if _name(a) in own])
+    workdir = Path(config.workdir or f"runs/compare_{config.experiment}_{config.flag}")
+    config = dataclasses.replace(config, workdir=str(workdir))
+    experiment: ModuleType = importlib.import_module(f"experiments.{config.experiment}")
+    runs = plan(config, experiment.Config, [a for a in argv if _name(a) not in own])
+
+    training.prepare_jax(runs[0].config)
+    metric = check(runs, config, experiment.build)
+    command = shlex.join(["python", "-m", "experiments.compare", *argv])
+    if not train(runs, experiment.build):
+        print(f"stopped; the same command goes on: {command}")
+        return
+
+    found = results(runs, metric, config.target_loss)
+    text = table(found, config, metric)
+    record = dataclasses.asdict(config) | {"metric": metric, "results": found}
+    (workdir / "table.json").write_text(json.dumps(record, indent=2) + "\n")
+    (workdir / "table.md").write_text(f"`{command}`\n\n{text}\n")
+    draw(runs, config, metric)
+    print(f"\n{text}\n\nin {workdir}: table.md, table.json, compare.png, tensorboard/")
+
+
+if __name__ == "__main__":
+    cli.main(run)
