@@ -2,9 +2,12 @@
 
 python -m experiments.benchmark --what=loop     # the loop over the bare compiled step
 python -m experiments.benchmark --what=start    # command to first step, cold and warm cache
+python -m experiments.benchmark --what=lstm     # recurrent.Recurrent against torch.nn.LSTM
 """
 
 import dataclasses
+import functools
+import importlib
 import os
 import subprocess
 import sys
@@ -17,16 +20,16 @@ import numpy as np
 
 from experiments import cli, resnet
 from experiments.cli import flag, require
-from jaxdl import loop, parallel
+from jaxdl import InputError, loop, parallel, recurrent
 from jaxdl.checkpoint import Checkpoints
 from jaxdl.writers import Writer
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Measures the speed of the default ResNet experiment."""
+    """Measures the speed of the default ResNet experiment, or of an LSTM beside torch's."""
 
-    what: str = flag("loop", "what to measure", ("loop", "start"))
+    what: str = flag("loop", "what to measure", ("loop", "start", "lstm"))
     rounds: int = flag(10, "how often each side is measured")
     steps: int = flag(100, "training steps in a round")
 
@@ -92,10 +95,57 @@ def measure_start(config: Config) -> None:
                     run.communicate()
 
 
+def measure_lstm(config: Config) -> None:
+    """Times the forward and backward pass of one LSTM here and in torch, in turn."""
+    try:
+        torch = importlib.import_module("torch")  # no dependency, nor seen by type checkers
+    except ImportError:
+        raise InputError("--what=lstm compares with torch, which is not installed") from None
+    layers, size, batch, time_steps = 2, 256, 32, 64
+    ours = recurrent.Recurrent("lstm", size, layers)
+    theirs = torch.nn.LSTM(size, size, layers, batch_first=True)
+    weights = {name: value.detach().numpy() for name, value in theirs.named_parameters()}
+    params = recurrent.from_torch(weights, "lstm", layers)
+    x = np.random.default_rng(0).normal(size=(batch, time_steps, size)).astype(np.float32)
+    x_torch = torch.from_numpy(x).requires_grad_()
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, argnums=(0, 1))
+    def gradients(params, x):
+        return jnp.sum(ours.apply({"params": params}, x, train=True)[0] ** 2)
+
+    def step_here():
+        return jax.block_until_ready(gradients(params, x))[0]
+
+    def step_torch():
+        theirs.zero_grad()
+        x_torch.grad = None
+        loss = (theirs(x_torch)[0] ** 2).sum()
+        loss.backward()
+        return loss.item()
+
+    np.testing.assert_allclose(step_here(), step_torch(), rtol=1e-5)
+    speeds: dict[str, list[float]] = {"here": [], "torch": []}
+    for _ in range(config.rounds):
+        for name, step in (("here", step_here), ("torch", step_torch)):
+            began = time.perf_counter()
+            for _ in range(config.steps):
+                step()
+            seconds = time.perf_counter() - began
+            speeds[name].append(config.steps * batch * time_steps / seconds)
+        print(", ".join(f"{name} {speed[-1]:,.0f} tokens/s" for name, speed in speeds.items()))
+    low, median, high = np.percentile(np.divide(speeds["here"], speeds["torch"]), [25, 50, 75])
+    print(
+        f"{jax.devices()[0].platform}, {len(os.sched_getaffinity(0))} cores, torch "
+        f"{torch.__version__} with {torch.get_num_threads()} threads: tokens/s over torch's: "
+        f"median {median:.3f}, quartiles {low:.3f} to {high:.3f}"
+    )
+
+
 def run(argv: list[str]) -> None:
     """Runs the measurement that was asked for."""
     config, _ = cli.parse(Config, argv)
-    {"loop": measure_loop, "start": measure_start}[config.what](config)
+    {"loop": measure_loop, "start": measure_start, "lstm": measure_lstm}[config.what](config)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -16,7 +17,7 @@ from experiments.method import MethodFlags
 from experiments.training import Problem, RunConfig
 from jaxdl import augment, data, losses, models, parallel
 from jaxdl.nn import INITIALIZERS, initializer
-from jaxdl.task import Task, supervised
+from jaxdl.task import Init, Loss, Optimizer, Schedule, Task, supervised
 
 AUGMENT = AugmentFlags.__dataclass_fields__["augment"]
 
@@ -31,6 +32,7 @@ class Config(MethodFlags, AugmentFlags, RunConfig):
     image_size: int = flag(16, "height and width that images are resized to, in pixels")
     crop_share: float = flag(1.0, "share of the resized image that evaluation's crop keeps")
     random_crop: bool = flag(False, "train on Inception's random crops, cut on the host")
+    channels: int | None = flag(None, "1 for gray, 3 for RGB; as the data set has when empty")
     classes: tuple[str, ...] = flag((), "names of the classes to keep; all when empty")
     per_class: int | None = flag(None, "training examples of each class to keep, drawn by --seed")
     augment: tuple[str, ...] = flag(
@@ -80,6 +82,7 @@ class Config(MethodFlags, AugmentFlags, RunConfig):
         require(self, "image_size", self.image_size >= 1, "at least 1")
         require(self, "crop_share", 0 < self.crop_share <= 1, "more than 0 and at most 1")
         require(self, "label_smoothing", 0 <= self.label_smoothing < 1, "at least 0, less than 1")
+        require(self, "channels", self.channels in (None, 1, 3), "1 or 3")
         require(self, "per_class", self.per_class is None or self.per_class >= 1, "at least 1")
         require(self, "folds", not (self.folds and self.validation), "left out with --validation")
         momentum, epsilon = self.norm_momentum, self.norm_epsilon
@@ -127,14 +130,12 @@ def load(config: Config) -> data.Dataset:
     return dataset
 
 
-def build(
-    config: Config, mesh: Mesh, example_loss: losses.ExampleLoss = losses.cross_entropy
-) -> Problem:
-    """The Problem of training a classifier on a data set."""
+def make_pipeline(config: Config, mesh: Mesh) -> data.Pipeline:
+    """The batches of the data set that a config names."""
     dataset = load(config)
-    pipeline = data.Pipeline(
+    return data.Pipeline(
         dataset,
-        preprocessing(config, dataset.channels),
+        preprocessing(config, config.channels or dataset.channels),
         config.batch_size,
         seed=config.seed,
         sharding=parallel.batch_sharding(mesh),
@@ -143,13 +144,35 @@ def build(
         workers=config.workers,
         on_corrupt=config.on_corrupt,  # type: ignore[arg-type]
     )
+
+
+Parts = tuple[Init, Loss, Optimizer, Schedule]
+"""What `task.supervised` makes a Task of."""
+
+
+def build(
+    config: Config,
+    mesh: Mesh,
+    example_loss: losses.ExampleLoss = losses.cross_entropy,
+    adapt: Callable[..., Parts] = lambda *parts: parts,
+) -> Problem:
+    """The Problem of training a classifier on a data set.
+
+    Args:
+      config: the flags.
+      mesh: the devices.
+      example_loss: of the logits.
+      adapt: (init, loss, optimizer, schedule) -> the same, changed before a Task is made of them.
+    """
+    pipeline = make_pipeline(config, mesh)
+    dataset, channels = pipeline.dataset, pipeline.image_shape[-1]
     examples = {split: pipeline.examples(split) for split in dataset.splits}
     steps_per_epoch = examples["train"] / config.batch_size
     steps = config.steps or max(1, round(config.epochs * steps_per_epoch))
     warmup = min(round(config.warmup_epochs * steps_per_epoch), steps - 1)
     for name in ("mean", "std"):
-        fits = len(getattr(config, name)) in (1, dataset.channels)
-        require(config, name, fits, f"one number, or one for each of {dataset.channels} channels")
+        fits = len(getattr(config, name)) in (1, channels)
+        require(config, name, fits, f"one number, or one for each of {channels} channels")
     num_classes = len(dataset.class_names)
     normalize = functools.partial(augment.normalize, mean=config.mean, std=config.std)
     augmentation = config.make_augment(fill=config.mean)
@@ -170,10 +193,7 @@ def build(
             draw,
         )
         return supervised(
-            init,
-            loss,
-            config.make_optimizer(),
-            config.make_schedule(steps, warmup),
+            *adapt(init, loss, config.make_optimizer(), config.make_schedule(steps, warmup)),
             accumulate=config.grad_accum,
             loss_scaling=config.precision == "float16",
             axis_name=axis_name,

@@ -201,7 +201,8 @@ def translation(model: nn.Module, go: int, eos: int) -> tuple[Init, Loss]:
         is_token = (target != decoding.PAD) * batch["mask"][:, None]
         inputs = jnp.concatenate([jnp.full_like(target[:, :1], go), target[:, :-1]], 1)
         apply = functools.partial(model.apply, {"params": params}, rngs={"dropout": key})
-        encoded, carry = apply(batch["source"], batch["source_length"], train=train, method="encode")
+        source = batch["source"], batch["source_length"]
+        encoded, carry = apply(*source, train=train, method="encode")
         sampling = {}
         if train and "sampling_rate" in hparams:
             sampling = {"keys": batch["key"], "sampling_rate": hparams["sampling_rate"]}
@@ -210,7 +211,7 @@ def translation(model: nn.Module, go: int, eos: int) -> tuple[Init, Loss]:
         mean = masked_mean(cross_entropy(logits, target, smoothing), is_token)
         reported = {"token_accuracy": metrics.accuracy(logits, target, is_token)}
         if not train:
-            step = functools.partial(apply, encoded, method="step")
+            step: Any = functools.partial(apply, encoded, method="step")
             decoded = decoding.greedy(step, carry, go, eos, target.shape[1])
             exact = (decoded.tokens == target).all(1)
             reported["exact_match"] = masked_mean(exact, batch["mask"])

@@ -1,0 +1,312 @@
+"""Word vectors by skip-gram or CBOW: Mikolov et al. 2013, arXiv:1301.3781 and arXiv:1310.4546.
+
+    python -m experiments.word2vec --flagfile=experiments/flags/word2vec_stdlib.flags
+    python -m experiments.word2vec --text=FILE_OR_FOLDER --workdir=W
+    python -m experiments.word2vec --mode=neighbours --workdir=W --words=read,list
+    python -m experiments.word2vec --mode=analogies --workdir=W --analogies=questions-words.txt
+    python -m experiments.word2vec --mode=export --workdir=W
+
+The last leaves vectors.txt, in word2vec's text format, and what TensorBoard's projector reads.
+"""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from experiments import training
+from experiments.cli import flag, require
+from experiments.method import MethodFlags
+from experiments.training import Problem, RunConfig
+from jaxdl import InputError, checkpoint, optim, parallel
+from jaxdl.data import words as data
+from jaxdl.data.text import read_corpus
+from jaxdl.models import word2vec
+from jaxdl.models.word2vec import Word2Vec
+from jaxdl.task import Init, Loss, Mean, State, Task, supervised
+from jaxdl.writers import Writer
+
+VECTORS_FILE = "vectors.txt"
+PROBE_EVERY = 100  # ranks between the words whose neighbours are shown
+PROJECTED = 10_000  # words that TensorBoard's projector, which runs in a browser, is given
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(MethodFlags, RunConfig):
+    """Trains word vectors, by default on the source of Python's standard library."""
+
+    experiment: str = flag("word2vec", "which experiment this is", ("word2vec",))
+    mode: str = flag(
+        "train",
+        "train, evaluate a run, or show, score or write its vectors",
+        ("train", "eval", "neighbours", "analogies", "export"),
+        part_of_run=False,
+    )
+    text: str = flag("", "a file, a folder, or tfds:NAME; empty for Python's standard library")
+    data_dir: str = flag("", "where TFDS sets are; TFDS's own place when empty", part_of_run=False)
+    model: str = flag("skipgram", "what predicts what", ("skipgram", "cbow"))
+    features: int = flag(100, "numbers in each word's vector")
+    min_count: int = flag(5, "words that are rarer than this are left out")
+    window: int = flag(5, "greatest distance of a word that is around another, in words")
+    negatives: int = flag(5, "words drawn for each middle word")
+    subsample: float = flag(1e-3, "share of the text above which words are thinned out; 0 for none")
+    batch_size: int = flag(2048, "middle words a step, over all devices")
+    epochs: float = flag(5.0, "passes over the training text, unless --steps is given")
+    optimizer: str = flag("adagrad", "the method", tuple(optim.OPTIMIZERS))
+    learning_rate: float = flag(
+        0.1, "its peak; for sgd 0.025 times batch_size is word2vec.c's 0.025 for each pair"
+    )
+    schedule: str = flag("linear", "of the learning rate", tuple(optim.SCHEDULES))
+    schedule_end: float | None = flag(
+        1e-4, "of linear, polynomial, cosine, one_cycle, restarts: the last factor"
+    )
+    grad_accum: int = flag(1, "parts that a batch is computed in, to save memory")
+    log_every: int = flag(500, "steps between reports of the training metrics", part_of_run=False)
+    eval_every: int = flag(2000, "steps between evaluations", part_of_run=False)
+    checkpoint_every: int = flag(2000, "steps between checkpoints", part_of_run=False)
+    words: tuple[str, ...] = flag(
+        (), "whose neighbours to show; empty for eight frequent ones", part_of_run=False
+    )
+    neighbours: int = flag(8, "how many to show", part_of_run=False)
+    analogies: str = flag(
+        "", "a file of questions `a b c d` to score below `: section` lines", part_of_run=False
+    )
+
+    @property
+    def hparams(self) -> dict[str, float]:
+        """The method's hyperparameters, with a start for adagrad that suits small gradients."""
+        # Of a mean over thousands of words each vector's share is small: beside its square optax's
+        # own 0.1 and 1e-7 would be all there is.
+        start = {"initial_accumulator_value": 1e-9, "eps": 0.0}
+        return (start if self.optimizer == "adagrad" else {}) | super().hparams
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_method()
+        require(self, "folds", self.folds is None, "left out: a text is held out by its own rule")
+        for name in ("features", "min_count", "window", "negatives", "neighbours"):
+            require(self, name, getattr(self, name) >= 1, "at least 1")
+        require(self, "subsample", 0 <= self.subsample <= 1, "at least 0 and at most 1")
+        asked = self.mode != "analogies" or self.analogies != ""
+        require(self, "analogies", asked, "a file of questions, for --mode=analogies")
+        require(
+            self,
+            "grad_accum",
+            self.grad_accum >= 1 and self.batch_size % self.grad_accum == 0,
+            f"at least 1 and a divisor of the batch_size {self.batch_size}",
+        )
+
+
+def word_prediction(model: Word2Vec) -> tuple[Init, Loss]:
+    """The parts of `task.supervised` for word vectors by negative sampling.
+
+    Mikolov et al. 2013, arXiv:1310.4546: the mean over the words of a text of the loss that each
+    has with all words around it. A negative that is the word itself does not count.
+
+    Returns:
+      (init, loss). `loss` reads the batches of `jaxdl.data.words.WordPipeline`, counts words, and
+      reports `pair_loss`, the mean over pairs of words, which does not grow with the window.
+    """
+
+    def init(key):
+        ids, mask = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1))
+        return model.init(key, ids, mask, ids)["params"], {}
+
+    def loss(params, extra, batch, key, hparams, train):
+        word, negative = batch["word"][:, None], batch["negative"]
+        targets = jnp.concatenate([word, negative], 1)
+        counted = jnp.concatenate([jnp.ones(word.shape), negative != word], 1)
+        scored: Any = model.apply(
+            {"params": params}, batch["context"], batch["context_mask"], targets
+        )
+        logits, pairs = scored
+        losses = word2vec.negative_sampling(logits, counted[:, None])
+        total = jnp.sum(losses * pairs)
+        return Mean(total, batch["mask"].sum()), extra, {"pair_loss": Mean(total, pairs.sum())}
+
+    return init, loss
+
+
+def build(config: Config, mesh: Mesh) -> Problem:
+    """The Problem of predicting words from those around them."""
+    corpus = read_corpus(config.text, config.data_dir or None)
+    tokens = {split: data.tokenize(text) for split, text in corpus.items()}
+    vocabulary = data.Vocabulary.of(tokens["train"], config.min_count)
+    splits = {split: vocabulary.encode(each) for split, each in tokens.items()}
+    inputs = {
+        "vocabulary": " ".join(vocabulary.words),
+        "text_sha256": hashlib.sha256(np.concatenate(list(splits.values())).tobytes()).hexdigest(),
+    }
+    check_text(config, inputs)
+    probes = config.words or frequent(vocabulary)
+    require(config, "neighbours", config.neighbours < len(vocabulary), f"under {len(vocabulary)}")
+    for word in probes:
+        vocabulary.id(word)  # rather now than after the first evaluation
+    questions = data.read_analogies(config.analogies) if config.analogies else {}
+    pipeline = data.WordPipeline(
+        splits,
+        vocabulary.counts,
+        config.batch_size,
+        window=config.window,
+        negatives=config.negatives,
+        subsample=config.subsample,
+        seed=config.seed,
+        sharding=parallel.batch_sharding(mesh),
+    )
+    steps = config.steps or max(1, round(config.epochs * pipeline.steps_per_epoch))
+    model = Word2Vec(
+        len(vocabulary),
+        config.features,
+        cbow=config.model == "cbow",
+        dtype=jnp.dtype(config.precision),
+    )
+
+    def task(axis_name: str | None) -> Task:
+        return supervised(
+            *word_prediction(model),
+            config.make_optimizer(),
+            config.make_schedule(steps, 0),
+            accumulate=config.grad_accum,
+            loss_scaling=config.precision == "float16",
+            axis_name=axis_name,
+        )
+
+    def table() -> str:
+        around = jnp.zeros((1, 2 * config.window), jnp.int32)
+        targets = jnp.zeros((1, 1 + config.negatives), jnp.int32)
+        text = nn.tabulate(model, jax.random.key(0), console_kwargs={"width": 120})
+        return text(around, jnp.ones(around.shape), targets)
+
+    def report(state: State, writer: Writer, step: int) -> None:
+        vectors = jax.device_get(state.params["input"])
+        shown = describe_neighbours(vocabulary, vectors, probes, config.neighbours)
+        print(shown, flush=True)
+        writer.text(f"neighbours/step{step}", shown)
+        if questions:
+            right, asked = np.sum(list(score(vocabulary, vectors, questions).values()), 0)[:2]
+            if asked:
+                writer.scalars(step, {"eval/analogies": right / asked})
+
+    return Problem(
+        title=f"{config.model} learning the words of {config.text or 'the standard library'}",
+        task=task,
+        hparams=config.hparams,
+        steps=steps,
+        examples={split: pipeline.examples(split) for split in splits},
+        batches=pipeline.train,
+        passes=pipeline.evaluate,
+        table=table,
+        show=None,
+        report=report,
+        unit="words",
+        best="eval/loss",
+        best_is_least=True,
+        inputs=inputs,
+        notes=lambda: {"vocabulary_size": len(vocabulary)},
+    )
+
+
+def check_text(config: Config, inputs: dict[str, Any]) -> None:
+    """Raises InputError when the run in --workdir was on another text."""
+    path = Path(config.workdir) / training.INPUTS_FILE
+    if config.workdir and path.exists():
+        saved = json.loads(path.read_text())
+        if saved != inputs:
+            raise InputError(
+                f"--text={config.text}: it is not the text of the run in {config.workdir}; give "
+                "the run its own text, or another --workdir"
+            )
+
+
+def trained(config: Config) -> tuple[data.Vocabulary, np.ndarray]:
+    """The words of the run in --workdir and their vectors, [V, D]."""
+    path = Path(config.workdir) / training.INPUTS_FILE
+    words = json.loads(path.read_text())["vocabulary"].split()
+    vectors = checkpoint.load(config.workdir)["params"]["input"]
+    if len(words) != len(vectors):
+        raise InputError(
+            f"{path} has {len(words)} words and the checkpoint beside it {len(vectors)}; expected "
+            "as many"
+        )
+    return data.Vocabulary(words), vectors
+
+
+def frequent(vocabulary: data.Vocabulary) -> tuple[str, ...]:
+    """Eight frequent words that are not the most frequent ones, which have little meaning."""
+    return vocabulary.words[: 8 * PROBE_EVERY : PROBE_EVERY]
+
+
+def describe_neighbours(
+    vocabulary: data.Vocabulary, vectors: np.ndarray, words: tuple[str, ...], count: int
+) -> str:
+    """A line for each word: those nearest to it, with their cosines."""
+    ids = jnp.array([vocabulary.id(word) for word in words])
+    everything = jnp.asarray(vectors)
+    near, cosines = jax.device_get(
+        word2vec.nearest(everything, everything[ids], ids[:, None], count)
+    )
+    lines = []
+    for word, ids_near, values in zip(words, near, cosines, strict=True):
+        pairs = zip(ids_near, values, strict=True)
+        lines.append(f"{word}: " + ", ".join(f"{vocabulary.words[i]} {v:.2f}" for i, v in pairs))
+    return "\n".join(lines)
+
+
+def score(
+    vocabulary: data.Vocabulary, vectors: np.ndarray, questions: data.Analogies
+) -> dict[str, tuple[int, int, int]]:
+    """How many questions of each section are answered right, could be asked, and there are.
+
+    A question with a word that is not in the vocabulary cannot be asked.
+    """
+    answer = jax.jit(word2vec.analogy)
+    scores = {}
+    for section, asked in questions.items():
+        known = [question for question in asked if all(word in vocabulary for word in question)]
+        ids = np.array([[vocabulary.id(word) for word in question] for question in known])
+        right = 0
+        for start in range(0, len(ids), 256):
+            chunk = ids[start : start + 256]
+            padded = np.resize(chunk, (256, 4))  # of one size, so compiled once
+            answers = np.asarray(answer(vectors, padded[:, :3]))
+            right += int((answers == padded[:, 3])[: len(chunk)].sum())
+        scores[section] = right, len(known), len(asked)
+    return scores
+
+
+def neighbours(config: Config, build: training.Build) -> None:
+    """Prints the words nearest to --words."""
+    vocabulary, vectors = trained(config)
+    words = config.words or frequent(vocabulary)
+    print(describe_neighbours(vocabulary, vectors, words, config.neighbours))
+
+
+def analogies(config: Config, build: training.Build) -> None:
+    """Prints the share of right answers in each section of --analogies."""
+    vocabulary, vectors = trained(config)
+    scores = score(vocabulary, vectors, data.read_analogies(config.analogies))
+    total = tuple(np.sum(list(scores.values()), 0))
+    for section, (right, asked, there) in [*scores.items(), ("all", total)]:
+        share = f"{right / asked:.4f}" if asked else "none asked"
+        print(f"{section}: {share}  ({right} right of {asked}; {there - asked} with unknown words)")
+
+
+def export(config: Config, build: training.Build) -> None:
+    """Writes the vectors into the workdir, as text and for TensorBoard's projector."""
+    vocabulary, vectors = trained(config)
+    path, board = Path(config.workdir) / VECTORS_FILE, Path(config.workdir) / "tensorboard"
+    data.write_vectors(path, vocabulary.words, vectors)
+    data.write_projector(board, vocabulary.words[:PROJECTED], vectors[:PROJECTED])
+    print(f"wrote {len(vectors)} vectors of {vectors.shape[1]} numbers: {path}")
+    print(f"the first {min(PROJECTED, len(vectors))} for tensorboard --logdir {config.workdir}")
+
+
+if __name__ == "__main__":
+    training.main(Config, build, neighbours=neighbours, analogies=analogies, export=export)

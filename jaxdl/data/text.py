@@ -1,0 +1,330 @@
+"""Texts: where they come from, their tokens, and which stretch of them belongs to which step.
+
+corpus = read_corpus("books/")               # {"train": str, "validation": str, "test": str}
+vocabulary = Vocabulary.of("byte", corpus)
+splits = {split: vocabulary.encode(text) for split, text in corpus.items()}
+pipeline = TextPipeline(splits, batch_size=32, length=64)
+"""
+
+import functools
+import hashlib
+import itertools
+import os
+import pathlib
+import sysconfig
+from collections.abc import Collection, Generator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from jaxdl import InputError
+from jaxdl.data.pipeline import Batch, _generator, _local_rows, _make_global
+from jaxdl.data.sources import _build_command, _find_version, _some
+
+if TYPE_CHECKING:  # worker processes import this module and have no use for JAX
+    import jax
+
+SPLITS = ("train", "validation", "test")
+HELD_OUT = 20  # one part in so many is for validation, and one for test
+
+# What stands in the standard library's folder beside the library: installed packages, and tests,
+# among which are files that are broken on purpose.
+NOT_THE_LIBRARY = ("site-packages", "dist-packages", "test", "tests", "idle_test")
+
+
+def read_corpus(name: str = "", data_dir: str | None = None) -> dict[str, str]:
+    """Read a text and its three splits.
+
+    - "" is the source of the standard library of the Python that runs this, without its tests:
+      about 12 MB, which differ a little from one version of Python to the next.
+    - A folder is all the files in it and below but hidden ones, in the order of their paths.
+    - A file is cut by position: the last tenth is, half and half, validation and test.
+    - `tfds:NAME` is the feature `text` of a set that TFDS prepared as ArrayRecord, an example a
+      line.
+
+    The files of a folder, and of the library, are dealt out by a hash of their relative paths, so
+    that a file stays in its split whatever comes and goes beside it. What has no validation or test
+    split of its own, or would leave one without a file, is cut by position as a file is.
+
+    Args:
+        name: which text.
+        data_dir: where TFDS keeps its sets; by default TFDS's own choice.
+
+    Returns:
+        'train', 'validation' and 'test', none of them empty.
+
+    Raises:
+        InputError: it is not there, too short to have three splits, or not UTF-8 text.
+    """
+    if name.startswith("tfds:"):
+        return _held_out(_read_tfds(name.removeprefix("tfds:"), data_dir), name)
+    path = pathlib.Path(name or sysconfig.get_path("stdlib")).expanduser()
+    if path.is_dir():
+        files = _files(path) if name else _files(path, ".py", NOT_THE_LIBRARY)
+        return _held_out(_read_folder(path, files), str(path))
+    if path.is_file():
+        return _held_out({"train": _read_file(path)}, name)
+    raise InputError(f"no text {name!r}; expected a file, a folder, or tfds:NAME")
+
+
+def _files(root: pathlib.Path, suffix: str = "", not_in: Collection[str] = ()) -> list[str]:
+    """The paths below a folder, relative and sorted, without what is hidden or in such folders."""
+    found = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if name not in not_in and name[0] != "."]
+        names = [name for name in names if name.endswith(suffix) and name[0] != "."]
+        found += [pathlib.Path(folder, name).relative_to(root).as_posix() for name in names]
+    return sorted(found)
+
+
+def _read_folder(root: pathlib.Path, names: list[str]) -> dict[str, str]:
+    if not names:
+        raise InputError(f"folder {root} holds no files of text")
+    parts: dict[str, list[str]] = {split: [] for split in SPLITS}
+    for name in names:
+        parts[_split_of(name)].append(_read_file(root / name))
+    splits = {split: "".join(texts) for split, texts in parts.items()}
+    if all(splits.values()):
+        return splits
+    return {"train": "".join(_read_file(root / name) for name in names)}
+
+
+def _split_of(name: str) -> str:
+    digest = hashlib.sha256(name.encode(errors="surrogateescape")).digest()
+    return {0: "validation", 1: "test"}.get(int.from_bytes(digest[:8]) % HELD_OUT, "train")
+
+
+def _read_file(path: pathlib.Path) -> str:
+    try:
+        text = path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path} is not UTF-8 text (byte {error.start} is {error.object[error.start]:#04x})"
+        ) from None
+    if "\0" in text:
+        raise InputError(f"{path} is not text: character {text.index(chr(0))} is NUL")
+    return text
+
+
+def _read_tfds(name: str, data_dir: str | None) -> dict[str, str]:
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import constants
+
+    root = pathlib.Path(data_dir or constants.get_default_data_dir()).expanduser()
+    builder: Any = tfds.builder_from_directory(_find_version(name, root))
+    if tfds.core.FileFormat.ARRAY_RECORD not in builder.info.available_file_formats():
+        raise InputError(
+            f"text set {name} is prepared as {builder.info.file_format.value}; expected "
+            f"array_record: {_build_command(name, root)}"
+        )
+    features = dict(builder.info.features.items())
+    if not isinstance(features.get("text"), tfds.features.Text):
+        raise InputError(
+            f"{name} has the features {_some(sorted(features))}; expected a 'text'"
+        )
+    splits = {}
+    for split in SPLITS:
+        if split in builder.info.splits and builder.info.splits[split].num_examples:
+            records = builder.as_data_source(split, file_format="array_record")
+            splits[split] = "".join(f"{record['text'].decode()}\n" for record in records)
+    if "train" not in splits:
+        raise InputError(f"{name} has the splits {_some(builder.info.splits)}; expected 'train'")
+    return splits
+
+
+def _held_out(splits: dict[str, str], name: str) -> dict[str, str]:
+    """Cut those of the three splits that there are not off the end of train."""
+    count = len(splits["train"])
+    share = count // HELD_OUT
+    if not share and len(splits) < len(SPLITS):
+        raise InputError(
+            f"text {name!r} has {count} characters; expected at least {HELD_OUT}, to hold out some"
+        )
+    for split in ("test", "validation"):
+        if split not in splits:
+            train = splits["train"]
+            splits[split], splits["train"] = train[-share:], train[:-share]
+    return {split: splits[split] for split in SPLITS}
+
+
+class Vocabulary(NamedTuple):
+    """What the tokens of a text stand for: bytes of its UTF-8 form, or characters.
+
+    Attributes:
+        characters: the character of each token, sorted; None where tokens are bytes.
+    """
+
+    characters: str | None = None
+
+    @classmethod
+    def of(cls, level: str, corpus: Mapping[str, str]) -> "Vocabulary":
+        """Return the 256 bytes, or all characters of all splits of a corpus.
+
+        Held-out text takes part, because a model that cannot name a character has no loss on it.
+        """
+        if level == "byte":
+            return cls()
+        return cls("".join(sorted(set().union(*corpus.values()))))
+
+    @property
+    def size(self) -> int:
+        """How many tokens there are."""
+        return 256 if self.characters is None else len(self.characters)
+
+    def encode(self, text: str, name: str = "the text") -> np.ndarray:
+        """Return the tokens of a text, uint8 [N] for bytes or int32 [N] for characters.
+
+        Args:
+            text: what to encode.
+            name: what messages call it.
+
+        Raises:
+            InputError: a character that is not in the vocabulary.
+        """
+        if self.characters is None:
+            # A command line that is not UTF-8 comes with its bytes escaped.
+            return np.frombuffer(text.encode(errors="surrogateescape"), np.uint8)
+        known, codes = (_code_points(each) for each in (self.characters, text))
+        tokens = np.searchsorted(known, codes).clip(max=len(known) - 1).astype(np.int32)
+        strange = np.flatnonzero(known[tokens] != codes)
+        if len(strange):
+            raise InputError(
+                f"{name} has the character {chr(codes[strange[0]])!r}, which is not among the "
+                f"{self.size} of the vocabulary: {self.characters[:100]!r}"
+            )
+        return tokens
+
+    def decode(self, tokens: np.ndarray) -> str:
+        """Return the text of tokens [N]; bytes that are no UTF-8 become U+FFFD."""
+        if self.characters is None:
+            return bytes(np.asarray(tokens).tolist()).decode(errors="replace")
+        return "".join(self.characters[token] for token in tokens)
+
+
+def _code_points(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), np.uint32)
+
+
+class TextPipeline:
+    """The batches of one text, for training by step and for evaluation in order.
+
+    A batch has `token` int32 [B, T + 1], of which a model reads all but the last and predicts all
+    but the first, and `mask` float32 [B, T], 1 for a prediction that counts.
+
+    Training reads the text as a ring, along B streams side by side: row b of a step begins where
+    row b of the step before ended, so that a recurrent state can be carried from one to the next.
+    Its batches also have `row` int32 [B], the number of the stream, and `fresh` float32 [B], 1
+    where it begins anew. Each epoch deals the ring out to the streams from another offset, and
+    leaves out what fills no step: less than B (T + 1) tokens, others each time.
+
+    Evaluation reads windows; before what is counted in a window comes a context that is not, to
+    warm the state up. Each token of the split is counted once; before its first one stands token 0.
+
+    In a multi-process run each process makes only the rows that its own devices hold.
+    """
+
+    def __init__(
+        self,
+        splits: Mapping[str, np.ndarray],
+        batch_size: int,
+        length: int,
+        *,
+        seed: int = 0,
+        window: int = 512,
+        context: int = 128,
+        sharding: "jax.sharding.NamedSharding | jax.sharding.SingleDeviceSharding | None" = None,
+        rows: slice | None = None,
+    ):
+        """Check the sizes.
+
+        Args:
+            splits: the tokens of 'train' and the other splits, integers [N].
+            batch_size: rows of a global batch, B; in training, streams.
+            length: T in training, tokens.
+            seed: of the offsets, at least 0.
+            window: how many tokens a row of evaluation counts.
+            context: how many it reads before those.
+            sharding: how the batch axis lies on the devices; batches are then global `jax.Array`s.
+                Without it they are NumPy arrays.
+            rows: the rows of each batch that this process makes; by default those that its devices
+                hold under `sharding`, or all.
+
+        Raises:
+            InputError: an argument out of range, or a text too short for one step.
+        """
+        sizes = {"batch size": batch_size, "length": length, "window": window}
+        for name, value, least in (*((k, v, 1) for k, v in sizes.items()), ("seed", seed, 0)):
+            if value < least:
+                raise InputError(f"{name} {value}: expected at least {least}")
+        if context < 0:
+            raise InputError(f"context {context}: expected at least 0")
+        if len(splits["train"]) < batch_size * length:
+            raise InputError(
+                f"the train split has {len(splits['train'])} tokens; {batch_size} streams of steps "
+                f"of {length} need at least {batch_size * length}"
+            )
+        self.splits = dict(splits)
+        self.batch_size = batch_size
+        self.length = length
+        self.window = window
+        self.context = context
+        self._seed = seed
+        self._sharding = sharding
+        self._rows = rows or _local_rows(batch_size, sharding)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """How many steps pass along the whole of each stream."""
+        return len(self.splits["train"]) // self.batch_size // self.length
+
+    def examples(self, split: str) -> int:
+        """Return the number of tokens of a split."""
+        return len(self.splits[split])
+
+    def train(self, start: int = 0) -> Generator[Batch, None, None]:
+        """Yield the batches of steps `start`, `start + 1`, ... without end."""
+        return (self._put(self._train_rows(step)) for step in itertools.count(start))
+
+    def evaluate(self, split: str) -> Generator[Batch, None, None]:
+        """Yield every token of `split` once, in order; rows past the last one have mask 0."""
+        steps = -(-self.examples(split) // (self.window * self.batch_size))
+        return (self._put(self._eval_rows(split, step)) for step in range(steps))
+
+    def _train_rows(self, step: int) -> dict[str, np.ndarray]:
+        text = self.splits["train"]
+        epoch, step = divmod(step, self.steps_per_epoch)
+        offset = _generator(self._seed, 0, epoch).integers(len(text))
+        rows = np.arange(self.batch_size)[self._rows]
+        starts = offset + rows * (len(text) // self.batch_size) + step * self.length
+        places = starts[:, None] + np.arange(self.length + 1)
+        return {
+            "token": text[places % len(text)].astype(np.int32),
+            "mask": np.ones((len(rows), self.length), np.float32),
+            "row": rows.astype(np.int32),
+            "fresh": np.full(len(rows), step == 0, np.float32),
+        }
+
+    def _eval_rows(self, split: str, step: int) -> dict[str, np.ndarray]:
+        text = self.splits[split]
+        windows = step * self.batch_size + np.arange(self.batch_size)[self._rows]
+        counted_from = windows * self.window
+        # The first windows have less before them than `context`; they begin with the text.
+        starts = np.maximum(counted_from - self.context, 0)
+        targets = starts[:, None] + np.arange(self.context + self.window)
+        counts = (targets >= counted_from[:, None]) & (
+            targets < counted_from[:, None] + self.window
+        )
+        places = np.concatenate([starts[:, None] - 1, targets], axis=1)
+        within = (places >= 0) & (places < len(text))
+        token = np.where(within, text[places.clip(0, len(text) - 1)], 0)
+        return {
+            "token": token.astype(np.int32),
+            "mask": (counts & within[:, 1:]).astype(np.float32),
+        }
+
+    def _put(self, rows: dict[str, np.ndarray]) -> Batch:
+        if self._sharding is None:
+            return dict(rows)
+        make = functools.partial(_make_global, sharding=self._sharding)
+        first = self._rows.start
+        return {key: make(value, first, self.batch_size) for key, value in rows.items()}

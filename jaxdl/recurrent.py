@@ -1,0 +1,435 @@
+"""Recurrent networks: tanh RNN, LSTM and GRU, in stacks, in one direction or both.
+
+    model = Recurrent("lstm", features=256, layers=2)
+    variables = model.init(jax.random.key(0), x, train=False)  # x float [B, T, F]
+    outputs, carry = model.apply(variables, x, train=False, lengths=lengths)
+    outputs, carry = model.apply(variables, x[:, :1], train=False, carry=carry)  # one step more
+
+`from_torch` and `to_torch` take weights from and to torch.nn.RNN, torch.nn.LSTM and torch.nn.GRU.
+
+The input's part of the gates is one product for the whole sequence, before the loop over time. The
+loop's own derivative is written here (`recur`), so that the gradient of the weights is one product
+as well, after the loop backward; automatic differentiation would add it up step by step.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.typing import Dtype
+
+from jaxdl import InputError
+
+GATES = {"rnn": 1, "lstm": 4, "gru": 3}
+"""The kinds of cell, and how many vectors of `features` numbers each computes at a step."""
+
+Carry = tuple[Any, ...]
+"""The state of each cell, layer by layer, forward before reverse: h [B, H], or (h, c) for lstm."""
+
+
+def initial_carry(
+    kind: str, features: int, layers: int, bidirectional: bool, batch_size: int
+) -> Carry:
+    """Return the state that sequences start from: zeros, float32.
+
+    Args:
+        kind, features, layers, bidirectional: as of `Recurrent`.
+        batch_size: number of sequences.
+
+    Raises:
+        InputError: no such kind.
+    """
+    _check_kind(kind)
+    zeros = jnp.zeros((batch_size, features), jnp.float32)
+    state = (zeros, zeros) if kind == "lstm" else zeros
+    return (state,) * (layers * (1 + bidirectional))
+
+
+class Recurrent(nn.Module):
+    """A stack of recurrent layers over a batch of sequences.
+
+    With x_t the input of a layer at step t, h its output, U and W its input and hidden kernels, b
+    its bias, s the logistic sigmoid and * the product by elements, a layer computes
+
+    - `rnn` (Elman, "Finding structure in time", 1990, with tanh):
+      h_t = tanh(x_t U + h_{t-1} W + b);
+    - `lstm` (Hochreiter and Schmidhuber, "Long short-term memory", 1997, with the forget gate of
+      Gers, Schmidhuber and Cummins 2000, and no peepholes): of x_t U + h_{t-1} W + b in four parts
+      i, f, g, o,
+      c_t = s(f) * c_{t-1} + s(i) * tanh(g),
+      h_t = s(o) * tanh(c_t);
+    - `gru` (Cho et al. 2014, arXiv:1406.1078): of x_t U + b in r, z, n and h_{t-1} W in r', z', n',
+      m = tanh(n + s(r + r') * (n' + b')),
+      h_t = (1 - s(z + z')) * m + s(z + z') * h_{t-1}.
+      This is the variant of torch and cuDNN, in which the reset gate acts after the product with W
+      and on a bias b' of its own; in the paper it acts on h_{t-1} before that product.
+
+    Weights start as those of Flax's cells: U LeCun normal, W orthogonal for each gate, biases zero,
+    the forget gate's too.
+
+    Args:
+        kind: "rnn", "lstm" or "gru".
+        features: H, the size of h in each direction.
+        layers: number of layers, each over the outputs of the one before.
+        bidirectional: each layer has a second half that reads from the last step to the first, and
+            the outputs of both are joined.
+        residual: a layer's input is added to its output where their sizes agree (Wu et al. 2016,
+            arXiv:1609.08144, section 3.1).
+        dropout: rate of the dropout between layers, on the input of all but the first, as torch's;
+            what `residual` adds is not dropped.
+        dtype, param_dtype: the type of the products and outputs, and the type parameters are stored
+            in. Gates and states are float32.
+
+    State: `params`, in `layer0` and so on, and for the other direction `layer0_reverse` ...:
+    `input_kernel` [F, G x H], `hidden_kernel` [H, G x H] and `bias` [G x H], of the G gates in the
+    order above, and b' as `hidden_bias` [H]. Dropout draws from the stream `dropout` in training.
+    Derivatives are by reverse mode, and first ones only.
+    """
+
+    kind: str
+    features: int
+    layers: int = 1
+    bidirectional: bool = False
+    residual: bool = False
+    dropout: float = 0.0
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    def initial_carry(self, batch_size: int) -> Carry:
+        """Return the state that sequences start from: zeros, float32."""
+        return initial_carry(self.kind, self.features, self.layers, self.bidirectional, batch_size)
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        train: bool,
+        carry: Carry | None = None,
+        lengths: jax.Array | None = None,
+    ) -> tuple[jax.Array, Carry]:
+        """Apply the network.
+
+        Args:
+            x: sequences, float [B, T, F].
+            train: whether to apply dropout.
+            carry: the state that each sequence starts from; None for `initial_carry`.
+            lengths: int [B], how many steps of each sequence are true, from 0 to T; None for all.
+                What comes after them has no part in any result, and the reverse direction starts at
+                the last true step.
+
+        Returns:
+            The outputs [B, T, H], or [B, T, 2 H] of both directions, which are 0 after a sequence's
+            end, and the carry after its last true step (in reverse, after its first).
+
+        Raises:
+            InputError: no such kind, or arguments of another shape.
+        """
+        zeros = self.initial_carry(x.shape[0])
+        states = zeros if carry is None else carry
+        _check_shapes(x, zeros, states, lengths)
+        x = x.astype(self.dtype).swapaxes(0, 1)
+        mask = None
+        if lengths is not None:
+            mask = (jnp.arange(len(x))[:, None] < lengths[None])[..., None]
+            x = jnp.where(mask, x, 0)  # a nan there would spread through a product with 0
+        after = []
+        for i in range(self.layers):
+            entered = x
+            if i > 0:
+                x = nn.Dropout(self.dropout, deterministic=not train)(x)
+            outputs = []
+            for reverse in (False, True)[: 1 + self.bidirectional]:
+                layer = Layer(
+                    self.kind,
+                    self.features,
+                    reverse,
+                    self.dtype,
+                    self.param_dtype,
+                    name=f"layer{i}{'_reverse' if reverse else ''}",
+                )
+                output, state = layer(x, states[len(after)], mask)
+                outputs.append(output)
+                after.append(state)
+            x = jnp.concatenate(outputs, -1)
+            if self.residual and x.shape == entered.shape:
+                x += entered
+        return x.swapaxes(0, 1), tuple(after)
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in GATES:
+        raise InputError(f"no recurrent cell {kind!r}; there are {', '.join(GATES)}")
+
+
+def _check_shapes(x: jax.Array, zeros: Carry, carry: Carry, lengths: jax.Array | None) -> None:
+    if x.ndim != 3:
+        raise InputError(f"sequences must be [batch, time, features], not {list(x.shape)}")
+    given, wanted = (jax.tree.map(jnp.shape, tree) for tree in (tuple(carry), zeros))
+    if given != wanted:
+        raise InputError(f"the carry must have the shapes {wanted}, not {given}")
+    if lengths is not None and lengths.shape != x.shape[:1]:
+        raise InputError(
+            f"lengths must be one number for each of {len(x)} sequences, not {list(lengths.shape)}"
+        )
+
+
+class Layer(nn.Module):
+    """One direction of a layer; the arguments are those of `Recurrent`."""
+
+    kind: str
+    features: int
+    reverse: bool
+    dtype: Dtype
+    param_dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, state: Any, mask: jax.Array | None) -> tuple[jax.Array, Any]:
+        """Return the outputs [T, B, H] of inputs [T, B, F], where `mask` [T, B, 1], and a state."""
+        width = GATES[self.kind] * self.features
+
+        def param(name, initializer, *shape):
+            return self.param(name, initializer, shape, self.param_dtype)
+
+        input_kernel = param("input_kernel", nn.initializers.lecun_normal(), x.shape[-1], width)
+        hidden_kernel = param("hidden_kernel", orthogonal_gates, self.features, width)
+        bias = param("bias", nn.initializers.zeros, width).astype(jnp.float32)
+        hidden_bias = None
+        if self.kind == "gru":
+            hidden_bias = param("hidden_bias", nn.initializers.zeros, self.features)
+            hidden_bias = jnp.pad(hidden_bias.astype(jnp.float32), (2 * self.features, 0))
+        projected = product(x, input_kernel, self.dtype) + bias[None, None]
+        states, last = recur(
+            self.kind,
+            self.reverse,
+            self.dtype,
+            projected,
+            hidden_kernel.astype(jnp.float32),
+            hidden_bias,
+            state if self.kind == "lstm" else (state,),
+            mask,
+        )
+        outputs = states if mask is None else jnp.where(mask, states, 0)
+        return outputs.astype(self.dtype), last if self.kind == "lstm" else last[0]
+
+
+def orthogonal_gates(key: jax.Array, shape: tuple[int, int], dtype: Any) -> jax.Array:
+    """Return a kernel [H, G x H] of which each of the G parts is orthogonal."""
+    size, width = shape
+    draw = nn.initializers.orthogonal()
+    parts = [draw(k, (size, size)) for k in jax.random.split(key, width // size)]
+    return jnp.concatenate(parts, -1).astype(dtype)  # drawn in float32: there is no narrower form
+
+
+def product(a: jax.Array, b: jax.Array, dtype: Dtype) -> jax.Array:
+    """Return the matrix product of two arrays rounded to a type, in float32."""
+    return jnp.matmul(a.astype(dtype), b.astype(dtype), preferred_element_type=jnp.float32)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def recur(kind, reverse, dtype, projected, hidden_kernel, hidden_bias, state, mask):
+    """Run a cell over time.
+
+    Args:
+        kind, reverse, dtype: as of `Layer`.
+        projected: what the inputs send to the gates, float32 [T, B, G x H].
+        hidden_kernel: float32 [H, G x H].
+        hidden_bias: float32 [G x H], added to what the state sends to the gates, or None.
+        state: a tuple of float32 [B, H], of which the first is the cell's output.
+        mask: bool [T, B, 1], false where the state stays as it is; None for true everywhere.
+
+    Returns:
+        The output after each step, float32 [T, B, H], and the last state.
+    """
+
+    def step(state, inputs):
+        advance, gates = prepare(kind, dtype, hidden_kernel, hidden_bias, state, *inputs)
+        state = advance(gates, state)
+        return state, state[0]
+
+    last, outputs = jax.lax.scan(step, state, (projected, mask), reverse=reverse)
+    return outputs, last
+
+
+def prepare(kind, dtype, hidden_kernel, hidden_bias, state, projected, mask):
+    """Return (gates, state) -> the state after a step, and the gates of that step."""
+    hidden = product(state[0], hidden_kernel, dtype)
+    if hidden_bias is not None:
+        hidden += hidden_bias[None]
+
+    def advance(gates, state):
+        after = cell(kind, gates, state)
+        if mask is None:
+            return after
+        return tuple(jnp.where(mask, new, old) for new, old in zip(after, state, strict=True))
+
+    return advance, combine(kind, projected, hidden)
+
+
+def recur_forward(kind, reverse, dtype, projected, hidden_kernel, hidden_bias, state, mask):
+    """Return what `recur` does, and what its derivative needs."""
+
+    def step(state, inputs):
+        advance, gates = prepare(kind, dtype, hidden_kernel, hidden_bias, state, *inputs)
+        state, pull = jax.vjp(advance, gates, state)
+        return state, (state[0], pull)
+
+    last, (outputs, pulls) = jax.lax.scan(step, state, (projected, mask), reverse=reverse)
+    return (outputs, last), (projected, hidden_kernel, hidden_bias, state[0], outputs, pulls)
+
+
+def recur_backward(kind, reverse, dtype, saved, cotangents):
+    """Return the cotangents of the arguments of `recur`."""
+    projected, hidden_kernel, hidden_bias, first, outputs, pulls = saved
+    d_outputs, d_last = cotangents
+    transposed = hidden_kernel.T
+
+    def spread(d_gates, like):
+        return jax.linear_transpose(partial(combine, kind), like, like)(d_gates)
+
+    def step(d_state, inputs):
+        pull, d_output = inputs
+        d_gates, d_before = pull((d_state[0] + d_output, *d_state[1:]))
+        _, d_hidden = spread(d_gates, projected[0])
+        return (d_before[0] + product(d_hidden, transposed, dtype), *d_before[1:]), d_gates
+
+    d_state, d_gates = jax.lax.scan(step, d_last, (pulls, d_outputs), reverse=not reverse)
+    d_projected, d_hidden = spread(d_gates, projected)
+    before = (
+        jnp.concatenate([outputs[1:], first[None]])
+        if reverse
+        else jnp.concatenate([first[None], outputs[:-1]])
+    )
+    d_kernel = jnp.einsum(
+        "tbh,tbg->hg",
+        before.astype(dtype),
+        d_hidden.astype(dtype),
+        preferred_element_type=jnp.float32,
+    )
+    d_bias = None if hidden_bias is None else d_hidden.sum((0, 1))
+    return d_projected, d_kernel, d_bias, d_state, None
+
+
+recur.defvjp(recur_forward, recur_backward)
+
+
+def combine(kind, projected, hidden):
+    """Return the gates before their nonlinearities, [..., H] of each; linear in both arguments."""
+    if kind != "gru":
+        return projected + hidden
+    both = 2 * projected.shape[-1] // 3  # r and z; what the reset gate parts stays apart
+    sums = projected[..., :both] + hidden[..., :both]
+    return jnp.concatenate([sums, projected[..., both:], hidden[..., both:]], -1)
+
+
+def cell(kind, gates, state):
+    """Return the state after a step."""
+    if kind == "rnn":
+        return (jnp.tanh(gates),)
+    if kind == "lstm":
+        i, f, g, o = jnp.split(gates, 4, -1)
+        c = nn.sigmoid(f) * state[1] + nn.sigmoid(i) * jnp.tanh(g)
+        return nn.sigmoid(o) * jnp.tanh(c), c
+    r, z, n, hidden_n = jnp.split(gates, 4, -1)
+    n = jnp.tanh(n + nn.sigmoid(r) * hidden_n)
+    return (n + nn.sigmoid(z) * (state[0] - n),)
+
+
+def from_torch(
+    state_dict: Mapping[str, Any], kind: str, layers: int = 1, bidirectional: bool = False
+) -> dict[str, Any]:
+    """Return the parameters of a `Recurrent` with the weights of torch.nn.RNN, LSTM or GRU.
+
+    torch has two biases where one does; here they are added, all but those of the GRU's n, between
+    which the reset gate stands. torch.nn.RNN is that with tanh, which its weights cannot tell.
+
+    Args:
+        state_dict: arrays by torch's names, `weight_ih_l0` and so on. It is left as it is.
+        kind, layers, bidirectional: as of `Recurrent`.
+
+    Returns:
+        What goes under `params`, as float32 numpy arrays of their own.
+
+    Raises:
+        InputError: the weights do not fit; the one message names all that are missing, that have no
+            place here and that have another shape.
+    """
+    _check_kind(kind)
+    given = {key: np.asarray(array) for key, array in state_dict.items()}
+    first = given.get("weight_hh_l0")
+    size = first.shape[-1] if first is not None and first.ndim else 0
+    inputs = given["weight_ih_l0"].shape[-1] if np.ndim(given.get("weight_ih_l0", 0)) else 0
+    width = GATES[kind] * size
+    names = {
+        f"layer{i}{suffix}": f"l{i}{suffix}"
+        for i in range(layers)
+        for suffix in ("", "_reverse")[: 1 + bidirectional]
+    }
+    wanted = {}
+    for name, ending in names.items():
+        entering = inputs if name in ("layer0", "layer0_reverse") else size * (1 + bidirectional)
+        wanted[f"weight_ih_{ending}"] = (width, entering)
+        wanted[f"weight_hh_{ending}"] = (width, size)
+        wanted[f"bias_ih_{ending}"] = wanted[f"bias_hh_{ending}"] = (width,)
+    wrong = [f"{key} {list(shape)} is missing" for key, shape in wanted.items() if key not in given]
+    wrong += [
+        f"{key} {list(a.shape)} has no place" for key, a in given.items() if key not in wanted
+    ]
+    wrong += [
+        f"{key} is {list(given[key].shape)} instead of {list(shape)}"
+        for key, shape in wanted.items()
+        if key in given and given[key].shape != shape
+    ]
+    if wrong:
+        ways = "both directions" if bidirectional else "one direction"
+        raise InputError(
+            f"the weights do not fit {layers} layers of {kind} in {ways}: {'; '.join(wrong)}"
+        )
+    params = {}
+    for name, ending in names.items():
+        weight_ih, weight_hh, bias, bias_hh = (
+            given[f"{leaf}_{ending}"].astype(np.float32)
+            for leaf in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        )
+        added = 2 * size if kind == "gru" else width
+        bias[:added] += bias_hh[:added]
+        params[name] = {
+            "input_kernel": np.array(weight_ih.T, order="C"),
+            "hidden_kernel": np.array(weight_hh.T, order="C"),
+            "bias": bias,
+        }
+        if kind == "gru":
+            params[name]["hidden_bias"] = bias_hh[added:]
+    return params
+
+
+def to_torch(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Return the parameters of a `Recurrent` as torch.nn.RNN, LSTM or GRU name them.
+
+    Each bias goes to `bias_ih`, and `bias_hh` is zero but for the GRU's n; `from_torch` gives the
+    same parameters back.
+
+    Raises:
+        InputError: the parameters are not those of a `Recurrent`.
+    """
+    state_dict = {}
+    for name, layer in params.items():
+        leaves = {leaf: np.asarray(array) for leaf, array in layer.items()}
+        if not LAYER_LEAVES <= leaves.keys() <= LAYER_LEAVES | {"hidden_bias"}:
+            raise InputError(f"{name} with {', '.join(leaves)} is no layer of a recurrent network")
+        ending = name.replace("layer", "l", 1)
+        bias_hh = np.zeros_like(leaves["bias"])
+        if "hidden_bias" in leaves:
+            bias_hh[-leaves["hidden_bias"].size :] = leaves["hidden_bias"]
+        state_dict[f"weight_ih_{ending}"] = np.array(leaves["input_kernel"].T, order="C")
+        state_dict[f"weight_hh_{ending}"] = np.array(leaves["hidden_kernel"].T, order="C")
+        state_dict[f"bias_ih_{ending}"] = np.array(leaves["bias"])
+        state_dict[f"bias_hh_{ending}"] = bias_hh
+    return state_dict
+
+
+LAYER_LEAVES = {"input_kernel", "hidden_kernel", "bias"}
