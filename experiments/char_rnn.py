@@ -81,8 +81,9 @@ class Config(MethodFlags, RunConfig):
         for name in ("context", "warmup_steps"):
             require(self, name, getattr(self, name) >= 0, "at least 0")
         require(self, "prompt", self.prompt != "", "one character or more to go on from")
-        fits = self.mode == "sample" or self.prompt == " ".join(self.prompt.split())
-        require(self, "prompt", fits, "without line breaks, in training, which keeps it in a file")
+        # flags.txt holds a flag a line; sampling writes none.
+        fits = self.mode == "sample" or self.prompt.strip().splitlines() == [self.prompt]
+        require(self, "prompt", fits, "one line, without space at its ends, for a training run")
         require(self, "temperature", 0 < self.temperature < float("inf"), "more than 0")
         require(self, "top_k", self.top_k is None or self.top_k >= 1, "at least 1")
         require(

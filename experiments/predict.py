@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from experiments import classification, cli, training
 from experiments.cli import flag, require
-from jaxdl import InputError, augment, checkpoint, data, models, pretrained
+from jaxdl import InputError, augment, checkpoint, data, models, pretrained, transfer
 from jaxdl.data.sources import IMAGE_SUFFIXES
 
 
@@ -80,7 +80,7 @@ def classifier(
 
 
 def load_run(workdir: Path) -> tuple[Classify, list[str]]:
-    """The classifier that a run trained, and the names of its classes.
+    """The classifier that a run trained, its averages if it kept any, and its classes' names.
 
     Raises:
       InputError: the folder holds no run, or no checkpoint.
@@ -89,7 +89,8 @@ def load_run(workdir: Path) -> tuple[Classify, list[str]]:
     config, _ = cli.parse(experiment.Config, [f"--flagfile={workdir / cli.FLAGS_FILE}"])
     inputs = json.loads((workdir / training.INPUTS_FILE).read_text())
     saved = checkpoint.load(workdir)
-    variables = {"params": saved["params"], **saved["extra"]}
+    trained = saved["average"] or saved
+    variables = transfer.merged(trained["params"], trained["extra"])
     model = classification.build_model(config, len(inputs["class_names"]), axis_name=None)
     preprocess = classification.preprocessing(config, inputs["image_shape"][-1])
     classify = classifier(model, variables, preprocess, config.mean, config.std)

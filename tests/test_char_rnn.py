@@ -157,9 +157,9 @@ def train(build, runner, steps=7):
 
 
 def test_one_device_eight_pmap_and_parts_train_the_same():
-    model = model_of()
 
-    def build(axis_name=None, accumulate=1):
+    def build(axis_name=None, accumulate=1, dtype=jnp.float32):
+        model = model_of(dtype=dtype)
         init, loss = losses.language_modeling(model, 8, axis_name)
         return supervised(
             init,
@@ -181,6 +181,9 @@ def test_one_device_eight_pmap_and_parts_train_the_same():
     for name, runner in others.items():
         close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5, err_msg=name)
         jax.tree.map(close, train(build, runner), one)
+    params, extra, *_ = train(build, lambda build: parallel.jit(build(dtype=jnp.bfloat16), mesh(1)))
+    roughly = functools.partial(np.testing.assert_allclose, atol=0.05)
+    jax.tree.map(roughly, (params, extra), one[:2])
     carry = one[1]["carry"][0][0]
     assert carry.shape == (8, 8)
     assert (np.abs(carry).max(axis=1) > 0).all()  # every stream has left something
@@ -457,7 +460,8 @@ def told(done, message):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--prompt=a\nb"], "without line breaks"),
+        (["--prompt=a\nb"], "one line, without space at its ends"),
+        (["--prompt=def "], "one line, without space at its ends"),
         (["--kind=transformer"], "should be one of"),
         (["--temperature=nan"], "--temperature=nan: it must be more than 0"),
         (["--top_k=0"], "--top_k=0: it must be at least 1"),

@@ -4,6 +4,7 @@
 gives the batch of step n as a pure function of (seed, n).
 """
 
+import collections
 import datetime
 import functools
 import hashlib
@@ -37,7 +38,7 @@ LOCALES = (
     *("nb", "nl", "pl", "pt", "ro", "ru", "sv", "tr", "uk", "vi", "zh"),
 )
 DAYS = (datetime.date(1900, 1, 1), datetime.date(2099, 12, 31))
-MOST_DIGITS = 9
+MOST_DIGITS = 12
 
 
 class Pairs(NamedTuple):
@@ -193,8 +194,9 @@ def _load_tfds(name: str, languages: tuple[str, str], data_dir: str | None) -> P
 class Vocabulary:
     """The tokens of one language and their numbers, by a tokenizer of Hugging Face's tokenizers.
 
-    Numbers 0 to 3 are `SPECIAL`; these words in a text are text. What is decoded after it was
-    encoded is the same text, but for what is unknown, and for white space at the level of words.
+    Numbers 0 to 3 are `SPECIAL`, which no text gives: there such a word is text, or unknown. What
+    is decoded after it was encoded is the same text, but for what is unknown, and for white space
+    at the level of words.
     """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer):
@@ -221,20 +223,26 @@ class Vocabulary:
             raise InputError(f"a vocabulary of {size}; expected more than the {len(SPECIAL)} marks")
         from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
-        learn: Any = {"vocab_size": size, "special_tokens": list(SPECIAL), "show_progress": False}
         if level == "subword":
             tokenizer = tokenizers.Tokenizer(models.BPE(unk_token=SPECIAL[UNK]))
             tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
             tokenizer.decoder = decoders.Metaspace()
-            tokenizer.train_from_iterator(texts, trainers.BpeTrainer(**learn))
+            trainer = trainers.BpeTrainer(
+                vocab_size=size, special_tokens=list(SPECIAL), show_progress=False
+            )
+            tokenizer.train_from_iterator(texts, trainer)
             return cls(tokenizer)
-        tokenizer = tokenizers.Tokenizer(models.WordLevel(unk_token=SPECIAL[UNK]))
+        cut = str.split if level == "word" else list
+        counts = collections.Counter(itertools.chain.from_iterable(map(cut, texts)))
+        names = [name for name, _ in counts.most_common() if name not in SPECIAL]
+        kept = [*SPECIAL, *names[: size - len(SPECIAL)]]
+        model = models.WordLevel({name: i for i, name in enumerate(kept)}, SPECIAL[UNK])
+        tokenizer = tokenizers.Tokenizer(model)
         if level == "word":
             tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         else:
             tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
             tokenizer.decoder = decoders.Fuse()
-        tokenizer.train_from_iterator(texts, trainers.WordLevelTrainer(**learn))
         return cls(tokenizer)
 
     @classmethod
@@ -258,7 +266,8 @@ class Vocabulary:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the numbers of each text's tokens, and `EOS` after them."""
-        return [[*encoding.ids, EOS] for encoding in self._tokenizer.encode_batch(list(texts))]
+        encodings = self._tokenizer.encode_batch(list(texts))
+        return [[*(max(number, UNK) for number in e.ids), EOS] for e in encodings]
 
     def decode(self, tokens: Iterable[int]) -> str:
         """Return the text of some tokens up to the first `EOS`, less `PAD` and `GO`."""
@@ -274,7 +283,7 @@ class Vocabulary:
         """Return the parts of a text that the vocabulary lacks."""
         encoding = self._tokenizer.encode(text)
         parts = zip(encoding.ids, encoding.offsets, strict=True)
-        return [text[slice(*offsets)] for number, offsets in parts if number == UNK]
+        return [text[slice(*offsets)] for number, offsets in parts if number <= UNK]
 
 
 class PairPipeline:

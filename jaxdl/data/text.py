@@ -1,9 +1,11 @@
 """Texts: where they come from, their tokens, and which stretch of them belongs to which step.
 
-corpus = read_corpus("books/")               # {"train": str, "validation": str, "test": str}
-vocabulary = Vocabulary.of("byte", corpus)
-splits = {split: vocabulary.encode(text) for split, text in corpus.items()}
-pipeline = TextPipeline(splits, batch_size=32, length=64)
+    corpus = read_corpus("books/")               # {"train": str, "validation": str, "test": str}
+    vocabulary = Vocabulary.of("byte", corpus)
+    splits = {split: vocabulary.encode(text) for split, text in corpus.items()}
+    pipeline = TextPipeline(splits, batch_size=32, length=64)
+
+The batch of step n is a pure function of (seed, n), as in `jaxdl.data.pipeline`.
 """
 
 import functools
@@ -119,9 +121,7 @@ def _read_tfds(name: str, data_dir: str | None) -> dict[str, str]:
         )
     features = dict(builder.info.features.items())
     if not isinstance(features.get("text"), tfds.features.Text):
-        raise InputError(
-            f"{name} has the features {_some(sorted(features))}; expected a 'text'"
-        )
+        raise InputError(f"{name} has the features {_some(sorted(features))}; expected a 'text'")
     splits = {}
     for split in SPLITS:
         if split in builder.info.splits and builder.info.splits[split].num_examples:
@@ -306,21 +306,16 @@ class TextPipeline:
 
     def _eval_rows(self, split: str, step: int) -> dict[str, np.ndarray]:
         text = self.splits[split]
-        windows = step * self.batch_size + np.arange(self.batch_size)[self._rows]
-        counted_from = windows * self.window
+        rows = step * self.batch_size + np.arange(self.batch_size)[self._rows]
+        first = rows[:, None] * self.window  # what counts is from here up to `past`
+        past = np.minimum(first + self.window, len(text))
         # The first windows have less before them than `context`; they begin with the text.
-        starts = np.maximum(counted_from - self.context, 0)
-        targets = starts[:, None] + np.arange(self.context + self.window)
-        counts = (targets >= counted_from[:, None]) & (
-            targets < counted_from[:, None] + self.window
-        )
-        places = np.concatenate([starts[:, None] - 1, targets], axis=1)
+        starts = np.maximum(first - self.context, 0)
+        places = starts + np.arange(-1, self.context + self.window)
         within = (places >= 0) & (places < len(text))
+        counts = (places >= first) & (places < past)
         token = np.where(within, text[places.clip(0, len(text) - 1)], 0)
-        return {
-            "token": token.astype(np.int32),
-            "mask": (counts & within[:, 1:]).astype(np.float32),
-        }
+        return {"token": token.astype(np.int32), "mask": counts[:, 1:].astype(np.float32)}
 
     def _put(self, rows: dict[str, np.ndarray]) -> Batch:
         if self._sharding is None:

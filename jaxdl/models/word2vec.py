@@ -84,9 +84,9 @@ def negative_sampling(logits: jax.Array, mask: jax.Array) -> jax.Array:
     Returns:
       float32 [...].
     """
-    signs = jnp.full(logits.shape[-1:], -1.0).at[0].set(1.0)
+    signs = jnp.ones(logits.shape[-1:]).at[0].set(-1.0)
     signs = signs.reshape((1,) * (logits.ndim - 1) + signs.shape)
-    return -jnp.sum(mask * jax.nn.log_sigmoid(signs * logits.astype(jnp.float32)), -1)
+    return jnp.sum(mask * jax.nn.softplus(signs * logits.astype(jnp.float32)), -1)
 
 
 def normalize(vectors: jax.Array) -> jax.Array:

@@ -75,7 +75,7 @@ def pair_loss(inputs, outputs, batches, cbow):
         scores[..., 0] *= -1
         losses = (np.logaddexp(0, scores) * counted[:, None]).sum(-1)
         total, pairs = total + (losses * mask).sum(), pairs + mask.sum()
-    return total / pairs
+    return float(total / pairs)
 
 
 def neighbours(vectors):

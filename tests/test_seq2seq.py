@@ -1,0 +1,623 @@
+"""Attention, the encoder and decoder, their loss, and the experiment's command line."""
+
+import functools
+import io
+import itertools
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import cli, seq2seq, training
+from jaxdl import InputError, checkpoint, decoding, losses, optim, parallel, task
+from jaxdl.attention import Attention
+from jaxdl.data.pairs import EOS, GO, PAD, PairPipeline, Pairs, Vocabulary
+from jaxdl.models.seq2seq import Seq2Seq
+from jaxdl.writers import read_rows
+
+B, S, T, SOURCE, TARGET = 4, 5, 6, 11, 9
+LENGTHS = np.array([5, 3, 1, 4])
+KINDS = [("none", "dot"), ("luong", "dot"), ("luong", "general"), ("luong", "concat")]
+KINDS += [("bahdanau", "dot")]
+
+
+def tokens(seed=0):
+    rng = np.random.default_rng(seed)
+    source = rng.integers(3, SOURCE, (B, S)) * (np.arange(S) < LENGTHS[:, None])
+    return source, LENGTHS, rng.integers(3, TARGET, (B, T))
+
+
+@functools.cache
+def small(attention="luong", score="general", kind="lstm", **options):
+    options = {"layers": 2, "features": 12, "embedding": 7} | options
+    model = Seq2Seq(SOURCE, TARGET, kind=kind, attention=attention, score=score, **options)
+    variables = model.init(jax.random.key(1), *tokens(), train=False)
+    return model, variables
+
+
+def by_hand(score, params, query, memory, count):
+    """The context and the weights of one query [Q] over the first `count` of a memory [S, M]."""
+    scores = []
+    for place in memory[:count]:
+        if score == "dot":
+            scores.append(query @ place)
+        elif score == "general":
+            scores.append(query @ (place @ params["memory_layer"]["kernel"]))
+        else:
+            inner = query @ params["query_layer"]["kernel"]
+            inner = inner + place @ params["memory_layer"]["kernel"]
+            inner = np.tanh(inner + params["memory_layer"].get("bias", 0))
+            scores.append(inner @ params["v"]["kernel"][:, 0])
+    weights = np.exp(scores) / np.exp(scores).sum()
+    return weights @ memory[:count], np.pad(weights, (0, len(memory) - count))
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize("score", ["dot", "general", "additive"])
+def test_attention_is_the_papers(score, use_bias):
+    rng = np.random.default_rng(0)
+    memory = rng.normal(size=(B, S, 6)).astype(np.float32)
+    queries = rng.normal(size=(B, T, 6)).astype(np.float32)
+    mask = np.arange(S) < LENGTHS[:, None]
+    attention = Attention(score, 6, use_bias=use_bias)
+
+    def attend(module, queries, memory):
+        return module(queries, module.keys(memory), memory, mask)
+
+    variables = attention.init(jax.random.key(0), queries, memory, method=attend)
+    params = jax.tree.map(lambda x: x + 0.1, variables.get("params", {}))
+    shapes = jax.tree.map(jnp.shape, params)
+    bias = {"bias": (6,)} if use_bias else {}
+    assert (
+        shapes
+        == {
+            "dot": {},
+            "general": {"memory_layer": {"kernel": (6, 6)}},
+            "additive": {
+                "memory_layer": {"kernel": (6, 6)} | bias,
+                "query_layer": {"kernel": (6, 6)},
+                "v": {"kernel": (6, 1)},
+            },
+        }[score]
+    )
+    run = functools.partial(attention.apply, {"params": params}, method=attend)
+    context, weights = run(queries, memory)
+    for row, step in itertools.product(range(B), range(T)):
+        expected = by_hand(score, params, queries[row, step], memory[row], LENGTHS[row])
+        np.testing.assert_allclose(context[row, step], expected[0], atol=1e-5)
+        np.testing.assert_allclose(weights[row, step], expected[1], atol=1e-6)
+    # What is masked may hold anything.
+    filled = np.where(mask[..., None], memory, 1e6)
+    np.testing.assert_array_equal(run(queries, filled)[1], weights)
+
+
+def test_dot_attention_is_jaxs_own():
+    rng = np.random.default_rng(0)
+    memory, queries = (rng.normal(size=(B, n, 6)).astype(np.float32) for n in (S, T))
+    mask = np.arange(S) < LENGTHS[:, None]
+    context, _ = Attention("dot", 6).apply({}, queries, memory, memory, mask)
+    one_head = lambda x: jnp.asarray(x)[:, :, None]
+    expected = jax.nn.dot_product_attention(
+        one_head(queries), one_head(memory), one_head(memory), mask=mask[:, None, None], scale=1.0
+    )
+    np.testing.assert_allclose(context, expected[:, :, 0], atol=1e-5)
+
+
+def step_by_step(model, variables, source, lengths, inputs):
+    encoded, carry = model.apply(variables, source, lengths, train=False, method="encode")
+    log_probs, attention = [], []
+    for t in range(inputs.shape[1]):
+        now, carry, weights = model.apply(variables, encoded, carry, inputs[:, t], method="step")
+        log_probs.append(now)
+        attention.append(weights)
+    return np.stack(log_probs, 1), attention
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn"])
+@pytest.mark.parametrize(("attention", "score"), KINDS)
+def test_a_step_at_a_time_is_the_whole_target(attention, score, kind):
+    model, variables = small(attention, score, kind, bidirectional=kind != "gru")
+    source, lengths, inputs = tokens()
+    logits, weights = model.apply(variables, source, lengths, inputs, train=False)
+    assert logits.shape == (B, T, TARGET)
+    log_probs, attended = step_by_step(model, variables, source, lengths, inputs)
+    assert np.isneginf(log_probs[..., [PAD, GO]]).all()
+    np.testing.assert_allclose(np.exp(log_probs).sum(-1), 1, rtol=1e-5)
+    ruled = np.array(logits)
+    ruled[..., [PAD, GO]] = -np.inf
+    expected = ruled - np.log(np.exp(ruled).sum(-1, keepdims=True))
+    np.testing.assert_allclose(log_probs, expected, atol=1e-5)
+    if attention == "none":
+        assert weights is None
+    else:
+        np.testing.assert_allclose(weights, np.stack(attended, 1), atol=1e-6)
+        np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
+        assert not weights[np.arange(S)[None, None].repeat(T, 1) >= LENGTHS[:, None, None]].any()
+
+
+@pytest.mark.parametrize(("attention", "score"), KINDS)
+def test_padding_changes_nothing_and_the_past_is_all_that_counts(attention, score):
+    model, variables = small(attention, score)
+    source, lengths, inputs = tokens()
+    logits, _ = model.apply(variables, source, lengths, inputs, train=False)
+    filled = np.where(source == PAD, 7, source)
+    again, _ = model.apply(variables, filled, lengths, inputs, train=False)
+    np.testing.assert_array_equal(logits, again)
+    wider = np.pad(source, ((0, 0), (0, 3)), constant_values=5)
+    again, _ = model.apply(variables, wider, lengths, inputs, train=False)
+    np.testing.assert_allclose(logits, again, atol=1e-5)
+    later = inputs.copy()
+    later[:, 4:] = 3
+    again, _ = model.apply(variables, source, lengths, later, train=False)
+    np.testing.assert_allclose(logits[:, :4], again[:, :4], atol=1e-6)
+    assert np.abs(logits[:, 4:] - again[:, 4:]).max() > 1e-3
+    # Both ends of the source reach the first token.
+    for place in (0, -1):
+        changed = source.copy()
+        changed[0, place] = 3 + (changed[0, place] - 2) % (SOURCE - 3)
+        again, _ = model.apply(variables, changed, lengths, inputs, train=False)
+        assert np.abs(logits[0, 0] - again[0, 0]).max() > 1e-5
+
+
+def test_the_decoder_starts_from_both_directions():
+    model, variables = small()
+    source, lengths, _ = tokens()
+    encoded, carry = model.apply(variables, source, lengths, train=False, method="encode")
+    outputs = model.bind(variables)
+    embedded = outputs.source_embedding(source)
+    memory, states = outputs.encoder(embedded, train=False, lengths=lengths)
+    np.testing.assert_array_equal(encoded.memory, memory)
+    for layer in range(2):
+        for part in range(2):  # h and c
+            ahead, back = states[2 * layer][part], states[2 * layer + 1][part]
+            np.testing.assert_array_equal(carry[layer][part], np.concatenate([ahead, back], -1))
+
+
+@pytest.mark.parametrize(("attention", "score"), KINDS)
+def test_every_parameter_has_a_gradient(attention, score):
+    model, variables = small(attention, score)
+    source, lengths, inputs = tokens()
+
+    def total(variables):
+        logits, _ = model.apply(variables, source, lengths, inputs, train=False)
+        return (logits * jax.random.normal(jax.random.key(0), logits.shape)).sum()
+
+    for path, gradient in jax.tree.leaves_with_path(jax.grad(total)(variables)):
+        assert np.abs(gradient).max() > 0, jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize("attention", ["none", "luong", "bahdanau"])
+def test_bfloat16_is_close_and_its_logits_are_float32(attention):
+    model, variables = small(attention)
+    logits, _ = model.apply(variables, *tokens(), train=False)
+    half, weights = model.clone(dtype=jnp.bfloat16).apply(variables, *tokens(), train=False)
+    assert half.dtype == jnp.float32
+    assert weights is None or weights.dtype == jnp.float32
+    assert np.abs(half - logits).max() < 0.05 * np.abs(logits).max()
+
+
+@pytest.mark.parametrize("attention", ["luong", "bahdanau"])
+def test_dropout_acts_in_training_alone(attention):
+    model, variables = small(attention, dropout=0.5)
+    apply = functools.partial(model.apply, variables, *tokens())
+    one, two = (apply(train=True, rngs={"dropout": jax.random.key(n)})[0] for n in (1, 2))
+    assert np.abs(one - two).max() > 1e-3
+    np.testing.assert_array_equal(apply(train=False)[0], apply(train=False)[0])
+    # A mask of its own at each step, also where they are scanned.
+    still = np.full((B, T), 4)
+    logits = model.apply(
+        variables, *tokens()[:2], still, train=True, rngs={"dropout": jax.random.key(1)}
+    )[0]
+    assert np.abs(np.diff(logits, axis=1)).max(-1).min() > 1e-4
+
+
+@pytest.mark.parametrize("attention", ["none", "luong", "bahdanau"])
+class TestScheduledSampling:
+    keys = property(lambda self: jax.random.split(jax.random.key(3), B))
+
+    def test_at_a_rate_of_zero_is_teacher_forcing(self, attention):
+        model, variables = small(attention)
+        forced, _ = model.apply(variables, *tokens(), train=False)
+        logits, _ = model.apply(
+            variables, *tokens(), train=False, keys=self.keys, sampling_rate=0.0
+        )
+        np.testing.assert_allclose(forced, logits, atol=1e-5)
+
+    def test_at_a_rate_of_one_sees_no_target_but_its_start(self, attention):
+        model, variables = small(attention)
+        source, lengths, inputs = tokens()
+        other = inputs.copy()
+        other[:, 1:] = 3
+        run = functools.partial(
+            model.apply, variables, source, lengths, train=False, keys=self.keys, sampling_rate=1.0
+        )
+        np.testing.assert_array_equal(run(inputs)[0], run(other)[0])
+        other[:, 0] = 3
+        assert np.abs(run(inputs)[0] - run(other)[0]).max() > 1e-4
+
+    def test_draws_by_row_and_as_often_as_the_rate_says(self, attention):
+        model, variables = small(attention)
+        many = 2000
+        source, lengths = np.full((many, 2), 5), np.full(many, 2)
+        keys = jax.random.split(jax.random.key(0), many)
+        inputs = np.full((many, 3), 4)
+        other = inputs.copy()
+        other[:, 1] = 5
+
+        @jax.jit
+        def run(inputs, source, lengths, keys):
+            arguments = {"train": False, "keys": keys, "sampling_rate": 0.3}
+            return model.apply(variables, source, lengths, inputs, **arguments)[0]
+
+        one, two = run(inputs, source, lengths, keys), run(other, source, lengths, keys)
+        replaced = np.abs(one[:, 1] - two[:, 1]).max(-1) < 1e-6
+        assert abs(replaced.mean() - 0.3) < 0.04
+        some = run(inputs[:10], source[:10], lengths[:10], keys[:10])
+        np.testing.assert_allclose(some, one[:10], atol=1e-5)
+
+
+def test_what_stands_in_is_drawn_from_the_models_own_guess():
+    model, variables = small("none")
+    # The first guess is 3 or 6, nothing else, whatever was read.
+    params = jax.tree.map(jnp.zeros_like, variables["params"]["output"])
+    params["bias"] = (
+        jnp.full(TARGET, -jnp.inf).at[jnp.array([3, 6])].set(jnp.log(jnp.array([1, 3.0])))
+    )
+    variables = {"params": variables["params"] | {"output": params}}
+    seen = []
+    with_table = model.bind(variables).target_embedding.embedding
+    many = 1000
+    keys = jax.random.split(jax.random.key(0), many)
+
+    def spy(call, args, kwargs, context):
+        if context.module.name == "target_embedding" and context.method_name == "__call__":
+            jax.debug.callback(lambda x: seen.append(np.asarray(x)), args[0], ordered=True)
+        return call(*args, **kwargs)
+
+    import flax.linen as nn
+
+    with nn.intercept_methods(spy):
+        source, lengths = np.full((many, 2), 5), np.full(many, 2)
+        model.apply(
+            variables,
+            source,
+            lengths,
+            np.full((many, 2), 4),
+            train=False,
+            keys=keys,
+            sampling_rate=1.0,
+        )
+    jax.effects_barrier()
+    assert with_table.shape == (TARGET, 7)
+    first, second = seen
+    assert (first == 4).all()
+    assert set(second.ravel()) == {3, 6}
+    assert abs((second == 6).mean() - 0.75) < 0.05
+
+
+def batch_of(size=16, seed=0):
+    """Sources and targets of different lengths; the last row only fills the batch."""
+    rng = np.random.default_rng(seed)
+    rows = np.arange(size)[:, None]
+    source_length = 1 + rng.integers(0, S, size)
+    target_length = 1 + rng.integers(0, T, size)
+    target = rng.integers(3, TARGET, (size, T))
+    target = np.where(np.arange(T) < target_length[:, None], target, PAD)
+    target[rows[:, 0], target_length - 1] = EOS
+    source = rng.integers(3, SOURCE, (size, S)) * (np.arange(S) < source_length[:, None])
+    mask = np.ones(size, np.float32)
+    mask[-1], target[-1] = 0, PAD
+    return {"source": source, "source_length": source_length, "target": target, "mask": mask}
+
+
+HPARAMS = {"learning_rate": 0.01, "label_smoothing": 0.1}
+
+
+def test_the_loss_counts_tokens_and_exact_matches():
+    model, variables = small()
+    _, loss = losses.translation(model, GO, EOS)
+    batch = batch_of()
+    # What is decoded greedily is right by definition: of every other row.
+    encoded, carry = model.apply(
+        variables, batch["source"], batch["source_length"], train=False, method="encode"
+    )
+    step = functools.partial(model.apply, variables, encoded, method="step")
+    batch["target"][::2] = decoding.greedy(step, carry, GO, EOS, T).tokens[::2]
+    run = functools.partial(loss, variables["params"], {}, key=jax.random.key(0), hparams=HPARAMS)
+    mean, extra, measured = run(batch, train=False)
+    assert extra == {}
+    inputs = np.concatenate([np.full((16, 1), GO), batch["target"][:, :-1]], 1)
+    logits, _ = model.apply(variables, batch["source"], batch["source_length"], inputs, train=False)
+    log_probs = np.asarray(jax.nn.log_softmax(logits))
+    nats, smooth, right, count = 0.0, 0.0, 0, 0
+    for row in range(15):
+        for t in range(T):
+            if (token := batch["target"][row, t]) != PAD:
+                nats -= log_probs[row, t, token]
+                uniform = log_probs[row, t].mean()
+                smooth -= 0.9 * log_probs[row, t, token] + 0.1 * uniform
+                right += log_probs[row, t].argmax() == token
+                count += 1
+    assert mean.count == measured["token_accuracy"].count == count
+    np.testing.assert_allclose(mean.total, nats, rtol=1e-5)
+    assert measured["token_accuracy"].total == right
+    assert measured["exact_match"].count == 15
+    assert measured["exact_match"].total == 8
+    # A single token more, and it is no match.
+    batch["target"][0, 0] = 3 + (batch["target"][0, 0] - 2) % (TARGET - 3)
+    assert run(batch, train=False)[2]["exact_match"].total == 7
+    batch["target"][0, 0] = 3 + (batch["target"][0, 0] - 4) % (TARGET - 3)
+    trained, _, measured = run(batch_with_keys(batch), train=True)
+    assert "exact_match" not in measured
+    assert trained.count == mean.count
+
+
+def batch_with_keys(batch):
+    return batch | {"key": jax.random.split(jax.random.key(0), len(batch["mask"]))}
+
+
+def test_label_smoothing_is_for_training():
+    model, variables = small()
+    _, loss = losses.translation(model, GO, EOS)
+    batch = batch_with_keys(batch_of())
+    run = functools.partial(loss, variables["params"], {}, batch, jax.random.key(0))
+    plain, smooth = (run({"label_smoothing": s}, True)[0].total for s in (0.0, 0.1))
+    tested = run({"label_smoothing": 0.1}, False)[0].total
+    np.testing.assert_allclose(plain, tested, rtol=1e-6)
+    assert abs(plain - smooth) > 1e-3
+
+
+def train(attention, devices=1, mapped=False, accumulate=1, steps=4):
+    """The state after some steps, and what the last and an evaluation measured."""
+    model, _ = small(attention)
+    mesh = parallel.data_mesh(jax.devices()[:devices])
+    built = task.supervised(
+        *losses.translation(model, GO, EOS),
+        optim.optimizer("adam", clip_global_norm=1.0),
+        accumulate=accumulate,
+        axis_name=parallel.DATA if mapped else None,
+    )
+    built = (parallel.pmap if mapped else parallel.jit)(built, mesh)
+    hparams = {"learning_rate": 0.01, "label_smoothing": 0.1, "sampling_rate": 0.4}
+    state = built.init(jax.random.key(0), jax.tree.map(jnp.float32, hparams))
+    for n in range(steps):
+        state, metrics = built.train(state, batch_of(seed=n))
+    return jax.device_get((state.params, metrics, built.eval(state, batch_of(seed=9))))
+
+
+@pytest.mark.parametrize("attention", ["luong", "bahdanau"])
+def test_however_it_is_spread_it_trains_the_same(attention):
+    expected = train(attention)
+    ways = [{"devices": 8}, {"devices": 8, "mapped": True}, {"accumulate": 2}]
+    for way in ways if attention == "luong" else ways[1:2]:
+        for one, other in zip(
+            jax.tree.leaves(expected), jax.tree.leaves(train(attention, **way)), strict=True
+        ):
+            np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-5, err_msg=str(way))
+
+
+def test_it_learns_to_turn_words_around():
+    words = ["".join(w) for n in (2, 3) for w in itertools.product("abcde", repeat=n)]
+    pairs = [(" ".join(word), " ".join(reversed(word))) for word in words]
+    order = np.random.default_rng(0).permutation(len(pairs))
+    held_out, rest = [pairs[i] for i in order[:20]], [pairs[i] for i in order[20:]]
+    vocabulary = Vocabulary.learn([source for source, _ in pairs], "word", 20)
+    pipeline = PairPipeline(
+        Pairs("turned", {"train": rest, "test": held_out}),
+        vocabulary,
+        vocabulary,
+        32,
+        max_length=8,
+        buckets=1,
+    )
+    model = Seq2Seq(len(vocabulary), len(vocabulary), features=32, embedding=16)
+    built = task.supervised(*losses.translation(model, GO, EOS), optim.optimizer("adam"))
+    built = parallel.jit(built, parallel.data_mesh(jax.devices()[:1]))
+    hparams = {"learning_rate": jnp.float32(0.01), "label_smoothing": jnp.float32(0)}
+    state = built.init(jax.random.key(0), hparams)
+    for batch in itertools.islice(pipeline.train(), 150):
+        state, _ = built.train(state, batch)
+    measured = built.eval(state, next(pipeline.evaluate("test")))
+    assert measured["exact_match"].value >= 0.9
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"attention": "all"}, "no attention 'all'; there are none, bahdanau, luong"),
+        ({"score": "cosine"}, "no score 'cosine' of luong attention; there are dot, general, con"),
+        ({"features": 7}, "7 features; expected an even number for two directions"),
+        ({"kind": "cnn"}, "no recurrent cell 'cnn'"),
+    ],
+)
+def test_models_that_cannot_be_are_named(options, message):
+    with pytest.raises(InputError, match=message):
+        small(**options)
+
+
+def test_attention_that_cannot_be_is_named():
+    memory, mask = jnp.ones((1, 2, 3)), jnp.ones((1, 2))
+    with pytest.raises(InputError, match="no attention score 'cosine'; there are additive, dot"):
+        Attention("cosine", 3).apply({}, memory, memory, memory, mask)
+    with pytest.raises(InputError, match="queries and keys of one length, not 4 and 3"):
+        Attention("dot", 3).apply({}, jnp.ones((1, 2, 4)), memory, memory, mask)
+
+
+# The experiment.
+
+SMALL = ["--dataset=dates", "--level=char", "--count=300", "--features=16", "--embedding=8"]
+SMALL += ["--batch_size=16", "--steps=12", "--eval_every=6", "--checkpoint_every=6", "--buckets=1"]
+SMALL += ["--log_every=3", "--keep=3"]
+
+
+def run(*flags):
+    """Trains in this process, on its eight devices."""
+    config, _ = cli.parse(seq2seq.Config, [*SMALL, *flags])
+    return training.train(config, seq2seq.build)
+
+
+def mode(name, workdir, *flags):
+    saved = f"--flagfile={workdir / cli.FLAGS_FILE}"
+    config, _ = cli.parse(seq2seq.Config, [saved, f"--mode={name}", *flags])
+    {"translate": seq2seq.translate, "eval": training.evaluate}[name](config, seq2seq.build)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A small run, its folder, and what it printed."""
+    workdir = tmp_path_factory.mktemp("seq2seq") / "run"
+    printed = io.StringIO()
+    before, sys.stdout = sys.stdout, printed
+    try:
+        summary = run(f"--workdir={workdir}")
+    finally:
+        sys.stdout = before
+    return workdir, summary, printed.getvalue()
+
+
+def test_a_run_leaves_the_whole_record(trained):
+    workdir, _, printed = trained
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert 0 <= summary["eval/exact_match"] <= 1
+    assert 0 <= summary["eval/bleu"] <= 100
+    assert 0 <= summary["eval/chrf"] <= 100
+    np.testing.assert_allclose(summary["eval/perplexity"], np.exp(summary["eval/loss"]), rtol=1e-4)
+    assert sum(summary["pairs"].values()) == 300
+    assert 0 < summary["padding_share"] < 0.6
+    assert summary["pairs_too_long"] == {"train": 0, "validation": 0, "test": 0}
+    assert set(summary["exact_match_by_source_length"].values()) <= {0.0, 1.0} | {
+        n / 100 for n in range(101)
+    }
+    assert " -> " in printed
+    rows = read_rows(workdir)
+    assert [row["step"] for row in rows if "eval/bleu" in row] == [6, 12]
+    inputs = json.loads((workdir / "inputs.json").read_text())
+    vocabulary = Vocabulary.from_json(inputs["target_vocabulary"])
+    assert vocabulary.decode(vocabulary.encode(["1999-12-31"])[0]) == "1999-12-31"
+    assert (workdir / seq2seq.PICTURE_FILE).is_file()
+
+
+def test_a_run_goes_on_bit_for_bit(trained, tmp_path):
+    workdir, _, _ = trained
+    again = tmp_path / "again"
+    again.mkdir()
+    for name in (cli.FLAGS_FILE, "inputs.json", "metrics.jsonl"):
+        shutil.copy(workdir / name, again)
+    shutil.copytree(workdir / "checkpoints" / "6", again / "checkpoints" / "6")
+    run(f"--workdir={again}", "--resume=must")
+    one, other = checkpoint.load(workdir), checkpoint.load(again)
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+    rows = lambda folder: [
+        {k: v for k, v in row.items() if "per_second" not in k} for row in read_rows(folder)
+    ]
+    assert rows(workdir) == rows(again)
+
+
+def test_other_pairs_are_another_run(trained, tmp_path):
+    workdir, _, _ = trained
+    inputs = json.loads((workdir / "inputs.json").read_text())
+    shutil.copytree(workdir, tmp_path / "run")
+    inputs["pairs_sha256"] = "0"
+    (tmp_path / "run" / "inputs.json").write_text(json.dumps(inputs))
+    with pytest.raises(InputError, match=r"the pairs_sha256 of dates is not that in .*another --w"):
+        run(f"--workdir={tmp_path / 'run'}")
+
+
+def test_evaluation_of_a_run_under_pmap(trained, capsys):
+    workdir, summary, _ = trained
+    mode("eval", workdir, "--parallel=pmap")
+    assert f"loss {summary['test/loss']:.4g}" in capsys.readouterr().out
+
+
+def test_lines_are_translated(trained, capsys, monkeypatch):
+    workdir, _, _ = trained
+    (workdir / seq2seq.PICTURE_FILE).unlink()
+    text = "April 3, 2005\n\n3. April 2005\nApril ♠, 2005\n" + "9" * 80 + "\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+    with pytest.raises(InputError, match="2 of the lines were empty or too long"):
+        mode("translate", workdir, "--beam=3")
+    out, err = capsys.readouterr()
+    lines = out.split("\n")
+    assert len(lines) == 6
+    assert [bool(line) for line in lines] == [True, False, True, True, False, False]
+    assert err.splitlines() == [
+        "error: line 2: empty",
+        "line 4: read as <unk>: '♠'",
+        "error: line 5: 81 tokens, more than --max_length=64",
+    ]
+    assert (workdir / seq2seq.PICTURE_FILE).is_file()
+
+
+def test_the_n_best_come_with_scores(trained, capsys, tmp_path):
+    workdir, _, _ = trained
+    (tmp_path / "lines.txt").write_text("April 3, 2005\n3 avril 2005\n")
+    flags = [f"--input={tmp_path / 'lines.txt'}", "--beam=4", "--coverage_penalty=0.2"]
+    mode("translate", workdir, *flags, "--n_best=3")
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert [row[0] for row in rows] == ["1", "1", "1", "2", "2", "2"]
+    for start in (0, 3):
+        scores = [float(row[1]) for row in rows[start : start + 3]]
+        assert scores == sorted(scores, reverse=True)
+        assert len({row[2] for row in rows[start : start + 3]}) == 3
+    mode("translate", workdir, *flags)
+    assert capsys.readouterr().out.splitlines() == [rows[0][2], rows[3][2]]
+
+
+def test_a_vocabulary_of_another_run_is_named(trained, tmp_path):
+    workdir, _, _ = trained
+    shutil.copytree(workdir, tmp_path / "run")
+    path = tmp_path / "run" / "inputs.json"
+    inputs = json.loads(path.read_text())
+    inputs["source_vocabulary"] = Vocabulary.learn(["abc"], "char", 20).to_json()
+    path.write_text(json.dumps(inputs))
+    with pytest.raises(InputError, match=r"a source vocabulary of 7 tokens that is not its check"):
+        mode("translate", tmp_path / "run", f"--workdir={tmp_path / 'run'}")
+    (tmp_path / "latin").write_bytes(b"\xe9t\xe9\n")
+    with pytest.raises(InputError, match="it is no UTF-8 text"):
+        mode("translate", workdir, f"--input={tmp_path / 'latin'}")
+
+
+def test_reversed_sources_sampled_inputs_and_half_precision_go_together(tmp_path, capsys):
+    summary = run(
+        f"--workdir={tmp_path / 'run'}",
+        *("--reverse_source", "--scheduled_sampling=0.5", "--precision=bfloat16"),
+        *("--attention=bahdanau", "--max_length=20", "--ema_decay=0.9", "--kind=gru"),
+        *("--steps=2", "--grad_accum=2", "--eval_every=2", "--dropout=0.1"),
+    )
+    out = capsys.readouterr().out
+    assert "left out, with more than --max_length=20 tokens: " in out
+    assert summary["pairs_too_long"]["train"] > 0
+    assert {"eval/ema_exact_match", "eval/bleu"} <= summary.keys()
+    assert f"of {len(out)}" not in out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--features=7"], "--features=7: it must be even"),
+        (["--beam=2", "--n_best=3"], "--n_best=3: it must be 1 to --beam=2"),
+        (["--attention=none", "--coverage_penalty=1"], "--coverage_penalty=1.0: .* 0 with --atten"),
+        (["--scheduled_sampling=2"], "--scheduled_sampling=2.0: it must be at least 0"),
+        (["--folds=3"], "--folds=3: it must be left out"),
+        (["--grad_accum=5"], "--grad_accum=5: .* divisor of the batch_size 16"),
+        (["--dropout=1"], "--dropout=1.0: .* less than 1"),
+        (["--count=0"], "--count=0: it must be at least 1"),
+        (["--length_penalty=-1"], "--length_penalty=-1.0: it must be at least 0"),
+        (["--attention=self"], "--attention=self: value should be one of"),
+    ],
+)
+def test_flags_that_cannot_be_are_named(flags, message):
+    with pytest.raises(InputError, match=message):
+        cli.parse(seq2seq.Config, [*SMALL, *flags])
+
+
+def test_the_recipe_is_a_config():
+    recipe = Path(seq2seq.__file__).parent / "flags" / "seq2seq_numbers.flags"
+    config, rest = cli.parse(seq2seq.Config, [f"--flagfile={recipe}"])
+    assert rest == []
+    assert config.dataset == "numbers"
