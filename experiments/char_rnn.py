@@ -193,7 +193,7 @@ def build(config: Config, mesh: Mesh) -> Problem:
         sample = continue_prompt(config, vocabulary, jax.device_get(state.params))
         print(f"sample at step {step}:")
         print("".join(f"  | {line}\n" for line in sample.split("\n")), end="", flush=True)
-        writer.text(f"sample/step{step}", sample)
+        writer.text("sample", sample, step)
 
     def notes() -> dict[str, Any]:
         measured = {split: compressed_bits(corpus[split], len(splits[split])) for split in corpus}

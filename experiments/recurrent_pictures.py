@@ -183,7 +183,7 @@ def draw_lags(config: Config) -> tuple[Figure, dict[str, Any]]:
         axes.set(title=title, xlabel="lag, steps", ylim=(1e-12, 1e6))
         axes.grid(alpha=0.3)
     all_axes[0].set_ylabel("gradient norm, over that at lag 0")
-    all_axes[0].legend()
+    all_axes[2].legend(loc="lower center")  # where there is room
     return figure, numbers
 
 
@@ -197,7 +197,7 @@ def draw_clipping(config: Config) -> tuple[Figure, dict[str, Any]]:
         above.semilogy(values["update_norm"], label=name)
         below.plot(values["loss"], label=name)
     above.set(xlabel="update", ylabel="norm of the update")
-    below.set(xlabel="update", ylabel="loss, nats a byte", ylim=(0, 12))
+    below.set(xlabel="update", ylabel="loss, nats a byte", ylim=(0, 8))
     for axes in (above, below):
         axes.grid(alpha=0.3)
         axes.legend()

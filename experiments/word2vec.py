@@ -52,7 +52,7 @@ class Config(MethodFlags, RunConfig):
     text: str = flag("", "a file, a folder, or tfds:NAME; empty for Python's standard library")
     data_dir: str = flag("", "where TFDS sets are; TFDS's own place when empty", part_of_run=False)
     model: str = flag("skipgram", "what predicts what", ("skipgram", "cbow"))
-    features: int = flag(100, "numbers in each word's vector")
+    features: int = flag(100, "numbers in the vector of each word")
     min_count: int = flag(5, "words that are rarer than this are left out")
     window: int = flag(5, "greatest distance of a word that is around another, in words")
     negatives: int = flag(5, "words drawn for each middle word")
@@ -64,9 +64,6 @@ class Config(MethodFlags, RunConfig):
         0.1, "its peak; for sgd 0.025 times batch_size is word2vec.c's 0.025 for each pair"
     )
     schedule: str = flag("linear", "of the learning rate", tuple(optim.SCHEDULES))
-    schedule_end: float | None = flag(
-        1e-4, "of linear, polynomial, cosine, one_cycle, restarts: the last factor"
-    )
     grad_accum: int = flag(1, "parts that a batch is computed in, to save memory")
     log_every: int = flag(500, "steps between reports of the training metrics", part_of_run=False)
     eval_every: int = flag(2000, "steps between evaluations", part_of_run=False)
@@ -94,8 +91,6 @@ class Config(MethodFlags, RunConfig):
         for name in ("features", "min_count", "window", "negatives", "neighbours"):
             require(self, name, getattr(self, name) >= 1, "at least 1")
         require(self, "subsample", 0 <= self.subsample <= 1, "at least 0 and at most 1")
-        asked = self.mode != "analogies" or self.analogies != ""
-        require(self, "analogies", asked, "a file of questions, for --mode=analogies")
         require(
             self,
             "grad_accum",
@@ -290,6 +285,7 @@ def neighbours(config: Config, build: training.Build) -> None:
 
 def analogies(config: Config, build: training.Build) -> None:
     """Prints the share of right answers in each section of --analogies."""
+    require(config, "analogies", config.analogies != "", "a file of questions to score")
     vocabulary, vectors = trained(config)
     scores = score(vocabulary, vectors, data.read_analogies(config.analogies))
     total = tuple(np.sum(list(scores.values()), 0))

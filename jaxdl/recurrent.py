@@ -137,7 +137,7 @@ class Recurrent(nn.Module):
         if lengths is not None:
             mask = (jnp.arange(len(x))[:, None] < lengths[None])[..., None]
             x = jnp.where(mask, x, 0)  # a nan there would spread through a product with 0
-        after = []
+        after: list[Any] = []
         for i in range(self.layers):
             entered = x
             if i > 0:
@@ -191,28 +191,19 @@ class Layer(nn.Module):
     def __call__(self, x: jax.Array, state: Any, mask: jax.Array | None) -> tuple[jax.Array, Any]:
         """Return the outputs [T, B, H] of inputs [T, B, F], where `mask` [T, B, 1], and a state."""
         width = GATES[self.kind] * self.features
-
-        def param(name, initializer, *shape):
-            return self.param(name, initializer, shape, self.param_dtype)
-
-        input_kernel = param("input_kernel", nn.initializers.lecun_normal(), x.shape[-1], width)
-        hidden_kernel = param("hidden_kernel", orthogonal_gates, self.features, width)
-        bias = param("bias", nn.initializers.zeros, width).astype(jnp.float32)
-        hidden_bias = None
+        shapes = {
+            "input_kernel": (nn.initializers.lecun_normal(), (x.shape[-1], width)),
+            "hidden_kernel": (orthogonal_gates, (self.features, width)),
+            "bias": (nn.initializers.zeros, (width,)),
+        }
         if self.kind == "gru":
-            hidden_bias = param("hidden_bias", nn.initializers.zeros, self.features)
-            hidden_bias = jnp.pad(hidden_bias.astype(jnp.float32), (2 * self.features, 0))
-        projected = product(x, input_kernel, self.dtype) + bias[None, None]
-        states, last = recur(
-            self.kind,
-            self.reverse,
-            self.dtype,
-            projected,
-            hidden_kernel.astype(jnp.float32),
-            hidden_bias,
-            state if self.kind == "lstm" else (state,),
-            mask,
-        )
+            shapes["hidden_bias"] = (nn.initializers.zeros, (self.features,))
+        params = {
+            name: self.param(name, initializer, shape, self.param_dtype)
+            for name, (initializer, shape) in shapes.items()
+        }
+        before = state if self.kind == "lstm" else (state,)
+        states, last = recur(self.kind, self.reverse, self.dtype, params, x, before, mask)
         outputs = states if mask is None else jnp.where(mask, states, 0)
         return outputs.astype(self.dtype), last if self.kind == "lstm" else last[0]
 
@@ -225,118 +216,127 @@ def orthogonal_gates(key: jax.Array, shape: tuple[int, int], dtype: Any) -> jax.
     return jnp.concatenate(parts, -1).astype(dtype)  # drawn in float32: there is no narrower form
 
 
-def product(a: jax.Array, b: jax.Array, dtype: Dtype) -> jax.Array:
-    """Return the matrix product of two arrays rounded to a type, in float32."""
-    return jnp.matmul(a.astype(dtype), b.astype(dtype), preferred_element_type=jnp.float32)
+def product(subscripts: str, a: jax.Array, b: jax.Array, dtype: Dtype) -> jax.Array:
+    """Return the einsum of two arrays rounded to a type, in float32."""
+    return jnp.einsum(
+        subscripts, a.astype(dtype), b.astype(dtype), preferred_element_type=jnp.float32
+    )
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def recur(kind, reverse, dtype, projected, hidden_kernel, hidden_bias, state, mask):
-    """Run a cell over time.
+def recur(kind, reverse, dtype, params, x, state, mask):
+    """Run a layer over time.
 
     Args:
         kind, reverse, dtype: as of `Layer`.
-        projected: what the inputs send to the gates, float32 [T, B, G x H].
-        hidden_kernel: float32 [H, G x H].
-        hidden_bias: float32 [G x H], added to what the state sends to the gates, or None.
+        params: its parameters, by name.
+        x: inputs [T, B, F].
         state: a tuple of float32 [B, H], of which the first is the cell's output.
         mask: bool [T, B, 1], false where the state stays as it is; None for true everywhere.
 
     Returns:
         The output after each step, float32 [T, B, H], and the last state.
     """
-
-    def step(state, inputs):
-        advance, gates = prepare(kind, dtype, hidden_kernel, hidden_bias, state, *inputs)
-        state = advance(gates, state)
-        return state, state[0]
-
-    last, outputs = jax.lax.scan(step, state, (projected, mask), reverse=reverse)
-    return outputs, last
+    return recur_forward(kind, reverse, dtype, params, x, state, mask)[0]
 
 
-def prepare(kind, dtype, hidden_kernel, hidden_bias, state, projected, mask):
-    """Return (gates, state) -> the state after a step, and the gates of that step."""
-    hidden = product(state[0], hidden_kernel, dtype)
-    if hidden_bias is not None:
-        hidden += hidden_bias[None]
-
-    def advance(gates, state):
-        after = cell(kind, gates, state)
-        if mask is None:
-            return after
-        return tuple(jnp.where(mask, new, old) for new, old in zip(after, state, strict=True))
-
-    return advance, combine(kind, projected, hidden)
-
-
-def recur_forward(kind, reverse, dtype, projected, hidden_kernel, hidden_bias, state, mask):
+def recur_forward(kind, reverse, dtype, params, x, state, mask):
     """Return what `recur` does, and what its derivative needs."""
+    projected = product("tbf,fg->tbg", x, params["input_kernel"], dtype)
+    projected += params["bias"].astype(jnp.float32)[None, None]
 
-    def step(state, inputs):
-        advance, gates = prepare(kind, dtype, hidden_kernel, hidden_bias, state, *inputs)
-        state, pull = jax.vjp(advance, gates, state)
-        return state, (state[0], pull)
+    def step(before, inputs):
+        projected, mask = inputs
+        hidden = product("bh,hg->bg", before[0], params["hidden_kernel"], dtype)
+        gates = combine(kind, projected, hidden, params)
+        after = advance(kind, mask, gates, before)
+        return after, (after[0], before, gates)
 
-    last, (outputs, pulls) = jax.lax.scan(step, state, (projected, mask), reverse=reverse)
-    return (outputs, last), (projected, hidden_kernel, hidden_bias, state[0], outputs, pulls)
+    last, (outputs, before, gates) = jax.lax.scan(step, state, (projected, mask), reverse=reverse)
+    return (outputs, last), (params, x, before, gates, mask)
 
 
 def recur_backward(kind, reverse, dtype, saved, cotangents):
     """Return the cotangents of the arguments of `recur`."""
-    projected, hidden_kernel, hidden_bias, first, outputs, pulls = saved
+    params, x, before, gates, mask = saved
     d_outputs, d_last = cotangents
-    transposed = hidden_kernel.T
+    transposed = params["hidden_kernel"].T  # once, and not at each step
 
-    def spread(d_gates, like):
-        return jax.linear_transpose(partial(combine, kind), like, like)(d_gates)
+    # Little is saved and much computed again, and the gates' cotangents take the gates' own place:
+    # memory costs more than arithmetic.
+    def step(carry, inputs):
+        d_after, buffer = carry
+        t, before, mask, d_output = inputs
+        gates = jax.lax.dynamic_index_in_dim(buffer, t, keepdims=False)
+        _, pull = jax.vjp(partial(advance, kind, mask), gates, before)
+        d_gates, d_before = pull((d_after[0] + d_output, *d_after[1:]))
+        _, d_hidden = spread(kind, d_gates)
+        d_hidden = product("bg,gh->bh", d_hidden, transposed, dtype)
+        d_before = (d_before[0] + d_hidden, *d_before[1:])
+        return (d_before, jax.lax.dynamic_update_index_in_dim(buffer, d_gates, t, 0)), None
 
-    def step(d_state, inputs):
-        pull, d_output = inputs
-        d_gates, d_before = pull((d_state[0] + d_output, *d_state[1:]))
-        _, d_hidden = spread(d_gates, projected[0])
-        return (d_before[0] + product(d_hidden, transposed, dtype), *d_before[1:]), d_gates
-
-    d_state, d_gates = jax.lax.scan(step, d_last, (pulls, d_outputs), reverse=not reverse)
-    d_projected, d_hidden = spread(d_gates, projected)
-    before = (
-        jnp.concatenate([outputs[1:], first[None]])
-        if reverse
-        else jnp.concatenate([first[None], outputs[:-1]])
-    )
-    d_kernel = jnp.einsum(
-        "tbh,tbg->hg",
-        before.astype(dtype),
-        d_hidden.astype(dtype),
-        preferred_element_type=jnp.float32,
-    )
-    d_bias = None if hidden_bias is None else d_hidden.sum((0, 1))
-    return d_projected, d_kernel, d_bias, d_state, None
+    inputs = (jnp.arange(len(gates)), before, mask, d_outputs)
+    (d_state, d_gates), _ = jax.lax.scan(step, (d_last, gates), inputs, reverse=not reverse)
+    d_projected, d_hidden = spread(kind, d_gates)
+    d_params = {
+        "input_kernel": product("tbf,tbg->fg", x, d_projected, dtype),
+        "hidden_kernel": product("tbh,tbg->hg", before[0], d_hidden, dtype),
+        "bias": d_projected.sum((0, 1)),
+    }
+    if kind == "gru":
+        d_params["hidden_bias"] = d_hidden.sum((0, 1))[-params["hidden_bias"].size :]
+    d_params = jax.tree.map(lambda d, p: d.astype(p.dtype), d_params, dict(params))
+    d_x = product("tbg,fg->tbf", d_projected, params["input_kernel"], dtype).astype(x.dtype)
+    return d_params, d_x, d_state, None
 
 
 recur.defvjp(recur_forward, recur_backward)
 
 
-def combine(kind, projected, hidden):
-    """Return the gates before their nonlinearities, [..., H] of each; linear in both arguments."""
+def combine(kind, projected, hidden, params):
+    """Return the gates [B, G x H] before their nonlinearities, of the GRU r, z, n and n'."""
     if kind != "gru":
         return projected + hidden
     both = 2 * projected.shape[-1] // 3  # r and z; what the reset gate parts stays apart
-    sums = projected[..., :both] + hidden[..., :both]
-    return jnp.concatenate([sums, projected[..., both:], hidden[..., both:]], -1)
+    sums = projected[:, :both] + hidden[:, :both]
+    hidden_n = hidden[:, both:] + params["hidden_bias"].astype(jnp.float32)[None]
+    return jnp.concatenate([sums, projected[:, both:], hidden_n], -1)
+
+
+def spread(kind, d_gates):
+    """Return the cotangents of `projected` and `hidden` of `combine`, with any axes in front."""
+    if kind != "gru":
+        return d_gates, d_gates
+    sums, d_n, d_hidden_n = jnp.split(d_gates, np.array([2, 3]) * (d_gates.shape[-1] // 4), -1)
+    return jnp.concatenate([sums, d_n], -1), jnp.concatenate([sums, d_hidden_n], -1)
+
+
+def advance(kind, mask, gates, before):
+    """Return the state after a step, which is that before it where the mask is false."""
+    after = cell(kind, gates, before)
+    if mask is None:
+        return after
+    return tuple(jnp.where(mask, new, old) for new, old in zip(after, before, strict=True))
 
 
 def cell(kind, gates, state):
-    """Return the state after a step."""
+    """Return the state after a step.
+
+    A sigmoid is 1/2 + tanh(x / 2) / 2, of all gates at once: XLA makes of a sigmoid of each part
+    code for the CPU that takes five times as long.
+    """
     if kind == "rnn":
         return (jnp.tanh(gates),)
+    size = gates.shape[-1] // 4
     if kind == "lstm":
-        i, f, g, o = jnp.split(gates, 4, -1)
-        c = nn.sigmoid(f) * state[1] + nn.sigmoid(i) * jnp.tanh(g)
-        return nn.sigmoid(o) * jnp.tanh(c), c
-    r, z, n, hidden_n = jnp.split(gates, 4, -1)
-    n = jnp.tanh(n + nn.sigmoid(r) * hidden_n)
-    return (n + nn.sigmoid(z) * (state[0] - n),)
+        scale = np.repeat(np.array([0.5, 0.5, 1, 0.5], np.float32), size)
+        i, f, g, o = jnp.split(jnp.tanh(gates * scale[None]), 4, -1)
+        c = (0.5 + 0.5 * f) * state[1] + (0.5 + 0.5 * i) * g
+        return (0.5 + 0.5 * o) * jnp.tanh(c), c
+    r, z = jnp.split(0.5 + 0.5 * jnp.tanh(0.5 * gates[..., : 2 * size]), 2, -1)
+    n, hidden_n = jnp.split(gates[..., 2 * size :], 2, -1)
+    n = jnp.tanh(n + r * hidden_n)
+    return (n + z * (state[0] - n),)
 
 
 def from_torch(
@@ -369,7 +369,7 @@ def from_torch(
         for i in range(layers)
         for suffix in ("", "_reverse")[: 1 + bidirectional]
     }
-    wanted = {}
+    wanted: dict[str, tuple[int, ...]] = {}
     for name, ending in names.items():
         entering = inputs if name in ("layer0", "layer0_reverse") else size * (1 + bidirectional)
         wanted[f"weight_ih_{ending}"] = (width, entering)

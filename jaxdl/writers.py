@@ -91,10 +91,10 @@ class Writer:
         if self._workdir is not None:
             self._board.add_images(name, np.clip(images, 0, 1), step, dataformats="NHWC")
 
-    def text(self, name: str, text: str) -> None:
+    def text(self, name: str, text: str, step: int = 0) -> None:
         """A text, shown with its line breaks."""
         if self._workdir is not None:
-            self._board.add_text(name, f"<pre>{text}</pre>")
+            self._board.add_text(name, f"<pre>{text}</pre>", step)
 
     def hparams(self, hparams: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """The run's row in TensorBoard's table of hyperparameters."""

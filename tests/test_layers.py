@@ -12,12 +12,13 @@ ROOT = Path(__file__).parent.parent
 # are named behind the bar.
 FLOORS = """
 jaxdl
-nn data.images data.sources data.digits data.pipeline | data
+nn recurrent attention
+data.images data.sources data.digits data.pipeline data.text data.pairs data.words | data
 models
-task
-metrics augment optim
+task decoding
+metrics augment optim transfer
 losses | metrics
-parallel checkpoint writers cost pretrained
+parallel checkpoint writers cost pretrained bottleneck
 loop
 """
 

@@ -8,6 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,8 +37,15 @@ def tokens(seed=0):
 def small(attention="luong", score="general", kind="lstm", **options):
     options = {"layers": 2, "features": 12, "embedding": 7} | options
     model = Seq2Seq(SOURCE, TARGET, kind=kind, attention=attention, score=score, **options)
-    variables = model.init(jax.random.key(1), *tokens(), train=False)
+    init = jax.jit(functools.partial(model.init, train=False))
+    variables = init(jax.random.key(1), *tokens())
     return model, variables
+
+
+@functools.partial(jax.jit, static_argnames=("model", "train", "method"))
+def apply(model, variables, *arguments, **options):
+    """`model.apply`, compiled: outside jit each call would compile its loops anew."""
+    return model.apply(variables, *arguments, **options)
 
 
 def by_hand(score, params, query, memory, count):
@@ -85,7 +93,7 @@ def test_attention_is_the_papers(score, use_bias):
             },
         }[score]
     )
-    run = functools.partial(attention.apply, {"params": params}, method=attend)
+    run = jax.jit(functools.partial(attention.apply, {"params": params}, method=attend))
     context, weights = run(queries, memory)
     for row, step in itertools.product(range(B), range(T)):
         expected = by_hand(score, params, queries[row, step], memory[row], LENGTHS[row])
@@ -109,10 +117,10 @@ def test_dot_attention_is_jaxs_own():
 
 
 def step_by_step(model, variables, source, lengths, inputs):
-    encoded, carry = model.apply(variables, source, lengths, train=False, method="encode")
+    encoded, carry = apply(model, variables, source, lengths, train=False, method="encode")
     log_probs, attention = [], []
     for t in range(inputs.shape[1]):
-        now, carry, weights = model.apply(variables, encoded, carry, inputs[:, t], method="step")
+        now, carry, weights = apply(model, variables, encoded, carry, inputs[:, t], method="step")
         log_probs.append(now)
         attention.append(weights)
     return np.stack(log_probs, 1), attention
@@ -123,7 +131,7 @@ def step_by_step(model, variables, source, lengths, inputs):
 def test_a_step_at_a_time_is_the_whole_target(attention, score, kind):
     model, variables = small(attention, score, kind, bidirectional=kind != "gru")
     source, lengths, inputs = tokens()
-    logits, weights = model.apply(variables, source, lengths, inputs, train=False)
+    logits, weights = apply(model, variables, source, lengths, inputs, train=False)
     assert logits.shape == (B, T, TARGET)
     log_probs, attended = step_by_step(model, variables, source, lengths, inputs)
     assert np.isneginf(log_probs[..., [PAD, GO]]).all()
@@ -144,30 +152,30 @@ def test_a_step_at_a_time_is_the_whole_target(attention, score, kind):
 def test_padding_changes_nothing_and_the_past_is_all_that_counts(attention, score):
     model, variables = small(attention, score)
     source, lengths, inputs = tokens()
-    logits, _ = model.apply(variables, source, lengths, inputs, train=False)
+    logits, _ = apply(model, variables, source, lengths, inputs, train=False)
     filled = np.where(source == PAD, 7, source)
-    again, _ = model.apply(variables, filled, lengths, inputs, train=False)
+    again, _ = apply(model, variables, filled, lengths, inputs, train=False)
     np.testing.assert_array_equal(logits, again)
     wider = np.pad(source, ((0, 0), (0, 3)), constant_values=5)
-    again, _ = model.apply(variables, wider, lengths, inputs, train=False)
+    again, _ = apply(model, variables, wider, lengths, inputs, train=False)
     np.testing.assert_allclose(logits, again, atol=1e-5)
     later = inputs.copy()
     later[:, 4:] = 3
-    again, _ = model.apply(variables, source, lengths, later, train=False)
+    again, _ = apply(model, variables, source, lengths, later, train=False)
     np.testing.assert_allclose(logits[:, :4], again[:, :4], atol=1e-6)
     assert np.abs(logits[:, 4:] - again[:, 4:]).max() > 1e-3
     # Both ends of the source reach the first token.
     for place in (0, -1):
         changed = source.copy()
         changed[0, place] = 3 + (changed[0, place] - 2) % (SOURCE - 3)
-        again, _ = model.apply(variables, changed, lengths, inputs, train=False)
+        again, _ = apply(model, variables, changed, lengths, inputs, train=False)
         assert np.abs(logits[0, 0] - again[0, 0]).max() > 1e-5
 
 
 def test_the_decoder_starts_from_both_directions():
     model, variables = small()
     source, lengths, _ = tokens()
-    encoded, carry = model.apply(variables, source, lengths, train=False, method="encode")
+    encoded, carry = apply(model, variables, source, lengths, train=False, method="encode")
     outputs = model.bind(variables)
     embedded = outputs.source_embedding(source)
     memory, states = outputs.encoder(embedded, train=False, lengths=lengths)
@@ -184,18 +192,18 @@ def test_every_parameter_has_a_gradient(attention, score):
     source, lengths, inputs = tokens()
 
     def total(variables):
-        logits, _ = model.apply(variables, source, lengths, inputs, train=False)
+        logits, _ = apply(model, variables, source, lengths, inputs, train=False)
         return (logits * jax.random.normal(jax.random.key(0), logits.shape)).sum()
 
-    for path, gradient in jax.tree.leaves_with_path(jax.grad(total)(variables)):
+    for path, gradient in jax.tree.leaves_with_path(jax.jit(jax.grad(total))(variables)):
         assert np.abs(gradient).max() > 0, jax.tree_util.keystr(path)
 
 
 @pytest.mark.parametrize("attention", ["none", "luong", "bahdanau"])
 def test_bfloat16_is_close_and_its_logits_are_float32(attention):
     model, variables = small(attention)
-    logits, _ = model.apply(variables, *tokens(), train=False)
-    half, weights = model.clone(dtype=jnp.bfloat16).apply(variables, *tokens(), train=False)
+    logits, _ = apply(model, variables, *tokens(), train=False)
+    half, weights = apply(model.clone(dtype=jnp.bfloat16), variables, *tokens(), train=False)
     assert half.dtype == jnp.float32
     assert weights is None or weights.dtype == jnp.float32
     assert np.abs(half - logits).max() < 0.05 * np.abs(logits).max()
@@ -204,14 +212,14 @@ def test_bfloat16_is_close_and_its_logits_are_float32(attention):
 @pytest.mark.parametrize("attention", ["luong", "bahdanau"])
 def test_dropout_acts_in_training_alone(attention):
     model, variables = small(attention, dropout=0.5)
-    apply = functools.partial(model.apply, variables, *tokens())
-    one, two = (apply(train=True, rngs={"dropout": jax.random.key(n)})[0] for n in (1, 2))
+    run = functools.partial(apply, model, variables, *tokens())
+    one, two = (run(train=True, rngs={"dropout": jax.random.key(n)})[0] for n in (1, 2))
     assert np.abs(one - two).max() > 1e-3
-    np.testing.assert_array_equal(apply(train=False)[0], apply(train=False)[0])
+    np.testing.assert_array_equal(run(train=False)[0], run(train=False)[0])
     # A mask of its own at each step, also where they are scanned.
     still = np.full((B, T), 4)
-    logits = model.apply(
-        variables, *tokens()[:2], still, train=True, rngs={"dropout": jax.random.key(1)}
+    logits = apply(
+        model, variables, *tokens()[:2], still, train=True, rngs={"dropout": jax.random.key(1)}
     )[0]
     assert np.abs(np.diff(logits, axis=1)).max(-1).min() > 1e-4
 
@@ -222,9 +230,9 @@ class TestScheduledSampling:
 
     def test_at_a_rate_of_zero_is_teacher_forcing(self, attention):
         model, variables = small(attention)
-        forced, _ = model.apply(variables, *tokens(), train=False)
-        logits, _ = model.apply(
-            variables, *tokens(), train=False, keys=self.keys, sampling_rate=0.0
+        forced, _ = apply(model, variables, *tokens(), train=False)
+        logits, _ = apply(
+            model, variables, *tokens(), train=False, keys=self.keys, sampling_rate=0.0
         )
         np.testing.assert_allclose(forced, logits, atol=1e-5)
 
@@ -234,7 +242,7 @@ class TestScheduledSampling:
         other = inputs.copy()
         other[:, 1:] = 3
         run = functools.partial(
-            model.apply, variables, source, lengths, train=False, keys=self.keys, sampling_rate=1.0
+            apply, model, variables, source, lengths, train=False, keys=self.keys, sampling_rate=1.0
         )
         np.testing.assert_array_equal(run(inputs)[0], run(other)[0])
         other[:, 0] = 3
@@ -249,10 +257,9 @@ class TestScheduledSampling:
         other = inputs.copy()
         other[:, 1] = 5
 
-        @jax.jit
         def run(inputs, source, lengths, keys):
-            arguments = {"train": False, "keys": keys, "sampling_rate": 0.3}
-            return model.apply(variables, source, lengths, inputs, **arguments)[0]
+            options = {"train": False, "keys": keys, "sampling_rate": 0.3}
+            return apply(model, variables, source, lengths, inputs, **options)[0]
 
         one, two = run(inputs, source, lengths, keys), run(other, source, lengths, keys)
         replaced = np.abs(one[:, 1] - two[:, 1]).max(-1) < 1e-6
@@ -279,11 +286,10 @@ def test_what_stands_in_is_drawn_from_the_models_own_guess():
             jax.debug.callback(lambda x: seen.append(np.asarray(x)), args[0], ordered=True)
         return call(*args, **kwargs)
 
-    import flax.linen as nn
-
     with nn.intercept_methods(spy):
         source, lengths = np.full((many, 2), 5), np.full(many, 2)
-        model.apply(
+        apply(
+            model,
             variables,
             source,
             lengths,
@@ -323,16 +329,21 @@ def test_the_loss_counts_tokens_and_exact_matches():
     _, loss = losses.translation(model, GO, EOS)
     batch = batch_of()
     # What is decoded greedily is right by definition: of every other row.
-    encoded, carry = model.apply(
-        variables, batch["source"], batch["source_length"], train=False, method="encode"
+    encoded, carry = apply(
+        model, variables, batch["source"], batch["source_length"], train=False, method="encode"
     )
-    step = functools.partial(model.apply, variables, encoded, method="step")
+    step = functools.partial(apply, model, variables, encoded, method="step")
     batch["target"][::2] = decoding.greedy(step, carry, GO, EOS, T).tokens[::2]
-    run = functools.partial(loss, variables["params"], {}, key=jax.random.key(0), hparams=HPARAMS)
+    run = jax.jit(
+        functools.partial(loss, variables["params"], {}, key=jax.random.key(0), hparams=HPARAMS),
+        static_argnames="train",
+    )
     mean, extra, measured = run(batch, train=False)
     assert extra == {}
     inputs = np.concatenate([np.full((16, 1), GO), batch["target"][:, :-1]], 1)
-    logits, _ = model.apply(variables, batch["source"], batch["source_length"], inputs, train=False)
+    logits, _ = apply(
+        model, variables, batch["source"], batch["source_length"], inputs, train=False
+    )
     log_probs = np.asarray(jax.nn.log_softmax(logits))
     nats, smooth, right, count = 0.0, 0.0, 0, 0
     for row in range(15):
@@ -365,7 +376,10 @@ def test_label_smoothing_is_for_training():
     model, variables = small()
     _, loss = losses.translation(model, GO, EOS)
     batch = batch_with_keys(batch_of())
-    run = functools.partial(loss, variables["params"], {}, batch, jax.random.key(0))
+    run = jax.jit(
+        functools.partial(loss, variables["params"], {}, batch, jax.random.key(0)),
+        static_argnums=1,
+    )
     plain, smooth = (run({"label_smoothing": s}, True)[0].total for s in (0.0, 0.1))
     tested = run({"label_smoothing": 0.1}, False)[0].total
     np.testing.assert_allclose(plain, tested, rtol=1e-6)

@@ -55,6 +55,19 @@ def test_the_negative_sampling_loss_of_numbers():
 
 
 VOCABULARY, FEATURES = 7, 3
+
+
+def test_half_precision_is_for_the_products_alone():
+    params, full = params_of(), Word2Vec(VOCABULARY, FEATURES)
+    targets = np.concatenate([BATCH["word"][:, None], BATCH["negative"]], 1)
+    inputs = {"params": params}, BATCH["context"], BATCH["context_mask"], targets
+    expected, _ = full.apply(*inputs)
+    logits, pairs = full.clone(dtype=jnp.bfloat16).apply(*inputs)
+    assert logits.dtype == pairs.dtype == jnp.float32
+    np.testing.assert_allclose(logits, expected, atol=0.03 * np.abs(expected).max())
+    assert (logits != expected).any()
+
+
 BATCH = {
     "word": [2, 0, 5, 0],
     "context": [[1, 3, 0, 0], [2, 2, 6, 4], [0, 5, 0, 0], [0, 0, 0, 0]],
@@ -334,6 +347,19 @@ def test_nearest_words_are_those_of_scipy():
         nearest(vectors, vectors[:1], np.array([[0]]), 50)
 
 
+def test_analogies_are_those_of_loops_by_hand():
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(40, 5)) * np.exp(rng.normal(size=(40, 1)))
+    questions = np.stack([rng.choice(40, 3, replace=False) for _ in range(30)])
+    unit = vectors / np.sqrt((vectors**2).sum(1, keepdims=True))
+    expected = []
+    for a, b, c in questions:
+        cosines = unit @ (unit[b] - unit[a] + unit[c])
+        cosines[[a, b, c]] = -np.inf
+        expected.append(int(np.argmax(cosines)))
+    assert analogy(vectors, questions).tolist() == expected
+
+
 ROYAL = {"man": (1, 0, 0), "woman": (0, 1, 0), "king": (1, 0, 3), "queen": (0, 1, 3)}
 ROYAL |= {"prince": (1, 0, 2.7), "apple": (-1, -1, -1)}
 
@@ -458,8 +484,11 @@ def names_after(line):
     return {pair.split()[0] for pair in line.split(": ")[1].split(", ")}
 
 
-def test_it_learns_goes_on_bit_for_bit_and_writes(command, book, tmp_path):
-    done = command(tmp_path, *FLAGS, f"--text={book}", "--workdir=run")
+def test_it_learns_goes_on_bit_for_bit_and_writes(command, book, tmp_path, monkeypatch, capsys):
+    questions = tmp_path / "questions.txt"
+    questions.write_text(": kinds\ncat dog saw axe\ncat dog saw horse\n")
+    flags = (*FLAGS, f"--text={book}", f"--analogies={questions}")
+    done = command(tmp_path, *flags, "--workdir=run")
     assert done.stderr == ""
     lines = {line.split(":")[0]: line for line in done.stdout.splitlines()}
     assert names_after(lines["cat"]) == set(ANIMALS) - {"cat"}
@@ -472,26 +501,33 @@ def test_it_learns_goes_on_bit_for_bit_and_writes(command, book, tmp_path):
     assert {"words_per_second", "train/pair_loss", "train/learning_rate"} <= set(
         read_rows(tmp_path / "run")[0]
     )
-    # The mean over steps 0 to 99 of a line from 0.2 to 2e-5 in 300 steps.
-    expected = 0.2 * np.mean([1 - (1 - 1e-4) * step / 300 for step in range(100)])
+    # The mean over steps 0 to 99 of a line from 0.2 to 0 in 300 steps.
+    expected = 0.2 * np.mean([1 - step / 300 for step in range(100)])
     rate = read_rows(tmp_path / "run")[0]["train/learning_rate"]
     assert rate == pytest.approx(expected, rel=1e-5)
 
     shutil.copytree(tmp_path / "run", tmp_path / "again")
     shutil.rmtree(tmp_path / "again" / "checkpoints" / "300")
-    resumed = command(tmp_path, *FLAGS, f"--text={book}", "--workdir=again")
+    resumed = command(tmp_path, *flags, "--workdir=again")
     assert "steps 200 to 300" in resumed.stdout
     whole, parts = (checkpoint.load(tmp_path / name) for name in ("run", "again"))
     jax.tree.map(np.testing.assert_array_equal, whole, parts)
 
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+
+    def mode(function, *flags):
+        """What a mode prints: the command's main calls it so."""
+        config, _ = cli.parse(word2vec.Config, ["--flagfile=run/flags.txt", *flags])
+        function(config, word2vec.build)
+        return capsys.readouterr().out
+
     asked = command(tmp_path, "--mode=neighbours", "--workdir=run", "--words=axe", "--neighbours=1")
     assert names_after(asked.stdout.strip()) < set(TOOLS)
-    questions = tmp_path / "questions.txt"
-    questions.write_text(": kinds\ncat dog saw axe\ncat dog saw horse\n")
-    scored = command(tmp_path, "--mode=analogies", "--workdir=run", f"--analogies={questions}")
-    assert scored.stdout.splitlines()[-1].startswith("all: ")
-    assert "of 1; 1 with unknown words" in scored.stdout
-    assert "vectors.txt" in command(tmp_path, "--mode=export", "--workdir=run").stdout
+    share = read_rows(tmp_path / "run")[-1]["eval/analogies"]
+    told_scores = f"{share:.4f}  ({share:.0f} right of 1; 1 with unknown words)"
+    assert mode(word2vec.analogies) == f"kinds: {told_scores}\nall: {told_scores}\n"
+    assert "run/vectors.txt" in mode(word2vec.export)
     names, vectors = words.read_vectors(tmp_path / "run" / "vectors.txt")
     np.testing.assert_array_equal(vectors, whole["params"]["input"])
     board = tmp_path / "run" / "tensorboard"
@@ -500,19 +536,15 @@ def test_it_learns_goes_on_bit_for_bit_and_writes(command, book, tmp_path):
     np.testing.assert_allclose(projected, vectors, rtol=1e-5, atol=1e-8)
     assert 'metadata_path: "words.tsv"' in (board / "projector_config.pbtxt").read_text()
 
-    told(
-        command(tmp_path, "--mode=neighbours", "--workdir=run", "--words=horse", check=False),
-        "no word 'horse' in the vocabulary of 16",
-    )
+    unknown = command(tmp_path, "--mode=neighbours", "--workdir=run", "--words=pig", check=False)
+    told(unknown, "no word 'pig' in the vocabulary of 16")
+    with pytest.raises(InputError, match="--analogies=: it must be a file of questions to score"):
+        mode(word2vec.analogies, "--analogies=")
     other = tmp_path / "other.txt"
     other.write_text(book.read_text() + "The cat eats.\n")
-    (tmp_path / "run" / "flags.txt").write_text(
-        (tmp_path / "run" / "flags.txt").read_text().replace(str(book), str(other))
-    )
-    told(
-        command(tmp_path, "--mode=eval", "--workdir=run", check=False),
-        "it is not the text of the run in run",
-    )
+    config, _ = cli.parse(word2vec.Config, ["--flagfile=run/flags.txt", f"--text={other}"])
+    with pytest.raises(InputError, match="it is not the text of the run in run"):
+        word2vec.build(config, parallel.data_mesh(jax.devices()[:1]))
 
 
 def test_cbow_learns_the_same_kinds(book):
@@ -547,7 +579,6 @@ def test_cbow_learns_the_same_kinds(book):
         (["--negatives=0"], "--negatives=0: it must be at least 1"),
         (["--min_count=0"], "--min_count=0: it must be at least 1"),
         (["--subsample=2"], "--subsample=2.0: it must be at least 0 and at most 1"),
-        (["--mode=analogies"], "--analogies=: it must be a file of questions"),
         (["--folds=3"], "--folds=3: it must be left out"),
         (["--grad_accum=5"], "a divisor of the batch_size 2048"),
     ],
@@ -569,6 +600,14 @@ def test_mistakes_that_only_the_text_shows(tmp_path, book):
     ):
         with pytest.raises(InputError, match=message):
             build(config(*flags))
+
+
+@pytest.mark.parametrize("flags", [["--optimizer=sgd"], ["--optimizer=adam"], ["--schedule=step"]])
+def test_other_methods_take_the_other_defaults(flags):
+    config, _ = cli.parse(word2vec.Config, flags)
+    adagrads = {"initial_accumulator_value": 1e-9, "eps": 0.0}
+    expected = {"learning_rate": 0.1} | (adagrads if config.optimizer == "adagrad" else {})
+    assert config.hparams == expected
 
 
 def test_no_flags_is_the_flagfile():
