@@ -17,6 +17,7 @@ import json
 import pkgutil
 import shlex
 import shutil
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -223,8 +224,9 @@ def spread(values: Sequence[float | None]) -> dict[str, Any]:
     """Mean and sample standard deviation of those there are, with all of them by seed."""
     known = [value for value in values if value is not None]
     return {
-        "mean": float(np.mean(known)) if known else None,
-        "std": float(np.std(known, ddof=1)) if len(known) > 1 else None,
+        # Exact, so that equal values have no spread.
+        "mean": statistics.mean(known) if known else None,
+        "std": statistics.stdev(known) if len(known) > 1 else None,
         "seeds": list(values),
     }
 

@@ -144,7 +144,10 @@ def starting_point(config: Config) -> tuple[dict[str, Any], list[str]]:
     state_dict = pretrained.read(config.from_weights)
     num_classes = pretrained.num_classes_of(config.model, state_dict)
     arguments = config.model_arguments | {"num_classes": num_classes}
-    variables = pretrained.from_torch(config.model, state_dict, **arguments)
+    try:
+        variables = pretrained.from_torch(config.model, state_dict, **arguments)
+    except InputError as error:
+        raise InputError(f"{config.from_weights}: {error}") from None
     class_names: list[str] = []
     if config.from_labels:
         class_names = Path(config.from_labels).read_text(errors="replace").splitlines()

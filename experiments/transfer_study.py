@@ -2,10 +2,10 @@
 
     python -m experiments.transfer_study
 
-pretrains a LeNet-5 on the digits 0 to 4 and takes it to the digits 5 to 9, of which it is shown 5,
-20 or 100 examples each: training the head alone, the top layers, or all, beside a LeNet-5 that is
-trained from scratch. All have the same number of steps. Every run is an ordinary one in WORKDIR, so
-the same command goes on where it was stopped, and trains nothing again that is done.
+pretrains a narrow ResNet-20 on the digits 0 to 4 and takes it to the digits 5 to 9, of which it is
+shown 5, 20 or 100 examples each, as they are: training the head alone, the top layers, or all,
+beside the same network from scratch, each for as many steps. Every run is an ordinary one in
+WORKDIR, so the same command goes on where it was stopped, and trains nothing again that is done.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import cli, lenet, training, transfer
+from experiments import cli, resnet, training, transfer
 from experiments.cli import flag, require
 from jaxdl import InputError
 
@@ -26,7 +26,7 @@ OLD_CLASSES, NEW_CLASSES = "0,1,2,3,4", "5,6,7,8,9"
 WAYS: dict[str, tuple[str, ...]] = {
     "scratch": (),
     "head only": ("--head_only",),
-    "top layers": ("--freeze_up_to=c3",),
+    "top layers": ("--freeze_up_to=layer1",),
     "all layers": (),
 }
 
@@ -42,7 +42,7 @@ class Config:
     per_class: tuple[int, ...] = flag((5, 20, 100), "how many training examples of each class")
     seeds: int = flag(5, "how many runs of each; each has a pretraining and examples of its own")
     pretraining_epochs: int = flag(40, "passes over the digits 0 to 4")
-    steps: int = flag(300, "of the training after it, or from scratch, in batches of 25")
+    steps: int = flag(200, "of the training after it, or from scratch, in batches of 25")
 
     def __post_init__(self) -> None:
         least = min(self.per_class, default=0)
@@ -77,18 +77,18 @@ def study(config: Config) -> Accuracies | None:
 
     for seed in range(config.seeds):
         trained = workdir / "pretrained" / f"seed{seed}"
-        common = [f"--seed={seed}", "--learning_rate=0.02"]
-        epochs = f"--epochs={config.pretraining_epochs}"
-        if run(lenet, trained, [*common, epochs, f"--classes={OLD_CLASSES}"]) is None:
+        first = [f"--seed={seed}", "--width=8", f"--classes={OLD_CLASSES}"]
+        if run(resnet, trained, [*first, f"--epochs={config.pretraining_epochs}"]) is None:
             return None
         for count in config.per_class:
-            task = [f"--classes={NEW_CLASSES}", f"--per_class={count}", "--batch_size=25"]
-            task += [f"--steps={config.steps}", "--label_smoothing=0"]
+            task = [f"--seed={seed}", f"--classes={NEW_CLASSES}", f"--per_class={count}"]
+            task += ["--augment=", "--learning_rate=0.1", "--batch_size=25"]
+            task += [f"--steps={config.steps}"]
             for way, frozen in WAYS.items():
                 folder = workdir / f"{count}_per_class" / way.replace(" ", "_") / f"seed{seed}"
-                origin = [] if way == "scratch" else [f"--from_run={trained}"]
-                experiment = lenet if way == "scratch" else transfer
-                summary = run(experiment, folder, [*common, *task, *origin, *frozen])
+                scratch = way == "scratch"
+                origin = "--width=8" if scratch else f"--from_run={trained}"
+                summary = run(resnet if scratch else transfer, folder, [*task, origin, *frozen])
                 if summary is None:
                     return None
                 found[way][count].append(summary["test/accuracy"])
@@ -126,7 +126,7 @@ def draw(found: Mapping[str, Mapping[int, Sequence[float]]], path: Path) -> None
     axes.set_xticks(counts, [str(count) for count in counts], minor=False)
     axes.set_xlabel("training examples of each class")
     axes.set_ylabel("test accuracy")
-    axes.set_title("LeNet-5 from the digits 0-4 to 5-9")
+    axes.set_title("ResNet-20 from the digits 0-4 to 5-9")
     axes.grid(alpha=0.3)
     axes.legend(title="trained")
     figure.savefig(path, dpi=120)

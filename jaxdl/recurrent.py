@@ -132,6 +132,7 @@ class Recurrent(nn.Module):
         zeros = self.initial_carry(x.shape[0])
         states = zeros if carry is None else carry
         _check_shapes(x, zeros, states, lengths)
+        states = jax.tree.map(lambda s: jnp.asarray(s, jnp.float32), states)
         x = x.astype(self.dtype).swapaxes(0, 1)
         mask = None
         if lengths is not None:
@@ -294,7 +295,7 @@ recur.defvjp(recur_forward, recur_backward)
 
 
 def combine(kind, projected, hidden, params):
-    """Return the gates [B, G x H] before their nonlinearities, of the GRU r, z, n and n'."""
+    """Return the gates before their nonlinearities: [B, G x H], or of the GRU's r, z, n, n' 4 H."""
     if kind != "gru":
         return projected + hidden
     both = 2 * projected.shape[-1] // 3  # r and z; what the reset gate parts stays apart
@@ -392,7 +393,7 @@ def from_torch(
     params = {}
     for name, ending in names.items():
         weight_ih, weight_hh, bias, bias_hh = (
-            given[f"{leaf}_{ending}"].astype(np.float32)
+            np.array(given[f"{leaf}_{ending}"], np.float32)
             for leaf in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         )
         added = 2 * size if kind == "gru" else width

@@ -321,6 +321,17 @@ def test_batches_have_few_shapes_and_little_padding():
         assert pipeline.padding_share == pytest.approx(1 - filled / places)
         assert pipeline.padding_share < {1: 0.5, 4: 0.2}[buckets]
     assert pipeline.shapes == sorted(pipeline.shapes)
+    widths = [b["source"].shape[1] for b in epoch]
+    assert widths != sorted(widths), "short and long batches come mixed"
+
+
+def test_both_sides_of_a_pair_have_room():
+    words = [" ".join(["a", "b"][n % 2] for n in range(length)) for length in range(1, 11)]
+    texts = [(f"s{n} {words[n % 10]}", words[9 - n % 10]) for n in range(80)]
+    pairs = Pairs("crossed", {"train": texts, "test": [("s0 a", "b")]})
+    pipeline, *vocabularies = make(pairs, buckets=4)
+    epoch = itertools.islice(pipeline.train(), pipeline.steps_per_epoch)
+    assert sorted(read(epoch, *vocabularies)) == sorted(texts)
 
 
 def test_what_is_too_long_is_left_out_and_counted():

@@ -280,6 +280,8 @@ def test_a_batch_is_a_pure_function_of_seed_and_step():
     first = list(itertools.islice(pipeline.train(), 2 * steps + 2))
     for step in (0, 1, steps - 1, steps, 2 * steps + 1):
         assert same(next(pipeline_of().train(step)), first[step])
+    goes_on = itertools.islice(pipeline_of().train(1), 2 * steps)  # over the seams of two epochs
+    assert all(same(a, b) for a, b in zip(goes_on, first[1:], strict=False))
     for other in (first[1], first[steps], next(pipeline_of(seed=1).train())):
         assert not same(first[0], other)
         assert not np.array_equal(first[0]["negative"], other["negative"])

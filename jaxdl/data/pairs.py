@@ -38,7 +38,7 @@ LOCALES = (
     *("nb", "nl", "pl", "pt", "ro", "ru", "sv", "tr", "uk", "vi", "zh"),
 )
 DAYS = (datetime.date(1900, 1, 1), datetime.date(2099, 12, 31))
-MOST_DIGITS = 12
+MOST_DIGITS = 9
 
 
 class Pairs(NamedTuple):

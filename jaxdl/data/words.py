@@ -31,8 +31,8 @@ class Vocabulary:
     """The words that are told apart, the most frequent first.
 
     Args:
-      words: different words.
-      counts: how often each occurs in the training text; empty where that does not matter.
+        words: different words.
+        counts: how often each occurs in the training text; empty where that does not matter.
     """
 
     def __init__(self, words: Iterable[str], counts: Iterable[int] = ()):
@@ -51,7 +51,7 @@ class Vocabulary:
         """The words that occur at least `min_count` times; words as frequent stand by alphabet.
 
         Raises:
-          InputError: fewer than two do.
+            InputError: fewer than two do.
         """
         counts = collections.Counter(tokens)
         kept = sorted((-n, word) for word, n in counts.items() if n >= min_count)
@@ -74,7 +74,7 @@ class Vocabulary:
         """The number of one word.
 
         Raises:
-          InputError: it is not in the vocabulary.
+            InputError: it is not in the vocabulary.
         """
         if word not in self._ids:
             raise InputError(
@@ -91,11 +91,11 @@ def keep_probability(counts: np.ndarray, threshold: float) -> np.ndarray:
     (arXiv:1310.4546, equation 5) has the first term alone.
 
     Args:
-      counts: how often each word occurs, [V].
-      threshold: t; 0 keeps all.
+        counts: how often each word occurs, [V].
+        threshold: t; 0 keeps all.
 
     Returns:
-      float64 [V].
+        float64 [V].
     """
     if threshold == 0:
         return np.ones(len(counts))
@@ -274,14 +274,14 @@ def read_analogies(path: str | Path) -> Analogies:
     """The questions of a file as Mikolov et al. 2013, arXiv:1301.3781, published theirs.
 
     Args:
-      path: a text file with `a b c d` on each line, d being to c as b is to a, below headers
-        `: section`.
+        path: a text file with `a b c d` on each line, d being to c as b is to a, below headers
+            `: section`.
 
     Returns:
-      The questions of each section, in lower case.
+        The questions of each section, in lower case.
 
     Raises:
-      InputError: a line that is neither, or no question at all.
+        InputError: a line that is neither, or no question at all.
     """
     sections: Analogies = {}
     section = "questions"
@@ -305,10 +305,10 @@ def write_vectors(path: str | Path, words: Iterable[str], vectors: np.ndarray) -
     """Writes vectors in word2vec's text format, which gensim and others read.
 
     Args:
-      path: the file: a line `V D`, then a line for each word and its D numbers, which read back
-        as the same float32.
-      words: V words without white space.
-      vectors: float32 [V, D].
+        path: the file: a line `V D`, then a line for each word and its D numbers, which read back
+            as the same float32.
+        words: V words without white space.
+        vectors: float32 [V, D].
     """
     path = Path(path)
     scratch = path.with_name(path.name + ".tmp")
@@ -323,9 +323,9 @@ def write_projector(folder: str | Path, words: Iterable[str], vectors: np.ndarra
     """Writes vectors for TensorBoard's projector, over those of an earlier call.
 
     Args:
-      folder: TensorBoard's folder of a run.
-      words: a label for each vector.
-      vectors: [V, D].
+        folder: TensorBoard's folder of a run.
+        words: a label for each vector.
+        vectors: [V, D].
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -341,10 +341,10 @@ def read_vectors(path: str | Path) -> tuple[list[str], np.ndarray]:
     """Reads what `write_vectors`, word2vec.c or gensim wrote as text.
 
     Returns:
-      The words and their vectors, float32 [V, D].
+        The words and their vectors, float32 [V, D].
 
     Raises:
-      InputError: the file is not of that format; the message names the line.
+        InputError: the file is not of that format; the message names the line.
     """
     lines = _read_text(Path(path)).split("\n")
     try:
