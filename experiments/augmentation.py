@@ -11,7 +11,6 @@ from experiments.pixels import read_components
 from jaxdl import augment
 from jaxdl.augment import Augment, Mix
 
-
 # The flags that say how an augmentation does what it does.
 _FLAGS_OF = {
     "crop": ("padding",),

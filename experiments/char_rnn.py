@@ -140,19 +140,6 @@ def load_vocabulary(workdir: str) -> Vocabulary:
     return Vocabulary(inputs["vocabulary"])
 
 
-def check_text(config: Config, inputs: dict[str, Any]) -> None:
-    """Raises InputError when the run in --workdir has another vocabulary or was on another text."""
-    path = Path(config.workdir) / training.INPUTS_FILE
-    if config.workdir and path.exists():
-        saved = json.loads(path.read_text())
-        for name in ("vocabulary", "text_sha256"):
-            if saved[name] != inputs[name]:
-                raise InputError(
-                    f"--text={config.text}: its {name} is not that in {path}; give the run its "
-                    "own text, or another --workdir"
-                )
-
-
 def build(config: Config, mesh: Mesh) -> Problem:
     """The Problem of predicting each token of a text."""
     corpus = read_corpus(config.text, config.data_dir or None)
@@ -161,7 +148,6 @@ def build(config: Config, mesh: Mesh) -> Problem:
         "vocabulary": vocabulary.characters,  # null for bytes
         "text_sha256": hashlib.sha256("".join(corpus.values()).encode()).hexdigest(),
     }
-    check_text(config, inputs)
     vocabulary.encode(config.prompt, "--prompt")  # rather now than at the first sample
     splits = {split: vocabulary.encode(text) for split, text in corpus.items()}
     pipeline = TextPipeline(

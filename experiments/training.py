@@ -220,11 +220,26 @@ def task_of(
     return task, hparams
 
 
+def check_inputs(workdir: str, inputs: dict[str, Any]) -> None:
+    """Raises InputError when the run in a folder was told other inputs: it had other data."""
+    path = Path(workdir) / INPUTS_FILE
+    if not workdir or not path.exists():
+        return
+    saved, now = json.loads(path.read_text()), json.loads(json.dumps(inputs))
+    other = [name for name in now if saved.get(name) != now[name]]
+    if other:
+        raise InputError(
+            f"{path} has another {' and another '.join(other)} than the data given now; give the "
+            "run its own data, or another --workdir"
+        )
+
+
 def _prepare(config: RunConfig, build: Build) -> tuple[Problem, Task, State]:
     """The problem, its task on all devices, and the state it begins with."""
     mesh = parallel.data_mesh()
     parallel.check_batch_size(config.batch_size, mesh)
     problem = build(config, mesh)
+    check_inputs(config.workdir, problem.inputs)
     axis_name = parallel.DATA if config.parallel == "pmap" else None
     task, hparams = task_of(config, problem, axis_name)
     if config.parallel == "pmap":

@@ -13,7 +13,6 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -25,12 +24,12 @@ from experiments import training
 from experiments.cli import flag, require
 from experiments.method import MethodFlags
 from experiments.training import Problem, RunConfig
-from jaxdl import InputError, checkpoint, optim, parallel
+from jaxdl import InputError, checkpoint, losses, optim, parallel
 from jaxdl.data import words as data
 from jaxdl.data.text import read_corpus
 from jaxdl.models import word2vec
 from jaxdl.models.word2vec import Word2Vec
-from jaxdl.task import Init, Loss, Mean, State, Task, supervised
+from jaxdl.task import State, Task, supervised
 from jaxdl.writers import Writer
 
 VECTORS_FILE = "vectors.txt"
@@ -99,36 +98,6 @@ class Config(MethodFlags, RunConfig):
         )
 
 
-def word_prediction(model: Word2Vec) -> tuple[Init, Loss]:
-    """The parts of `task.supervised` for word vectors by negative sampling.
-
-    Mikolov et al. 2013, arXiv:1310.4546: the mean over the words of a text of the loss that each
-    has with all words around it. A negative that is the word itself does not count.
-
-    Returns:
-      (init, loss). `loss` reads the batches of `jaxdl.data.words.WordPipeline`, counts words, and
-      reports `pair_loss`, the mean over pairs of words, which does not grow with the window.
-    """
-
-    def init(key):
-        ids, mask = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1))
-        return model.init(key, ids, mask, ids)["params"], {}
-
-    def loss(params, extra, batch, key, hparams, train):
-        word, negative = batch["word"][:, None], batch["negative"]
-        targets = jnp.concatenate([word, negative], 1)
-        counted = jnp.concatenate([jnp.ones(word.shape), negative != word], 1)
-        scored: Any = model.apply(
-            {"params": params}, batch["context"], batch["context_mask"], targets
-        )
-        logits, pairs = scored
-        losses = word2vec.negative_sampling(logits, counted[:, None])
-        total = jnp.sum(losses * pairs)
-        return Mean(total, batch["mask"].sum()), extra, {"pair_loss": Mean(total, pairs.sum())}
-
-    return init, loss
-
-
 def build(config: Config, mesh: Mesh) -> Problem:
     """The Problem of predicting words from those around them."""
     corpus = read_corpus(config.text, config.data_dir or None)
@@ -139,7 +108,6 @@ def build(config: Config, mesh: Mesh) -> Problem:
         "vocabulary": " ".join(vocabulary.words),
         "text_sha256": hashlib.sha256(np.concatenate(list(splits.values())).tobytes()).hexdigest(),
     }
-    check_text(config, inputs)
     probes = config.words or frequent(vocabulary)
     require(config, "neighbours", config.neighbours < len(vocabulary), f"under {len(vocabulary)}")
     for word in probes:
@@ -165,7 +133,7 @@ def build(config: Config, mesh: Mesh) -> Problem:
 
     def task(axis_name: str | None) -> Task:
         return supervised(
-            *word_prediction(model),
+            *losses.word_prediction(model),
             config.make_optimizer(),
             config.make_schedule(steps, 0),
             accumulate=config.grad_accum,
@@ -183,7 +151,7 @@ def build(config: Config, mesh: Mesh) -> Problem:
         vectors = jax.device_get(state.params["input"])
         shown = describe_neighbours(vocabulary, vectors, probes, config.neighbours)
         print(shown, flush=True)
-        writer.text(f"neighbours/step{step}", shown)
+        writer.text("neighbours", shown, step)
         if questions:
             right, asked = np.sum(list(score(vocabulary, vectors, questions).values()), 0)[:2]
             if asked:
@@ -206,18 +174,6 @@ def build(config: Config, mesh: Mesh) -> Problem:
         inputs=inputs,
         notes=lambda: {"vocabulary_size": len(vocabulary)},
     )
-
-
-def check_text(config: Config, inputs: dict[str, Any]) -> None:
-    """Raises InputError when the run in --workdir was on another text."""
-    path = Path(config.workdir) / training.INPUTS_FILE
-    if config.workdir and path.exists():
-        saved = json.loads(path.read_text())
-        if saved != inputs:
-            raise InputError(
-                f"--text={config.text}: it is not the text of the run in {config.workdir}; give "
-                "the run its own text, or another --workdir"
-            )
 
 
 def trained(config: Config) -> tuple[data.Vocabulary, np.ndarray]:

@@ -25,7 +25,7 @@ from jax.sharding import Sharding
 
 from jaxdl import InputError, losses
 from jaxdl.data import Pipeline, Preprocess, Source
-from jaxdl.data.pipeline import _EvalOrder, _TrainOrder
+from jaxdl.data.pipeline import EvalOrder, TrainOrder
 from jaxdl.task import Batch, Init, Loss
 from jaxdl.transfer import Outline, freeze
 
@@ -180,13 +180,13 @@ class Batches(NamedTuple):
 
     def train(self, start: int = 0) -> Generator[Batch, None, None]:
         """The batches of steps `start`, `start + 1`, ... without end."""
-        order = _TrainOrder(len(self.features["train"].labels), self.batch_size, self.seed)
+        order = TrainOrder(len(self.features["train"].labels), self.batch_size, self.seed)
         for step in itertools.count(start):
             yield self._batch("train", order(step))
 
     def evaluate(self, split: str) -> Generator[Batch, None, None]:
         """Every example of a split once, in order; the last batch is padded with mask 0."""
-        order = _EvalOrder(len(self.features[split].labels), self.batch_size)
+        order = EvalOrder(len(self.features[split].labels), self.batch_size)
         for step in range(order.steps):
             yield self._batch(split, order(step))
 

@@ -218,3 +218,50 @@ def translation(model: nn.Module, go: int, eos: int) -> tuple[Init, Loss]:
         return mean, extra, reported
 
     return init, loss
+
+
+def negative_sampling(logits: jax.Array, mask: jax.Array) -> jax.Array:
+    """The negative-sampling loss of pairs of words, in nats.
+
+    Mikolov et al. 2013, arXiv:1310.4546, equation 4: -log s(x_0) - sum over n > 0 of log s(-x_n)
+    with s the logistic function, x_0 the score of the true word and x_n those of drawn ones.
+
+    Args:
+      logits: float [..., 1 + K]; the first is that of the true word.
+      mask: [..., 1 + K], 0 for a drawn word that does not count, as one that is the true word.
+
+    Returns:
+      float32 [...].
+    """
+    signs = jnp.ones(logits.shape[-1:]).at[0].set(-1.0)
+    signs = signs.reshape((1,) * (logits.ndim - 1) + signs.shape)
+    return jnp.sum(mask * jax.nn.softplus(signs * logits.astype(jnp.float32)), -1)
+
+
+def word_prediction(model: nn.Module) -> tuple[Init, Loss]:
+    """The parts of `task.supervised` for word vectors by negative sampling.
+
+    Mikolov et al. 2013, arXiv:1310.4546: the mean over the words of a text of the loss that each
+    has with all words around it. A negative that is the word itself does not count.
+
+    Returns:
+      (init, loss). `loss` reads the batches of `jaxdl.data.words.WordPipeline`, counts words, and
+      reports `pair_loss`, the mean over pairs of words, which does not grow with the window.
+    """
+
+    def init(key):
+        ids, mask = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1))
+        return model.init(key, ids, mask, ids)["params"], {}
+
+    def loss(params, extra, batch, key, hparams, train):
+        word, negative = batch["word"][:, None], batch["negative"]
+        targets = jnp.concatenate([word, negative], 1)
+        counted = jnp.concatenate([jnp.ones(word.shape), negative != word], 1)
+        scored: Any = model.apply(
+            {"params": params}, batch["context"], batch["context_mask"], targets
+        )
+        logits, pairs = scored
+        total = jnp.sum(negative_sampling(logits, counted[:, None]) * pairs)
+        return Mean(total, batch["mask"].sum()), extra, {"pair_loss": Mean(total, pairs.sum())}
+
+    return init, loss

@@ -227,7 +227,7 @@ def supervised(
         params = optax.apply_updates(state.params, updates)
         if "learning_rate" in hparams:
             metrics["learning_rate"] = Mean(hparams["learning_rate"], 1.0)
-        norm, counted = optax.tree.norm(grads), 1.0
+        norm, counted = optax.tree.norm(grads), jnp.float32(1)
         learnt = params, extra, opt_state
         loss_scale = state.loss_scale
         if loss_scaling:

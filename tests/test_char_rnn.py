@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import char_rnn, cli, recurrent_pictures
+from experiments import char_rnn, cli, recurrent_pictures, training
 from jaxdl import InputError, checkpoint, losses, models, optim, parallel
 from jaxdl.data.text import TextPipeline
 from jaxdl.models.language_model import generate, language_model
@@ -479,21 +479,23 @@ def test_mistakes_in_flags_are_named(flags, message):
 
 
 def test_a_text_that_the_run_was_not_on(tmp_path, book):
-    config, _ = cli.parse(char_rnn.Config, [f"--text={book}", f"--workdir={tmp_path}"])
     mesh = parallel.data_mesh(jax.devices()[:1])
-    problem = char_rnn.build(config, mesh)
-    (tmp_path / "inputs.json").write_text(json.dumps(problem.inputs))
-    char_rnn.build(config, mesh)
+
+    def check(*flags):
+        config, _ = cli.parse(char_rnn.Config, [*flags, f"--workdir={tmp_path}"])
+        inputs = char_rnn.build(config, mesh).inputs
+        training.check_inputs(config.workdir, inputs)
+        return inputs
+
+    inputs = check(f"--text={book}")
+    (tmp_path / "inputs.json").write_text(json.dumps(inputs))
+    check(f"--text={book}")
     copy = tmp_path / "copy.txt"
     copy.write_text(book.read_text() + "more")
-    config, _ = cli.parse(char_rnn.Config, [f"--text={copy}", f"--workdir={tmp_path}"])
-    with pytest.raises(InputError, match="its text_sha256 is not that in"):
-        char_rnn.build(config, mesh)
-    config, _ = cli.parse(
-        char_rnn.Config, [f"--text={book}", f"--workdir={tmp_path}", "--level=char", "--prompt=a"]
-    )
-    with pytest.raises(InputError, match=r"its vocabulary is not that in .*inputs.json; give"):
-        char_rnn.build(config, mesh)
+    with pytest.raises(InputError, match="has another text_sha256 than the data given now"):
+        check(f"--text={copy}")
+    with pytest.raises(InputError, match=r"inputs.json has another vocabulary than"):
+        check(f"--text={book}", "--level=char", "--prompt=a")
     config, _ = cli.parse(char_rnn.Config, [f"--text={book}", "--level=char"])
     with pytest.raises(InputError, match="--prompt has the character 'm', which is not among"):
         char_rnn.build(config, mesh)

@@ -455,6 +455,17 @@ def test_gradual_states_are_saved_and_restored(tmp_path):
     )
 
 
+def test_the_first_stage_that_matches_counts():
+    stages = ("conv1|bn", "layer1", "layer", "fc")
+    state = gradually(momentum, stages=stages).init(KEY, HPARAMS)
+    of_stage = {
+        depth: {path.split("/")[-2] for path in flat(inner) if "trace" in path}
+        for depth, inner in state.opt_state.inner_states.items()
+    }
+    low = {"conv1", "bn1", "bn2"}
+    assert of_stage == {"0": {"fc"}, "1": {"layer2_0"}, "2": {"layer1_0", "layer1_1"}, "3": low}
+
+
 def test_unfit_stages_are_named():
     with pytest.raises(InputError, match="'layer7' matches nothing"):
         gradually(momentum, stages=("layer7", *NET.stages)).init(KEY, HPARAMS)
@@ -496,7 +507,8 @@ def features(folder, variables=None, batches=None, scale=1.0, **options):
 
 def test_features_are_what_goes_into_the_head(tmp_path):
     images, variables = dataset(), trained()
-    found = features(tmp_path, variables)
+    over_eight = parallel.batch_sharding(parallel.data_mesh())
+    found = features(tmp_path, variables, pipeline(sharding=over_eight))
     for split, count in (("train", 20), ("test", 7)):
         values, labels = found[split]
         np.testing.assert_array_equal(labels, data.labels(images.splits[split]))

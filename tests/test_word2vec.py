@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments import cli, word2vec
+from experiments import cli, training, word2vec
 from jaxdl import InputError, checkpoint, optim, parallel
 from jaxdl.data import words
 from jaxdl.data.words import Vocabulary, WordPipeline
-from jaxdl.models.word2vec import Word2Vec, analogy, nearest, negative_sampling
+from jaxdl.losses import negative_sampling, word_prediction
+from jaxdl.models.word2vec import Word2Vec, analogy, nearest
 from jaxdl.task import supervised
 from jaxdl.writers import read_rows
 
@@ -113,7 +114,7 @@ def by_hand(params, batch, cbow):
 def test_loss_and_gradient_are_those_of_the_loops_by_hand(cbow, begun):
     params = params_of()
     params["output"] *= begun  # all scores are 0 at the start
-    _, loss = word2vec.word_prediction(Word2Vec(VOCABULARY, FEATURES, cbow))
+    _, loss = word_prediction(Word2Vec(VOCABULARY, FEATURES, cbow))
     total, pairs, gradient = by_hand(params, BATCH, cbow)
 
     def whole(params):
@@ -130,7 +131,7 @@ def test_loss_and_gradient_are_those_of_the_loops_by_hand(cbow, begun):
 
 def test_a_step_of_sgd_moves_each_vector_by_the_rate_of_each_pair():
     """With a rate of 0.025 times the number of words, word2vec.c's 0.025 for each pair."""
-    init, loss = word2vec.word_prediction(Word2Vec(VOCABULARY, FEATURES))
+    init, loss = word_prediction(Word2Vec(VOCABULARY, FEATURES))
     task = supervised(init, loss, optim.optimizer("sgd"))
     state = task.init(jax.random.key(0), {"learning_rate": jnp.float32(0.025 * 3)})
     params = params_of()
@@ -143,7 +144,7 @@ def test_a_step_of_sgd_moves_each_vector_by_the_rate_of_each_pair():
 
 
 def test_one_device_eight_pmap_and_parts_train_the_same():
-    init, loss = word2vec.word_prediction(Word2Vec(20, 4))
+    init, loss = word_prediction(Word2Vec(20, 4))
 
     def train(runner):
         task = runner(
@@ -298,7 +299,7 @@ def test_devices_and_processes_share_the_same_batch(monkeypatch):
     assert all(value.sharding == sharding for value in spread.values())
     assert same(jax.device_get(spread), expected)
     # A process that holds the third quarter makes those rows.
-    monkeypatch.setattr(words, "_local_rows", lambda size, sharding: slice(16, 24))
+    monkeypatch.setattr(words, "local_rows", lambda size, sharding: slice(16, 24))
     part = next(pipeline_of().train(3))
     assert same(part, {name: value[16:24] for name, value in expected.items()})
 
@@ -545,8 +546,9 @@ def test_it_learns_goes_on_bit_for_bit_and_writes(command, book, tmp_path, monke
     other = tmp_path / "other.txt"
     other.write_text(book.read_text() + "The cat eats.\n")
     config, _ = cli.parse(word2vec.Config, ["--flagfile=run/flags.txt", f"--text={other}"])
-    with pytest.raises(InputError, match="it is not the text of the run in run"):
-        word2vec.build(config, parallel.data_mesh(jax.devices()[:1]))
+    problem = word2vec.build(config, parallel.data_mesh(jax.devices()[:1]))
+    with pytest.raises(InputError, match="has another text_sha256 than the data given now"):
+        training.check_inputs(config.workdir, problem.inputs)
 
 
 def test_cbow_learns_the_same_kinds(book):
@@ -556,7 +558,7 @@ def test_cbow_learns_the_same_kinds(book):
     pipeline = WordPipeline(
         {"train": vocabulary.encode(tokens)}, vocabulary.counts, 64, window=3, subsample=0.02
     )
-    init, loss = word2vec.word_prediction(Word2Vec(len(vocabulary), 16, cbow=True))
+    init, loss = word_prediction(Word2Vec(len(vocabulary), 16, cbow=True))
     task = supervised(init, loss, optim.optimizer("adagrad"))
     hparams = {"learning_rate": 0.2, "initial_accumulator_value": 1e-9, "eps": 0.0}
     state = task.init(jax.random.key(0), jax.tree.map(jnp.float32, hparams))

@@ -19,7 +19,7 @@ import tokenizers
 
 from jaxdl import InputError
 from jaxdl.data import sources
-from jaxdl.data.pipeline import Batch, _generator, _local_rows, _make_global
+from jaxdl.data.pipeline import Batch, generator_for, local_rows, make_global
 
 if TYPE_CHECKING:
     import jax
@@ -173,7 +173,7 @@ def _load_tfds(name: str, languages: tuple[str, str], data_dir: str | None) -> P
     from tensorflow_datasets.core import constants
 
     root = pathlib.Path(data_dir or constants.get_default_data_dir()).expanduser()
-    builder: Any = tfds.builder_from_directory(sources._find_version(name, root))
+    builder: Any = tfds.builder_from_directory(sources.find_version(name, root))
     for language in languages:
         if language not in builder.info.features:
             there = ", ".join(sorted(builder.info.features))
@@ -232,8 +232,9 @@ class Vocabulary:
             )
             tokenizer.train_from_iterator(texts, trainer)
             return cls(tokenizer)
-        cut = str.split if level == "word" else list
-        counts = collections.Counter(itertools.chain.from_iterable(map(cut, texts)))
+        counts: collections.Counter[str] = collections.Counter()
+        for text in texts:
+            counts.update(text.split() if level == "word" else text)
         names = [name for name, _ in counts.most_common() if name not in SPECIAL]
         kept = [*SPECIAL, *names[: size - len(SPECIAL)]]
         model = models.WordLevel({name: i for i, name in enumerate(kept)}, SPECIAL[UNK])
@@ -341,7 +342,7 @@ class PairPipeline:
         self.batch_size = batch_size
         self._seed = seed
         self._sharding = sharding
-        self._rows = _local_rows(batch_size, sharding)
+        self._rows = local_rows(batch_size, sharding)
         self.too_long: dict[str, int] = {}
         self.unknown: dict[str, float] = {}
         kept: dict[str, list[tuple[list[int], list[int]]]] = {}
@@ -424,7 +425,7 @@ class PairPipeline:
 
     @functools.lru_cache(maxsize=2)  # noqa: B019 - a pipeline lives as long as its run
     def _epoch(self, epoch: int) -> list[tuple[int, np.ndarray]]:
-        draw = _generator(self._seed, 0, epoch)
+        draw = generator_for(self._seed, 0, epoch)
         batches = self._deal([draw.permutation(rows) for rows in self._buckets["train"]])
         return [batches[place] for place in draw.permutation(len(batches))]
 
@@ -443,7 +444,7 @@ class PairPipeline:
         if self._sharding is None:
             return batch
         first, size = self._rows.start, self.batch_size
-        return {k: _make_global(v, first, size, self._sharding) for k, v in batch.items()}
+        return {k: make_global(v, first, size, self._sharding) for k, v in batch.items()}
 
 
 def encode_sources(vocabulary: Vocabulary, texts: Sequence[str], reverse: bool) -> list[list[int]]:

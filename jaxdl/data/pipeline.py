@@ -121,7 +121,7 @@ class Pipeline:
         self._sharding = sharding
         self._workers = workers
         self._on_corrupt = on_corrupt
-        self._rows = rows or _local_rows(batch_size, sharding)
+        self._rows = rows or local_rows(batch_size, sharding)
         self._unreadable: set[tuple[str, int]] = set()
         self._storage: dict[str, dict[str, jax.Array]] = {}
 
@@ -135,7 +135,7 @@ class Pipeline:
             CorruptImage: from the iterator, for an unreadable image under on_corrupt='fail'.
         """
         _require(start >= 0, f"start step {start}", "at least 0")
-        order = _TrainOrder(len(self.dataset.splits["train"]), self.batch_size, self._seed)
+        order = TrainOrder(len(self.dataset.splits["train"]), self.batch_size, self._seed)
         return self._batches("train", order, start)
 
     def evaluate(self, split: str) -> Generator[Batch, None, None]:
@@ -145,7 +145,7 @@ class Pipeline:
             InputError: the set has no such split.
             CorruptImage: from the iterator, for an unreadable image under on_corrupt='fail'.
         """
-        return self._batches(split, _EvalOrder(self.examples(split), self.batch_size), 0)
+        return self._batches(split, EvalOrder(self.examples(split), self.batch_size), 0)
 
     def examples(self, split: str) -> int:
         """Return the number of examples of a split, unreadable ones included.
@@ -166,7 +166,7 @@ class Pipeline:
         return len(self._unreadable)
 
     def _batches(
-        self, split: str, order: "_TrainOrder | _EvalOrder", start: int
+        self, split: str, order: "TrainOrder | EvalOrder", start: int
     ) -> Generator[Batch, None, None]:
         if self.backend == "resident":
             storage = self._resident(split)
@@ -184,7 +184,7 @@ class Pipeline:
             yield from ready
 
     def _read(
-        self, split: str, order: "_TrainOrder | _EvalOrder", rows: slice, start: int
+        self, split: str, order: "TrainOrder | EvalOrder", rows: slice, start: int
     ) -> Generator[dict[str, np.ndarray], None, None]:
         """Read and preprocess `rows` of each batch, ahead of time."""
         import grain
@@ -229,7 +229,7 @@ class Pipeline:
             return dict(rows)
         first = self._rows.start
         return {
-            key: _make_global(value, first, self.batch_size, self._sharding)
+            key: make_global(value, first, self.batch_size, self._sharding)
             for key, value in rows.items()
         }
 
@@ -240,7 +240,7 @@ class Pipeline:
         if split not in self._storage:
             size, chunk = self.examples(split), min(self.examples(split), 1024)
             storage = _zero_rows(size + 1, self.image_shape)
-            order = _EvalOrder(size, chunk)
+            order = EvalOrder(size, chunk)
             for step, batch in enumerate(self._read(split, order, slice(0, chunk), 0)):
                 for key, value in batch.items():
                     here = storage[key][step * chunk : (step + 1) * chunk]
@@ -252,7 +252,7 @@ class Pipeline:
             self._storage[split] = {
                 key: jax.device_put(value)
                 if everywhere is None
-                else _make_global(value, 0, size + 1, everywhere)
+                else make_global(value, 0, size + 1, everywhere)
                 for key, value in storage.items()
             }
         return self._storage[split]
@@ -267,7 +267,7 @@ class Pipeline:
         return jax.jit(gather, out_shardings=self._sharding)
 
 
-class _TrainOrder(NamedTuple):
+class TrainOrder(NamedTuple):
     """Which train example stands in each row of step n, without end."""
 
     size: int
@@ -279,6 +279,7 @@ class _TrainOrder(NamedTuple):
         """No end."""
 
     def __call__(self, step: int) -> np.ndarray:
+        """The examples of a step's rows, [batch_size]."""
         positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         epochs, offsets = np.divmod(positions, self.size)
         return np.concatenate(
@@ -290,10 +291,10 @@ class _TrainOrder(NamedTuple):
 
     def generator(self, step: int, row: int) -> np.random.Generator:
         """The randomness of one row of one step."""
-        return _generator(self.seed, 1, step * self.batch_size + row)
+        return generator_for(self.seed, 1, step * self.batch_size + row)
 
 
-class _EvalOrder(NamedTuple):
+class EvalOrder(NamedTuple):
     """Every example in order; rows past the last one hold `size`, which stands for padding."""
 
     size: int
@@ -301,9 +302,11 @@ class _EvalOrder(NamedTuple):
 
     @property
     def steps(self) -> int:
+        """How many batches hold all examples."""
         return -(-self.size // self.batch_size)
 
     def __call__(self, step: int) -> np.ndarray:
+        """The examples of a step's rows, [batch_size]."""
         positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         return np.minimum(positions, self.size)
 
@@ -313,10 +316,11 @@ class _EvalOrder(NamedTuple):
 
 @functools.lru_cache(maxsize=4)  # two epochs meet in a batch, and two pipelines in a process
 def _permutation(size: int, seed: int, epoch: int) -> np.ndarray:
-    return _generator(seed, 0, epoch).permutation(size)
+    return generator_for(seed, 0, epoch).permutation(size)
 
 
-def _generator(seed: int, purpose: int, index: int) -> np.random.Generator:
+def generator_for(seed: int, purpose: int, index: int) -> np.random.Generator:
+    """The randomness of an epoch, a row or whatever else `purpose` numbers."""
     # A spawn key is hashed apart from the seed: seed 1, epoch 2 has nothing in common with seed 2,
     # epoch 1, as `seed + epoch` would have it.
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(purpose, index)))
@@ -328,7 +332,7 @@ class _Steps:
 
     source: Source
     preprocess: Preprocess
-    order: _TrainOrder | _EvalOrder
+    order: TrainOrder | EvalOrder
     rows: slice
     on_corrupt: str
 
@@ -368,7 +372,7 @@ def _zero_rows(count: int, image_shape: tuple[int, int, int]) -> dict[str, np.nd
     }
 
 
-def _local_rows(
+def local_rows(
     batch_size: int,
     sharding: "jax.sharding.NamedSharding | jax.sharding.SingleDeviceSharding | None",
 ) -> slice:
@@ -386,7 +390,7 @@ def _local_rows(
     return slice(min(start for start, _, _ in spans), max(stop for _, stop, _ in spans))
 
 
-def _make_global(
+def make_global(
     rows: np.ndarray,
     first: int,
     length: int,

@@ -189,11 +189,11 @@ def only(dataset: Dataset, class_names: Sequence[str]) -> Dataset:
     unknown = [name for name in class_names if name not in dataset.class_names]
     if unknown:
         raise InputError(
-            f"{dataset.name} has no class {unknown[0]!r}; it has {_some(dataset.class_names)}"
+            f"{dataset.name} has no class {unknown[0]!r}; it has {name_some(dataset.class_names)}"
         )
     if len(set(class_names)) < max(2, len(class_names)):
         raise InputError(
-            f"classes {_some(class_names)} of {dataset.name}: expected at least two, each once"
+            f"classes {name_some(class_names)} of {dataset.name}: expected at least two, each once"
         )
     new_labels = np.full(len(dataset.class_names), -1)
     new_labels[[dataset.class_names.index(name) for name in class_names]] = range(len(class_names))
@@ -203,7 +203,7 @@ def only(dataset: Dataset, class_names: Sequence[str]) -> Dataset:
         indices = np.flatnonzero(relabelled >= 0)
         if not len(indices):
             raise InputError(
-                f"the {split} split of {dataset.name} has no example of {_some(class_names)}"
+                f"the {split} split of {dataset.name} has no example of {name_some(class_names)}"
             )
         splits[split] = _Subset(source, indices, relabelled[indices])
     return dataset._replace(splits=splits, class_names=tuple(class_names))
@@ -370,7 +370,7 @@ def _index_files(directory: pathlib.Path, class_names: tuple[str, ...]) -> _File
             continue
         if class_dir.name not in class_names:
             raise InputError(
-                f"{class_dir} is not one of the classes of train; expected {_some(class_names)}"
+                f"{class_dir} is not one of the classes of train; expected {name_some(class_names)}"
             )
         images = [path for path in _visible(class_dir) if path.suffix.lower() in IMAGE_SUFFIXES]
         if not images:
@@ -391,7 +391,7 @@ def _visible(directory: pathlib.Path) -> list[pathlib.Path]:
 def _load_tfds(name: str, root: pathlib.Path) -> Dataset:
     import tensorflow_datasets as tfds
 
-    version_dir = _find_version(name, root)
+    version_dir = find_version(name, root)
     builder: Any = tfds.builder_from_directory(version_dir)
     if tfds.core.FileFormat.ARRAY_RECORD not in builder.info.available_file_formats():
         raise InputError(
@@ -405,7 +405,7 @@ def _load_tfds(name: str, root: pathlib.Path) -> Dataset:
         and isinstance(features.get("label"), tfds.features.ClassLabel)
     ):
         raise InputError(
-            f"{name} has the features {_some(sorted(features))}; "
+            f"{name} has the features {name_some(sorted(features))}; "
             "expected an 'image' (Image) and a 'label' (ClassLabel)"
         )
     splits: dict[str, Source] = {}
@@ -425,20 +425,20 @@ def _load_tfds(name: str, root: pathlib.Path) -> Dataset:
         except Exception as error:  # ArrayRecord's reader has no exception type of its own
             raise InputError(
                 f"{version_dir} is damaged: its {split} split cannot be read; remove the directory "
-                f"and prepare it again: {_build_command(name, root)}"
+                f"and prepare it again: {build_command(name, root)}"
             ) from error
         if labelled:
             splits[split] = records
     if "train" not in splits:
         raise InputError(
-            f"{name} has the splits {_some(builder.info.splits.keys())}; "
+            f"{name} has the splits {name_some(builder.info.splits.keys())}; "
             "expected 'train', with labels"
         )
     channels = 1 if features["image"].shape[-1] == 1 else 3
     return Dataset(name, splits, tuple(features["label"].names), channels)
 
 
-def _find_version(name: str, root: pathlib.Path) -> pathlib.Path:
+def find_version(name: str, root: pathlib.Path) -> pathlib.Path:
     """Return the directory of the newest prepared version that `name` (NAME[/CONFIG][:V]) allows.
 
     TFDS has a search of its own, but it imports the set's code, which may want TensorFlow, and
@@ -462,21 +462,22 @@ def _find_version(name: str, root: pathlib.Path) -> pathlib.Path:
     others |= {
         f"{set_name}/{path.parents[1].name}" for path in root.glob(f"{set_name}/*/*/features.json")
     }
-    found = f" (there is {_some(sorted(others))})" if others else ""
+    found = f" (there is {name_some(sorted(others))})" if others else ""
     raise InputError(
         f"dataset {name!r} is not prepared in {root}{found}; prepare it with: "
-        f"{_build_command(name, root)}"
+        f"{build_command(name, root)}"
     )
 
 
-def _build_command(name: str, root: pathlib.Path) -> str:
+def build_command(name: str, root: pathlib.Path) -> str:
+    """What prepares a set of TFDS."""
     return (
         "pip install 'jaxdl[tensorflow]' && "
         f"tfds build {name} --data_dir={root} --file_format=array_record"
     )
 
 
-def _some(names: Any) -> str:
+def name_some(names: Any) -> str:
     """The first few of `names`, for a message of one line."""
     names = list(names)
     return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from jaxdl import InputError
-from jaxdl.data.pipeline import Batch, _generator, _local_rows, _make_global
-from jaxdl.data.sources import _build_command, _find_version, _some
+from jaxdl.data.pipeline import Batch, generator_for, local_rows, make_global
+from jaxdl.data.sources import build_command, find_version, name_some
 
 if TYPE_CHECKING:  # worker processes import this module and have no use for JAX
     import jax
@@ -113,22 +113,26 @@ def _read_tfds(name: str, data_dir: str | None) -> dict[str, str]:
     from tensorflow_datasets.core import constants
 
     root = pathlib.Path(data_dir or constants.get_default_data_dir()).expanduser()
-    builder: Any = tfds.builder_from_directory(_find_version(name, root))
+    builder: Any = tfds.builder_from_directory(find_version(name, root))
     if tfds.core.FileFormat.ARRAY_RECORD not in builder.info.available_file_formats():
         raise InputError(
             f"text set {name} is prepared as {builder.info.file_format.value}; expected "
-            f"array_record: {_build_command(name, root)}"
+            f"array_record: {build_command(name, root)}"
         )
     features = dict(builder.info.features.items())
     if not isinstance(features.get("text"), tfds.features.Text):
-        raise InputError(f"{name} has the features {_some(sorted(features))}; expected a 'text'")
+        raise InputError(
+            f"{name} has the features {name_some(sorted(features))}; expected a 'text'"
+        )
     splits = {}
     for split in SPLITS:
         if split in builder.info.splits and builder.info.splits[split].num_examples:
             records = builder.as_data_source(split, file_format="array_record")
             splits[split] = "".join(f"{record['text'].decode()}\n" for record in records)
     if "train" not in splits:
-        raise InputError(f"{name} has the splits {_some(builder.info.splits)}; expected 'train'")
+        raise InputError(
+            f"{name} has the splits {name_some(builder.info.splits)}; expected 'train'"
+        )
     return splits
 
 
@@ -270,7 +274,7 @@ class TextPipeline:
         self.context = context
         self._seed = seed
         self._sharding = sharding
-        self._rows = rows or _local_rows(batch_size, sharding)
+        self._rows = rows or local_rows(batch_size, sharding)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -293,7 +297,7 @@ class TextPipeline:
     def _train_rows(self, step: int) -> dict[str, np.ndarray]:
         text = self.splits["train"]
         epoch, step = divmod(step, self.steps_per_epoch)
-        offset = _generator(self._seed, 0, epoch).integers(len(text))
+        offset = generator_for(self._seed, 0, epoch).integers(len(text))
         rows = np.arange(self.batch_size)[self._rows]
         starts = offset + rows * (len(text) // self.batch_size) + step * self.length
         places = starts[:, None] + np.arange(self.length + 1)
@@ -320,6 +324,6 @@ class TextPipeline:
     def _put(self, rows: dict[str, np.ndarray]) -> Batch:
         if self._sharding is None:
             return dict(rows)
-        make = functools.partial(_make_global, sharding=self._sharding)
+        make = functools.partial(make_global, sharding=self._sharding)
         first = self._rows.start
         return {key: make(value, first, self.batch_size) for key, value in rows.items()}

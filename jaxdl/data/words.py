@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from jaxdl import InputError
-from jaxdl.data.pipeline import Batch, _generator, _local_rows, _make_global
+from jaxdl.data.pipeline import Batch, generator_for, local_rows, make_global
 
 if TYPE_CHECKING:
     import jax
@@ -187,7 +187,7 @@ class WordPipeline:
         self._cumulative[-1] = 1.0  # whatever rounding made of it
         self._seed = seed
         self._sharding = sharding
-        self._rows = _local_rows(batch_size, sharding)
+        self._rows = local_rows(batch_size, sharding)
         expected = self._keep[splits["train"]].sum()
         self.steps_per_epoch = max(1, int(np.ceil(expected / batch_size)))
 
@@ -211,11 +211,11 @@ class WordPipeline:
             raise InputError(f"start step {start}: expected at least 0")
         epoch, first = divmod(start, self.steps_per_epoch)
         for number in itertools.count(epoch):
-            words = self._thin_out("train", _generator(self._seed, 0, number))
-            order = _generator(self._seed, 1, number).permutation(len(words) - 1)
+            words = self._thin_out("train", generator_for(self._seed, 0, number))
+            order = generator_for(self._seed, 1, number).permutation(len(words) - 1)
             for place in range(first, self.steps_per_epoch):
                 step = number * self.steps_per_epoch + place
-                yield self._batch(_Epoch(words, order), place, _generator(self._seed, 2, step))
+                yield self._batch(_Epoch(words, order), place, generator_for(self._seed, 2, step))
             first = 0
 
     def evaluate(self, split: str) -> Generator[Batch, None, None]:
@@ -227,10 +227,10 @@ class WordPipeline:
             InputError: there is no such split.
         """
         self.examples(split)
-        words = self._thin_out(split, _generator(self._seed, 3, 0))
+        words = self._thin_out(split, generator_for(self._seed, 3, 0))
         epoch = _Epoch(words, np.arange(len(words) - 1))
         for place in range(-(-len(epoch.order) // self._batch_size)):
-            yield self._batch(epoch, place, _generator(self._seed, 4, place))
+            yield self._batch(epoch, place, generator_for(self._seed, 4, place))
 
     def _thin_out(self, split: str, rng: np.random.Generator) -> np.ndarray:
         """The words of a split that stay in this pass, and a 0 for padding."""
@@ -261,7 +261,7 @@ class WordPipeline:
         if self._sharding is None:
             return dict(rows)
         return {
-            name: _make_global(value, self._rows.start, size, self._sharding)
+            name: make_global(value, self._rows.start, size, self._sharding)
             for name, value in rows.items()
         }
 

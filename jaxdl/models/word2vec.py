@@ -71,24 +71,6 @@ class Word2Vec(nn.Module):
         return logits, mask.astype(jnp.float32)
 
 
-def negative_sampling(logits: jax.Array, mask: jax.Array) -> jax.Array:
-    """The negative-sampling loss of pairs of words, in nats.
-
-    Mikolov et al. 2013, arXiv:1310.4546, equation 4: -log s(x_0) - sum over n > 0 of log s(-x_n)
-    with s the logistic function, x_0 the score of the true word and x_n those of drawn ones.
-
-    Args:
-      logits: float [..., 1 + K]; the first is that of the true word.
-      mask: [..., 1 + K], 0 for a drawn word that does not count, as one that is the true word.
-
-    Returns:
-      float32 [...].
-    """
-    signs = jnp.ones(logits.shape[-1:]).at[0].set(-1.0)
-    signs = signs.reshape((1,) * (logits.ndim - 1) + signs.shape)
-    return jnp.sum(mask * jax.nn.softplus(signs * logits.astype(jnp.float32)), -1)
-
-
 def normalize(vectors: jax.Array) -> jax.Array:
     """Vectors [..., D] scaled to length 1, so that inner products are cosines; 0 stays 0."""
     return vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
