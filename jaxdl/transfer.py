@@ -113,12 +113,12 @@ class Outline(NamedTuple):
     def up_to(self, name: str) -> str:
         """The pattern of the layers from the first to the last that the pattern `name` matches.
 
-        Auxiliary heads that branch off before it are not among them.
+        Heads are never among them, nor those auxiliary ones that branch off before it.
 
         Raises:
           InputError: there is no such layer.
         """
-        _check_matches([name], self.paths)
+        _check_matches([name], self.layers)
         last = max(i for i, layer in enumerate(self.layers) if matches(name, layer))
         heads = _layers(self.head)
         return _exactly([layer for layer in self.layers[: last + 1] if layer not in heads])

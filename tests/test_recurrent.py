@@ -216,6 +216,15 @@ def test_residual():
     assert_close(applied(model, params, sequences())[0], plain + sequences(), atol=1e-6)
 
 
+def products(jaxpr, looped=False):
+    """The matrix products, and whether they stand in the body of a scan."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            yield equation, looped
+        for inner in jaxprs_in_params(equation.params):
+            yield from products(inner, looped or equation.primitive.name == "scan")
+
+
 @kinds
 def test_bfloat16(kind):
     model, params = drawn(kind, 1, True)
@@ -224,6 +233,13 @@ def test_bfloat16(kind):
     def loss(model, params, x):
         outputs, last = applied(model, params, x, lengths=LENGTHS)
         return weighted(outputs.astype(jnp.float32), last), outputs
+
+    # The product before the loop and the one in it, and both gradients of each, in both directions.
+    step = jax.make_jaxpr(jax.grad(partial(loss, narrow), argnums=(0, 1), has_aux=True))
+    found = [product for product, _ in products(step(params, sequences()).jaxpr)]
+    assert len(found) == 12
+    assert {v.aval.dtype for product in found for v in product.invars} == {jnp.dtype("bfloat16")}
+    assert {v.aval.dtype for product in found for v in product.outvars} == {jnp.dtype("float32")}
 
     wanted, exact = jax.jit(jax.grad(partial(loss, model), has_aux=True))(params, sequences())
     found, outputs = jax.jit(jax.grad(partial(loss, narrow), has_aux=True))(params, sequences())
@@ -290,22 +306,14 @@ def test_transformations_agree(kind):
     assert_close(jax.tree.map(lambda a: a[1], lanes), jax.jit(grad)(negated, x, lengths, scale))
 
 
-def products_in_loops(jaxpr, inside=False):
-    """The shapes of the matrix products that stand in the bodies of scans."""
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general" and inside:
-            yield tuple(v.aval.shape for v in equation.invars)
-        for inner in jaxprs_in_params(equation.params):
-            yield from products_in_loops(inner, inside or equation.primitive.name == "scan")
-
-
 @kinds
 def test_the_loops_hold_one_product_each_way(kind):
     model, params = drawn(kind, 1, inputs=9)
     loss = lambda params, x: applied(model, params, x)[0].sum()
     step = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(params, sequences(9))
     width = GATES[kind] * SIZE
-    assert list(products_in_loops(step.jaxpr)) == [
+    shapes = lambda product: tuple(v.aval.shape for v in product.invars)
+    assert [shapes(product) for product, looped in products(step.jaxpr) if looped] == [
         ((BATCH, SIZE), (SIZE, width)),
         ((BATCH, width), (width, SIZE)),
     ]

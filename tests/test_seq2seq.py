@@ -194,6 +194,18 @@ def test_the_decoder_starts_from_both_directions():
             np.testing.assert_array_equal(carry[layer][part], np.concatenate([ahead, back], -1))
 
 
+def test_bahdanaus_query_is_the_top_layers_last_state():
+    model, variables = small("bahdanau", "dot")
+    source, lengths, inputs = tokens()
+    encoded, carry = apply(model, variables, source, lengths, train=False, method="encode")
+    _, _, weights = apply(model, variables, encoded, carry, inputs[:, 0], method="step")
+    hidden, _ = carry[-1]
+    _, expected = model.bind(variables).attend(
+        hidden[:, None], encoded.keys, encoded.memory, encoded.mask
+    )
+    np.testing.assert_allclose(weights, expected[:, 0], atol=1e-6)
+
+
 @pytest.mark.parametrize(("attention", "score"), KINDS)
 def test_every_parameter_has_a_gradient(attention, score):
     model, variables = small(attention, score)
@@ -224,12 +236,12 @@ def test_dropout_acts_in_training_alone(attention):
     one, two = (run(train=True, rngs={"dropout": jax.random.key(n)})[0] for n in (1, 2))
     assert np.abs(one - two).max() > 1e-3
     np.testing.assert_array_equal(run(train=False)[0], run(train=False)[0])
-    # A mask of its own at each step, also where they are scanned.
-    still = np.full((B, T), 4)
-    logits = apply(
-        model, variables, *tokens()[:2], still, train=True, rngs={"dropout": jax.random.key(1)}
-    )[0]
-    assert np.abs(np.diff(logits, axis=1)).max(-1).min() > 1e-4
+    # Each step has a mask of its own, also where steps are scanned: all else is made constant here.
+    params = variables["params"]
+    readout = {"kernel": params["readout"]["kernel"] * 0, "bias": params["readout"]["bias"] + 1}
+    constant = {"params": params | {"readout": readout}}
+    masked, _ = apply(model, constant, *tokens(), train=True, rngs={"dropout": jax.random.key(1)})
+    assert np.abs(np.diff(masked, axis=1)).max(-1).min() > 1e-4
 
 
 @pytest.mark.parametrize("attention", ["none", "luong", "bahdanau"])

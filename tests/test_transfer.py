@@ -127,8 +127,9 @@ def test_outline():
     assert [x for x in NET.layers if transfer.matches(up_to, x)] == list(NET.layers[:4])
     assert NET.without(up_to).layers == ("layer2_0", "bn2", "fc")
     assert NET.without(NET.all_but_head).paths == ("fc/kernel", "fc/bias")
-    with pytest.raises(InputError, match=r"'layer9' matches nothing; the layers are conv1, bn1, "):
-        NET.up_to("layer9")
+    for name in ("layer9", "layer1_0/kernel"):  # within a layer there is no order
+        with pytest.raises(InputError, match=f"'{name}' matches nothing; the layers are conv1, b"):
+            NET.up_to(name)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +158,7 @@ def test_outlines_of_networks(name, size, head, num_stages):
 
 def test_outlines_of_names_that_continue_one_another():
     """And with an auxiliary head, which belongs to the highest stage and to no lower part."""
-    paths = "repeat_0 repeat_1 aux/conv aux/fc repeat_1_0 norm fc".split()
+    paths = ["repeat_0", "repeat_1", "aux/conv", "aux/fc", "repeat_1_0", "norm", "fc"]
     paths = tuple(f"{path}/{'scale' if path == 'norm' else 'kernel'}" for path in paths)
     net = transfer.Outline(paths, {"aux/fc/kernel": 1, "fc/kernel": 1})
     matched = [[i for i, s in enumerate(net.stages) if transfer.matches(s, p)] for p in paths]
@@ -456,7 +457,7 @@ def test_gradual_states_are_saved_and_restored(tmp_path):
 
 
 def test_the_first_stage_that_matches_counts():
-    stages = ("conv1|bn", "layer1", "layer", "fc")
+    stages = ("conv1|bn.*", "layer1", "layer.*", "fc")
     state = gradually(momentum, stages=stages).init(KEY, HPARAMS)
     of_stage = {
         depth: {path.split("/")[-2] for path in flat(inner) if "trace" in path}
