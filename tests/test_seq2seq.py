@@ -297,7 +297,6 @@ def test_what_stands_in_is_drawn_from_the_models_own_guess():
     )
     variables = {"params": variables["params"] | {"output": params}}
     seen = []
-    with_table = model.bind(variables).target_embedding.embedding
     many = 1000
     keys = jax.random.split(jax.random.key(0), many)
 
@@ -319,7 +318,6 @@ def test_what_stands_in_is_drawn_from_the_models_own_guess():
             sampling_rate=1.0,
         )
     jax.effects_barrier()
-    assert with_table.shape == (TARGET, 7)
     first, second = seen
     assert (first == 4).all()
     assert set(second.ravel()) == {3, 6}
@@ -522,9 +520,7 @@ def test_a_run_leaves_the_whole_record(trained):
     assert sum(summary["pairs"].values()) == 300
     assert 0 < summary["padding_share"] < 0.6
     assert summary["pairs_too_long"] == {"train": 0, "validation": 0, "test": 0}
-    assert set(summary["exact_match_by_source_length"].values()) <= {0.0, 1.0} | {
-        n / 100 for n in range(101)
-    }
+    assert all(0 <= share <= 1 for share in summary["exact_match_by_source_length"].values())
     assert " -> " in printed
     rows = read_rows(workdir)
     assert [row["step"] for row in rows if "eval/bleu" in row] == [6, 12]
@@ -625,7 +621,6 @@ def test_reversed_sources_sampled_inputs_and_half_precision_go_together(tmp_path
     assert "left out, with more than --max_length=20 tokens: " in out
     assert summary["pairs_too_long"]["train"] > 0
     assert {"eval/ema_exact_match", "eval/bleu"} <= summary.keys()
-    assert f"of {len(out)}" not in out
 
 
 @pytest.mark.parametrize(
