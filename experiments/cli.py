@@ -133,10 +133,10 @@ def _to_text(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def to_flags(config: Any, **changes: Any) -> str:
-    """A config as the text of a flagfile that gives it back, with some of its values changed."""
-    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)} | changes
-    return "".join(f"--{k}={_to_text(v)}\n" for k, v in values.items() if v is not None)
+def to_flags(config: Any) -> str:
+    """A config as the text of a flagfile that gives it back."""
+    pairs = ((f.name, getattr(config, f.name)) for f in dataclasses.fields(config))
+    return "".join(f"--{name}={_to_text(value)}\n" for name, value in pairs if value is not None)
 
 
 def require(config: Any, name: str, holds: bool, accepted: str) -> None:

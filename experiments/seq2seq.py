@@ -240,19 +240,6 @@ def read_pairs(config: Config) -> Pairs:
     )
 
 
-def check_inputs(config: Config, inputs: dict[str, Any]) -> None:
-    """Raises InputError when the run in --workdir has other vocabularies or was on other pairs."""
-    path = Path(config.workdir) / training.INPUTS_FILE
-    if config.workdir and path.exists():
-        saved = json.loads(path.read_text())
-        for name, value in inputs.items():
-            if saved.get(name) != value:
-                raise InputError(
-                    f"the {name} of {config.pairs or config.dataset} is not that in {path}; give "
-                    "the run its own pairs, or another --workdir"
-                )
-
-
 def by_length(lengths: np.ndarray, right: np.ndarray) -> dict[str, float]:
     """The share that is right by quarters of the lengths, as `3-5: 0.9`."""
     bounds = np.unique(np.quantile(lengths, [0.25, 0.5, 0.75, 1], method="higher"))
@@ -275,7 +262,6 @@ def build(config: Config, mesh: Mesh) -> Problem:
         "target_vocabulary": target.to_json(),
         "pairs_sha256": hashlib.sha256(json.dumps(pairs.splits).encode()).hexdigest(),
     }
-    check_inputs(config, inputs)
     pipeline = functools.partial(
         PairPipeline,
         pairs,

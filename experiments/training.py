@@ -282,6 +282,7 @@ def train(config: RunConfig, build: Build) -> dict[str, Any] | None:
     """
     began = time.perf_counter()
     workdir = _open_workdir(config)
+    config = dataclasses.replace(config, workdir=str(workdir))
     first_host = jax.process_index() == 0
     problem, task, state = _prepare(config, build)
     if config.early_stop is not None and problem.eval_split == "test":
@@ -303,7 +304,7 @@ def train(config: RunConfig, build: Build) -> dict[str, Any] | None:
         step = int(state.step)
         if first_host:
             _write(workdir / INPUTS_FILE, json.dumps(problem.inputs, indent=2))
-            _write(workdir / cli.FLAGS_FILE, cli.to_flags(config, workdir=workdir))
+            _write(workdir / cli.FLAGS_FILE, cli.to_flags(config))
             print(_first_line(problem, state, workdir), flush=True)
         with Writer(workdir if first_host else None, step) as writer:
             if step == 0:
@@ -341,6 +342,8 @@ def train(config: RunConfig, build: Build) -> dict[str, Any] | None:
                 best = checkpoints.restore_best(result.state)
                 trained = {k: v for k, v in result.metrics.items() if k.startswith("train/")}
                 result = loop.Result(best, trained, stopped=False)
+            if first_host and "eval/loss" not in result.metrics:  # this state was not reported on
+                problem.report(result.state, writer, int(result.state.step))
             metrics = result.metrics | _final_metrics(problem, task, result)
             writer.hparams(dataclasses.asdict(config), metrics)
         best_step = checkpoints.best
@@ -348,8 +351,10 @@ def train(config: RunConfig, build: Build) -> dict[str, Any] | None:
     summary |= {"best_metric": problem.best, "best_step": best_step}
     if first_host:
         _write(workdir / SUMMARY_FILE, json.dumps(summary, indent=2))
-        tested = {k: v for k, v in metrics.items() if k.startswith("test/")}
-        print(f"test: {describe(tested)}  ({problem.examples['test']} {problem.unit})")
+        split = "test" if "test" in problem.examples else problem.eval_split
+        prefix = "test/" if split == "test" else "eval/"
+        final = {k: v for k, v in metrics.items() if k.startswith(prefix)}
+        print(f"{split}: {describe(final)}  ({problem.examples[split]} {problem.unit})")
     return summary
 
 
@@ -360,9 +365,10 @@ def cross_validate(config: RunConfig, build: Build) -> None:
     again that is done.
     """
     workdir = _open_workdir(config)
+    config = dataclasses.replace(config, workdir=str(workdir))
     first_host = jax.process_index() == 0
     if first_host:
-        _write(workdir / cli.FLAGS_FILE, cli.to_flags(config, workdir=workdir))
+        _write(workdir / cli.FLAGS_FILE, cli.to_flags(config))
     summaries = []
     for fold in range(config.folds or 0):
         if first_host:
@@ -464,12 +470,14 @@ def _first_line(problem: Problem, state: State, workdir: Path) -> str:
 
 
 def _final_metrics(problem: Problem, task: Task, result: loop.Result) -> dict[str, float]:
-    """The last state's metrics on the watched split (`eval/`) and on the test split (`test/`)."""
+    """The last state's metrics on the watched split (`eval/`) and on a test split (`test/`)."""
     split = problem.eval_split
     measured = {k: v for k, v in result.metrics.items() if k.startswith("eval/")}
     if not measured:  # the run was complete before it began
         measured = loop.evaluate(task, result.state, problem.passes(split), "eval")
-    if split == "test" or "test" not in problem.examples:
+    if "test" not in problem.examples:
+        return measured
+    if split == "test":
         tested = {k.replace("eval/", "test/"): v for k, v in measured.items()}
     else:
         tested = loop.evaluate(task, result.state, problem.passes("test"), "test")

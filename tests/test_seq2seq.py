@@ -552,7 +552,7 @@ def test_other_pairs_are_another_run(trained, tmp_path):
     shutil.copytree(workdir, tmp_path / "run")
     inputs["pairs_sha256"] = "0"
     (tmp_path / "run" / "inputs.json").write_text(json.dumps(inputs))
-    with pytest.raises(InputError, match=r"the pairs_sha256 of dates is not that in .*another --w"):
+    with pytest.raises(InputError, match=r"has another pairs_sha256 than .*another --w"):
         run(f"--workdir={tmp_path / 'run'}")
 
 
