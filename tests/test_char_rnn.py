@@ -6,10 +6,7 @@ import itertools
 import json
 import lzma
 import math
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -346,33 +343,13 @@ def unigram_bits(text):
     return -(shares * np.log2(shares)).sum()
 
 
-@pytest.fixture(scope="module")
-def command(tmp_path_factory):
-    """Runs `python -m experiments.char_rnn flags...`."""
-    shared = tmp_path_factory.getbasetemp().parent
-    env = os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": str(shared / "compiled"),
-        "XLA_FLAGS": "",
-        "PYTHONWARNINGS": "error",
-        "PYTHONPATH": str(ROOT),
-    }
-
-    def run(folder, *flags, check=True):
-        arguments = [sys.executable, "-m", "experiments.char_rnn", *map(str, flags)]
-        done = subprocess.run(arguments, cwd=folder, env=env, capture_output=True, text=True)
-        assert not check or done.returncode == 0, done.stderr
-        return done
-
-    return run
-
-
 FLAGS = ("--features=32", "--embedding=8", "--sequence_length=20", "--batch_size=16", "--steps=150")
 FLAGS = (*FLAGS, "--warmup_steps=10", "--learning_rate=0.02", "--checkpoint_every=50")
 FLAGS = (*FLAGS, "--log_every=50", "--eval_every=150", "--length=60", "--prompt=the")
 
 
 def test_it_learns_goes_on_bit_for_bit_and_writes(command, book, tmp_path, capsys):
-    done = command(tmp_path, *FLAGS, f"--text={book}", "--level=char", "--workdir=run")
+    done = command("char_rnn", *FLAGS, f"--text={book}", "--level=char", "--workdir=run")
     assert done.stderr == ""
     content = book.read_text()
     cut = len(content) // 20
@@ -399,7 +376,7 @@ def test_it_learns_goes_on_bit_for_bit_and_writes(command, book, tmp_path, capsy
     # From the state of step 100, with the carry of each stream, on to the same end.
     shutil.copytree(tmp_path / "run", tmp_path / "again")
     shutil.rmtree(tmp_path / "again" / "checkpoints" / "150")
-    resumed = command(tmp_path, *FLAGS, f"--text={book}", "--level=char", "--workdir=again")
+    resumed = command("char_rnn", *FLAGS, f"--text={book}", "--level=char", "--workdir=again")
     assert "steps 100 to 150" in resumed.stdout
     whole, parts = (checkpoint.load(tmp_path / name) for name in ("run", "again"))
     jax.tree.map(np.testing.assert_array_equal, whole, parts)
@@ -408,7 +385,7 @@ def test_it_learns_goes_on_bit_for_bit_and_writes(command, book, tmp_path, capsy
     assert np.abs(carry).max() > 0.1
 
     greedy = ("--length=300", "--top_k=1", "--prompt=a ")
-    written = command(tmp_path, "--mode=sample", "--workdir=run", *greedy).stdout
+    written = command("char_rnn", "--mode=sample", "--workdir=run", *greedy).stdout
     assert written.startswith("a ")
     assert len(written) == 2 + 300 + 1
     assert set(written[:-1].split()[:-1]) <= set(content.split())
@@ -434,7 +411,7 @@ def test_it_learns_goes_on_bit_for_bit_and_writes(command, book, tmp_path, capsy
     assert sample(*greedy, "--seed=7") == written
     assert len({sample("--temperature=3"), sample("--temperature=3", "--seed=7"), written}) == 3
     told(
-        command(tmp_path, "--mode=sample", "--workdir=run", "--prompt=", check=False),
+        command("char_rnn", "--mode=sample", "--workdir=run", "--prompt=", check=False),
         "--prompt=: it must be one character or more to go on from",
     )
     for flags, message in (

@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -22,49 +21,6 @@ from jaxdl.writers import read_rows
 ROOT = Path(__file__).parent.parent
 # A small run: LeNet-5 on digits, a second of training.
 SMALL = ("--epochs=2", "--eval_every=40", "--checkpoint_every=20", "--log_every=10")
-
-
-@pytest.fixture(scope="session")
-def environment(tmp_path_factory):
-    """One CPU device, and a cache of compiled programs that all commands share."""
-    shared = tmp_path_factory.getbasetemp().parent
-    return os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": str(shared / "compiled"),
-        "TFDS_DATA_DIR": str(shared / "tfds"),
-        "XLA_FLAGS": "",
-        "PYTHONWARNINGS": "error",
-        "PYTHONPATH": str(ROOT),
-    }
-
-
-@pytest.fixture
-def command(tmp_path, environment):
-    """Runs `python -m experiments.NAME flags...` in a folder of its own."""
-
-    def run(name, *flags, devices=1, check=True, **options):
-        env = environment | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-        arguments = [sys.executable, "-m", f"experiments.{name}", *flags]
-        done = subprocess.run(
-            arguments, cwd=tmp_path, env=env, capture_output=True, text=True, **options
-        )
-        if check:
-            assert done.returncode == 0, done.stderr
-        return done
-
-    def start(name, *flags):
-        arguments = [sys.executable, "-m", f"experiments.{name}", *flags]
-        return subprocess.Popen(
-            arguments,
-            cwd=tmp_path,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    run.start = start
-    run.folder = tmp_path
-    return run
 
 
 def assert_same_state(a, b):

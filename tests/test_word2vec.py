@@ -3,10 +3,7 @@
 import functools
 import itertools
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -450,26 +447,6 @@ def book(tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="module")
-def command(tmp_path_factory):
-    """Runs `python -m experiments.word2vec flags...`."""
-    shared = tmp_path_factory.getbasetemp().parent
-    env = os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": str(shared / "compiled"),
-        "XLA_FLAGS": "",
-        "PYTHONWARNINGS": "error",
-        "PYTHONPATH": str(ROOT),
-    }
-
-    def run(folder, *flags, check=True):
-        arguments = [sys.executable, "-m", "experiments.word2vec", *map(str, flags)]
-        done = subprocess.run(arguments, cwd=folder, env=env, capture_output=True, text=True)
-        assert not check or done.returncode == 0, done.stderr
-        return done
-
-    return run
-
-
 def told(done, message):
     assert done.returncode == 1
     assert message in done.stderr
@@ -491,7 +468,7 @@ def test_it_learns_goes_on_bit_for_bit_and_writes(command, book, tmp_path, monke
     questions = tmp_path / "questions.txt"
     questions.write_text(": kinds\ncat dog saw axe\ncat dog saw horse\n")
     flags = (*FLAGS, f"--text={book}", f"--analogies={questions}")
-    done = command(tmp_path, *flags, "--workdir=run")
+    done = command("word2vec", *flags, "--workdir=run")
     assert done.stderr == ""
     lines = {line.split(":")[0]: line for line in done.stdout.splitlines()}
     assert names_after(lines["cat"]) == set(ANIMALS) - {"cat"}
@@ -511,7 +488,7 @@ def test_it_learns_goes_on_bit_for_bit_and_writes(command, book, tmp_path, monke
 
     shutil.copytree(tmp_path / "run", tmp_path / "again")
     shutil.rmtree(tmp_path / "again" / "checkpoints" / "300")
-    resumed = command(tmp_path, *flags, "--workdir=again")
+    resumed = command("word2vec", *flags, "--workdir=again")
     assert "steps 200 to 300" in resumed.stdout
     whole, parts = (checkpoint.load(tmp_path / name) for name in ("run", "again"))
     jax.tree.map(np.testing.assert_array_equal, whole, parts)
@@ -525,7 +502,9 @@ def test_it_learns_goes_on_bit_for_bit_and_writes(command, book, tmp_path, monke
         function(config, word2vec.build)
         return capsys.readouterr().out
 
-    asked = command(tmp_path, "--mode=neighbours", "--workdir=run", "--words=axe", "--neighbours=1")
+    asked = command(
+        "word2vec", "--mode=neighbours", "--workdir=run", "--words=axe", "--neighbours=1"
+    )
     assert names_after(asked.stdout.strip()) < set(TOOLS)
     share = read_rows(tmp_path / "run")[-1]["eval/analogies"]
     told_scores = f"{share:.4f}  ({share:.0f} right of 1; 1 with unknown words)"
@@ -539,7 +518,7 @@ def test_it_learns_goes_on_bit_for_bit_and_writes(command, book, tmp_path, monke
     np.testing.assert_allclose(projected, vectors, rtol=1e-5, atol=1e-8)
     assert 'metadata_path: "words.tsv"' in (board / "projector_config.pbtxt").read_text()
 
-    unknown = command(tmp_path, "--mode=neighbours", "--workdir=run", "--words=pig", check=False)
+    unknown = command("word2vec", "--mode=neighbours", "--workdir=run", "--words=pig", check=False)
     told(unknown, "no word 'pig' in the vocabulary of 16")
     with pytest.raises(InputError, match="--analogies=: it must be a file of questions to score"):
         mode(word2vec.analogies, "--analogies=")
