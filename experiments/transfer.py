@@ -137,7 +137,8 @@ def starting_point(config: Config) -> tuple[dict[str, Any], list[str]]:
     """
     if config.from_run:
         saved = checkpoint.load(config.from_run)
-        variables = transfer.merged(saved["params"], saved["extra"])
+        trained = saved["average"] or saved  # as in prediction
+        variables = transfer.merged(trained["params"], trained["extra"])
         return variables, _inputs_of(config.from_run)["class_names"]
     if not config.from_weights:
         raise InputError("give --from_run=WORKDIR, or --from_weights=FILE and its --model=NAME")

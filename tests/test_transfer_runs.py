@@ -42,13 +42,15 @@ def train(experiment, workdir, *flags):
 def source(tmp_path_factory):
     """The folder of a run that knows the digits 0 to 3."""
     folder = tmp_path_factory.mktemp("source")
-    train(mlp, folder, *SOURCE)
+    train(mlp, folder, *SOURCE, "--ema_decay=0.9")
     return folder
 
 
 def variables_of(workdir):
+    """Those that predict: the averages, where the run kept them."""
     saved = checkpoint.load(workdir)
-    return leaves(merged(saved["params"], saved["extra"]))
+    trained = saved["average"] or saved
+    return leaves(merged(trained["params"], trained["extra"]))
 
 
 def leaves(tree):
