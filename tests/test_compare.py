@@ -292,3 +292,34 @@ def test_a_folder_of_other_runs_is_left_alone(compared, trained):
     with pytest.raises(InputError, match="holds a run with --width=8, not 9"):
         compare.run([*ACTIVATIONS, f"--workdir={compared}", "--width=9"])
     assert trained == []
+
+
+SEQUENCES = {
+    "char_rnn": (
+        ("--text=book.txt", "--features=8", "--embedding=4", "--sequence_length=10"),
+        ("kind", "rnn", "gru", "eval/bits_per_character"),
+    ),
+    "word2vec": (
+        ("--text=book.txt", "--features=4", "--min_count=1", "--neighbours=1"),
+        ("model", "skipgram", "cbow", "eval/loss"),
+    ),
+    "seq2seq": (
+        ("--dataset=dates", "--level=char", "--count=200", "--features=8", "--embedding=4"),
+        ("attention", "none", "luong", "eval/exact_match"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_sequence_experiments_are_compared_too(name):
+    flags, (flag, *values, metric) = SEQUENCES[name]
+    Path("book.txt").write_text("the cat sees the dog and the dog hears the bird.\n" * 200)
+    steps = ("--steps=2", "--eval_every=1", "--log_every=1", "--batch_size=8", "--seeds=1")
+    compared = (f"--experiment={name}", f"--flag={flag}", f"--values={','.join(values)}")
+    compare.run([*compared, *flags, *steps, "--workdir=all"])
+    record = json.loads(Path("all/table.json").read_text())
+    assert record["metric"] == metric
+    for value in values:
+        summary = json.loads(Path(f"all/{flag}={value}/seed0/summary.json").read_text())
+        assert record["results"][value]["final"]["mean"] == summary[metric]
+    assert len({record["results"][v]["train_loss"]["mean"] for v in values}) == 2
