@@ -21,11 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments import training
+from experiments import cli, training
 from experiments.cli import flag, require
 from experiments.method import MethodFlags
 from experiments.training import Problem, RunConfig
-from jaxdl import InputError, checkpoint, losses, optim, parallel
+from jaxdl import InputError, losses, optim, parallel
 from jaxdl.data.text import TextPipeline, Vocabulary, read_corpus
 from jaxdl.models.language_model import LanguageModel, generate, language_model
 from jaxdl.recurrent import GATES
@@ -107,14 +107,19 @@ def build_model(config: Config, vocabulary_size: int) -> LanguageModel:
     )
 
 
-def continue_prompt(config: Config, vocabulary: Vocabulary, params: Any) -> str:
-    """The prompt and what the model writes after it, fit for a terminal."""
+def encode_prompt(config: Config, vocabulary: Vocabulary) -> np.ndarray:
+    """The tokens [1, P] of the prompt; InputError when a sample cannot be written."""
     size = vocabulary.size
     require(config, "top_k", (config.top_k or 1) <= size, f"at most {size}, the vocabulary")
+    return vocabulary.encode(config.prompt, "--prompt")[None].astype(np.int32)
+
+
+def continue_prompt(config: Config, vocabulary: Vocabulary, params: Any) -> str:
+    """The prompt and what the model writes after it, fit for a terminal."""
     tokens = generate(
-        build_model(config, size),
+        build_model(config, vocabulary.size),
         params,
-        vocabulary.encode(config.prompt, "--prompt")[None].astype(np.int32),
+        encode_prompt(config, vocabulary),
         jax.random.key(config.seed),
         length=config.length,
         temperature=config.temperature,
@@ -148,7 +153,7 @@ def build(config: Config, mesh: Mesh) -> Problem:
         "vocabulary": vocabulary.characters,  # null for bytes
         "text_sha256": hashlib.sha256("".join(corpus.values()).encode()).hexdigest(),
     }
-    vocabulary.encode(config.prompt, "--prompt")  # rather now than at the first sample
+    encode_prompt(config, vocabulary)  # rather now than at the first sample
     splits = {split: vocabulary.encode(text) for split, text in corpus.items()}
     pipeline = TextPipeline(
         splits,
@@ -207,8 +212,9 @@ def build(config: Config, mesh: Mesh) -> Problem:
 
 def sample(config: Config, build: training.Build) -> None:
     """Prints a text that the run in --workdir writes."""
+    cli.check_same_run(config, Path(config.workdir), apart_from=("seed",))  # here of the sample
     vocabulary = load_vocabulary(config.workdir)
-    params = checkpoint.load(config.workdir)["params"]
+    params = training.trained_params(config.workdir)
     outputs = params["output"]["bias"].size
     if outputs != vocabulary.size:
         raise InputError(

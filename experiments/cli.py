@@ -7,11 +7,12 @@ experiments can be imported into one process.
 
 import dataclasses
 import difflib
+import math
 import os
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,7 +46,7 @@ def parse(config_type: type[C], argv: Sequence[str]) -> tuple[C, list[str]]:
       The config, validated by its own `__post_init__`, and the arguments that are no flags.
 
     Raises:
-      InputError: an unknown flag, a value of the wrong type or not among the choices.
+      InputError: an unknown flag, a value of the wrong type, not among the choices or not finite.
     """
     values = flags.FlagValues()
     # C is any class; that it is a dataclass is this function's condition.
@@ -67,7 +68,13 @@ def parse(config_type: type[C], argv: Sequence[str]) -> tuple[C, list[str]]:
         raise SystemExit(0)
     given = {f.name: values[f.name].value for f in fields}
     as_tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-    return config_type(**as_tuples), list(rest)
+    config = config_type(**as_tuples)
+    # Afterwards, so that a flag with bounds of its own is told of those.
+    for name, value in as_tuples.items():
+        numbers = value if isinstance(value, tuple) else (value,)
+        finite = all(math.isfinite(n) for n in numbers if isinstance(n, float))
+        require(config, name, finite, "finite")
+    return config, list(rest)
 
 
 def _define(values: flags.FlagValues, field: dataclasses.Field, hint: Any) -> None:
@@ -145,12 +152,19 @@ def require(config: Any, name: str, holds: bool, accepted: str) -> None:
         raise InputError(f"--{name}={_to_text(getattr(config, name))}: it must be {accepted}")
 
 
-def check_same_run(config: Any, workdir: Path) -> None:
-    """Raises InputError when the run in `workdir` has other flags, where they make the run."""
+def check_same_run(config: Any, workdir: Path, apart_from: Collection[str] = ()) -> None:
+    """Raises InputError when the run in `workdir` has other flags, where they make the run.
+
+    Args:
+      config: the flags given now.
+      workdir: the run's folder.
+      apart_from: flags that may differ all the same, as what uses a trained run takes them anew.
+    """
     saved, _ = parse(type(config), [f"--flagfile={workdir / FLAGS_FILE}"])
     for field in dataclasses.fields(config):
         was, now = getattr(saved, field.name), getattr(config, field.name)
-        if field.metadata["part_of_run"] and was != now:
+        checked = field.metadata["part_of_run"] and field.name not in apart_from
+        if checked and was != now:
             raise InputError(
                 f"{workdir} holds a run with --{field.name}={_to_text(was)}, not "
                 f"{_to_text(now) or 'none'}; give the flags of {workdir / FLAGS_FILE} or another "

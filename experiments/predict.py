@@ -88,7 +88,7 @@ def load_run(workdir: Path) -> tuple[Classify, list[str]]:
     experiment = importlib.import_module(f"experiments.{cli.experiment_of(workdir)}")
     config, _ = cli.parse(experiment.Config, [f"--flagfile={workdir / cli.FLAGS_FILE}"])
     inputs = json.loads((workdir / training.INPUTS_FILE).read_text())
-    saved = checkpoint.load(workdir)
+    saved = checkpoint.load(workdir, training.went_back_to(workdir))
     trained = saved["average"] or saved
     variables = transfer.merged(trained["params"], trained["extra"])
     model = classification.build_model(config, len(inputs["class_names"]), axis_name=None)

@@ -26,9 +26,9 @@ import numpy as np
 import optax
 from matplotlib.figure import Figure
 
-from experiments import char_rnn, cli
+from experiments import char_rnn, cli, training
 from experiments.cli import flag, require
-from jaxdl import InputError, checkpoint, losses, optim
+from jaxdl import InputError, losses, optim
 from jaxdl.data.text import TextPipeline, Vocabulary, read_corpus
 from jaxdl.models.language_model import language_model
 from jaxdl.recurrent import Recurrent
@@ -159,7 +159,7 @@ def gates_of_run(config: Config) -> tuple[str, dict[str, np.ndarray]]:
     vocabulary = char_rnn.load_vocabulary(config.workdir)
     text = config.text or read_corpus(run.text, run.data_dir or None)["validation"][:100]
     tokens = jnp.asarray(vocabulary.encode(text, "--text").astype(np.int32))
-    params = checkpoint.load(workdir)["params"]
+    params = training.trained_params(workdir)
     one_hot = jax.nn.one_hot(tokens, vocabulary.size)
     x = one_hot @ params["embedding"]["embedding"] if "embedding" in params else one_hot
     found: dict[str, np.ndarray] = {}
@@ -226,9 +226,8 @@ def run(argv: list[str]) -> None:
     config, rest = cli.parse(Config, argv)
     if rest:
         raise InputError(f"{rest[0]!r} is no flag; see --help")
-    draws = {"lags": draw_lags, "clipping": draw_clipping}
-    if config.workdir:
-        draws["gates"] = draw_gates
+    draws = {"gates": draw_gates} if config.workdir else {}  # first: it depends on what is given
+    draws |= {"lags": draw_lags, "clipping": draw_clipping}
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
     for name, draw in draws.items():

@@ -30,11 +30,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from experiments import training
+from experiments import cli, training
 from experiments.cli import flag, require
 from experiments.method import MethodFlags
 from experiments.training import Problem, RunConfig
-from jaxdl import InputError, checkpoint, decoding, losses, optim, parallel
+from jaxdl import InputError, decoding, losses, optim, parallel
 from jaxdl.data.pairs import (
     EOS,
     GO,
@@ -385,13 +385,14 @@ def translate(config: Config, build: training.Build) -> None:
     A line that is empty or too long is told on stderr, has an empty translation, and fails the
     command at its end; what the vocabulary lacks is told, too.
     """
+    cli.check_same_run(config, Path(config.workdir), apart_from=("batch_size", "max_length"))
     inputs = json.loads((Path(config.workdir) / training.INPUTS_FILE).read_text())
     vocabularies = (
         Vocabulary.from_json(inputs["source_vocabulary"]),
         Vocabulary.from_json(inputs["target_vocabulary"]),
     )
     model = build_model(config, *vocabularies)
-    params = checkpoint.load(config.workdir)["params"]
+    params = training.trained_params(config.workdir)
     for side, vocabulary in zip(("source", "target"), vocabularies, strict=True):
         rows = len(params[f"{side}_embedding"]["embedding"])
         if rows != len(vocabulary):
@@ -400,10 +401,11 @@ def translate(config: Config, build: training.Build) -> None:
                 f"not its checkpoint's, which has {rows}"
             )
     run = search(model, config.beam, config.n_best, config.length_penalty, config.coverage_penalty)
-    lines: Iterable[str] = sys.stdin
+    # Of a stream the good lines are translated all the same: what is no UTF-8 is unknown.
+    lines: Iterable[str] = (line.decode(errors="replace") for line in sys.stdin.buffer)
     if config.input:
         try:
-            lines = Path(config.input).read_text(encoding="utf-8").splitlines()
+            lines = [line.decode() for line in Path(config.input).read_bytes().splitlines()]
         except UnicodeDecodeError:
             raise InputError(f"--input={config.input}: it is no UTF-8 text") from None
     # A person at a terminal wants an answer to each line, a pipe wants speed.

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from experiments import cli
 from experiments.cli import flag, require
-from jaxdl import InputError, loop, optim, parallel
+from jaxdl import InputError, checkpoint, loop, optim, parallel
 from jaxdl.checkpoint import Checkpoints
 from jaxdl.task import Batch, State, Task, observe
 from jaxdl.writers import Writer, describe, json_ready
@@ -101,6 +101,8 @@ class RunConfig:
         decay = self.ema_decay
         require(self, "ema_decay", decay is None or 0 <= decay < 1, "at least 0 and less than 1")
         require(self, "plateau_factor", 0 < self.plateau_factor < 1, "more than 0, less than 1")
+        cuts = self.plateau is not None or self.plateau_factor == RunConfig.plateau_factor
+        require(self, "plateau_factor", cuts, "left out without --plateau")
         require(self, "folds", self.folds is None or self.folds >= 2, "at least 2")
         folds = range(self.folds or 0)
         require(
@@ -304,7 +306,7 @@ def train(config: RunConfig, build: Build) -> dict[str, Any] | None:
         step = int(state.step)
         if first_host:
             _write(workdir / INPUTS_FILE, json.dumps(problem.inputs, indent=2))
-            _write(workdir / cli.FLAGS_FILE, cli.to_flags(config))
+            _write_flags(config, workdir)
             print(_first_line(problem, state, workdir), flush=True)
         with Writer(workdir if first_host else None, step) as writer:
             if step == 0:
@@ -340,8 +342,9 @@ def train(config: RunConfig, build: Build) -> dict[str, Any] | None:
                 return None
             if config.early_stop is not None:
                 best = checkpoints.restore_best(result.state)
-                trained = {k: v for k, v in result.metrics.items() if k.startswith("train/")}
-                result = loop.Result(best, trained, stopped=False)
+                if int(best.step) < int(result.state.step):
+                    trained = {k: v for k, v in result.metrics.items() if k.startswith("train/")}
+                    result = loop.Result(best, trained, stopped=False)
             if first_host and "eval/loss" not in result.metrics:  # this state was not reported on
                 problem.report(result.state, writer, int(result.state.step))
             metrics = result.metrics | _final_metrics(problem, task, result)
@@ -368,12 +371,13 @@ def cross_validate(config: RunConfig, build: Build) -> None:
     config = dataclasses.replace(config, workdir=str(workdir))
     first_host = jax.process_index() == 0
     if first_host:
-        _write(workdir / cli.FLAGS_FILE, cli.to_flags(config))
+        _write_flags(config, workdir)
     summaries = []
     for fold in range(config.folds or 0):
         if first_host:
             print(f"fold {fold} of {config.folds}", flush=True)
-        run = dataclasses.replace(config, fold=fold, workdir=str(workdir / f"fold{fold}"))
+        folder = workdir / f"fold{fold}"  # to --resume=must it is enough that WORKDIR is there
+        run = dataclasses.replace(config, fold=fold, workdir=str(folder), resume="auto")
         summary = train(run, build)
         if summary is None:
             if first_host:
@@ -391,25 +395,46 @@ def cross_validate(config: RunConfig, build: Build) -> None:
             print(f"{name}: {means[name]:.4g} +- {spreads[f'{name}_std']:.2g} (std of the folds)")
 
 
+def _write_flags(config: RunConfig, workdir: Path) -> None:
+    """Writes the flagfile that goes on with a run, also with one that began as --resume=never."""
+    _write(workdir / cli.FLAGS_FILE, cli.to_flags(dataclasses.replace(config, resume="auto")))
+
+
 def _again(config: RunConfig, workdir: Path) -> str:
     """The command that goes on with a run."""
     return f"python -m experiments.{config.experiment} --flagfile={workdir / cli.FLAGS_FILE}"
 
 
 def restore(config: RunConfig, build: Build) -> tuple[Problem, Task, State]:
-    """The problem of the run in --workdir, its task, and the state of its latest checkpoint."""
+    """The problem of the run in --workdir, its task, and the state that it has come to."""
     workdir = Path(config.workdir)
     cli.check_same_run(config, workdir)
     problem, task, state = _prepare(config, build)
-    with Checkpoints(workdir, config.keep) as checkpoints:
-        restored = checkpoints.restore(state)
+    with Checkpoints(workdir, config.keep, problem.best, problem.best_is_least) as checkpoints:
+        if went_back_to(workdir) is None:
+            restored = checkpoints.restore(state)
+        else:
+            restored = checkpoints.restore_best(state)
     if restored is None:
         raise InputError(f"{workdir} holds no checkpoint")
     return problem, task, restored
 
 
+def trained_params(workdir: str | Path) -> Any:
+    """The parameters that a run has come to; their averages where the run keeps them."""
+    saved = checkpoint.load(workdir, went_back_to(workdir))
+    return (saved["average"] or saved)["params"]
+
+
+def went_back_to(workdir: str | Path) -> int | None:
+    """The step that a finished run went back to for --early_stop; None if its latest counts."""
+    summary = Path(workdir) / SUMMARY_FILE
+    given = "--early_stop=" in (Path(workdir) / cli.FLAGS_FILE).read_text()
+    return json.loads(summary.read_text())["step"] if given and summary.exists() else None
+
+
 def evaluate(config: RunConfig, build: Build) -> None:
-    """Measures the latest checkpoint of a run on one split."""
+    """Measures what a run has come to on one split."""
     problem, task, state = restore(config, build)
     if config.split not in problem.examples:
         there = ", ".join(problem.examples)

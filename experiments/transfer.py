@@ -136,7 +136,7 @@ def starting_point(config: Config) -> tuple[dict[str, Any], list[str]]:
       InputError: there is none, or it is damaged or of another network.
     """
     if config.from_run:
-        saved = checkpoint.load(config.from_run)
+        saved = checkpoint.load(config.from_run, training.went_back_to(config.from_run))
         trained = saved["average"] or saved  # as in prediction
         variables = transfer.merged(trained["params"], trained["extra"])
         return variables, _inputs_of(config.from_run)["class_names"]
@@ -197,13 +197,16 @@ def build(config: Config, mesh: Mesh) -> training.Problem:
     normalize = functools.partial(augment.normalize, mean=config.mean, std=config.std)
     init, _ = losses.classification(model, pipeline.image_shape, normalize)
     params, extra = jax.jit(begun(init))(jax.random.key(config.seed))
+    folder = Path(config.bottleneck)
+    if config.fold is not None:  # each has a data set of its own
+        folder /= f"fold{config.fold}"
     features = bottleneck.features(
         model,
         net,
         transfer.merged(params, extra),
         pipeline,
         normalize,
-        Path(config.bottleneck),
+        folder,
         on_unfit="fail",
     )
     width = features["train"].values.shape[1]

@@ -18,7 +18,7 @@ import numpy as np
 
 from experiments import cli, resnet, training, transfer
 from experiments.cli import flag, require
-from jaxdl import InputError
+from jaxdl import InputError, data
 
 OLD_CLASSES, NEW_CLASSES = "0,1,2,3,4", "5,6,7,8,9"
 
@@ -47,6 +47,8 @@ class Config:
     def __post_init__(self) -> None:
         least = min(self.per_class, default=0)
         require(self, "per_class", least >= 5, "at least 5, so that a batch is full")
+        once = len(set(self.per_class)) == len(self.per_class)
+        require(self, "per_class", once, "each given once")
         require(self, "seeds", self.seeds >= 1, "at least 1")
         require(self, "pretraining_epochs", self.pretraining_epochs >= 1, "at least 1")
         require(self, "steps", self.steps >= 1, "at least 1")
@@ -65,6 +67,8 @@ def train(experiment: Any, workdir: Path, arguments: Sequence[str]) -> dict[str,
 
 def study(config: Config) -> Accuracies | None:
     """Trains what is not done; None if a signal stopped it."""
+    digits = data.only(data.load("digits"), NEW_CLASSES.split(","))
+    data.few(digits, max(config.per_class), seed=0)  # are there as many?
     workdir = Path(config.workdir)
     found: Accuracies = {way: {count: [] for count in config.per_class} for way in WAYS}
     runs, number = config.seeds * (1 + len(WAYS) * len(config.per_class)), 0

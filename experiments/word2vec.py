@@ -20,11 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments import training
+from experiments import cli, training
 from experiments.cli import flag, require
 from experiments.method import MethodFlags
 from experiments.training import Problem, RunConfig
-from jaxdl import InputError, checkpoint, losses, optim, parallel
+from jaxdl import InputError, losses, optim, parallel
 from jaxdl.data import words as data
 from jaxdl.data.text import read_corpus
 from jaxdl.models import word2vec
@@ -178,9 +178,10 @@ def build(config: Config, mesh: Mesh) -> Problem:
 
 def trained(config: Config) -> tuple[data.Vocabulary, np.ndarray]:
     """The words of the run in --workdir and their vectors, [V, D]."""
+    cli.check_same_run(config, Path(config.workdir))
     path = Path(config.workdir) / training.INPUTS_FILE
     words = json.loads(path.read_text())["vocabulary"].split()
-    vectors = checkpoint.load(config.workdir)["params"]["input"]
+    vectors = training.trained_params(config.workdir)["input"]
     if len(words) != len(vectors):
         raise InputError(
             f"{path} has {len(words)} words and the checkpoint beside it {len(vectors)}; expected "

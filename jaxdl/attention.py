@@ -34,7 +34,7 @@ class Attention(nn.Module):
         use_bias: b of `additive`.
         dtype, param_dtype: of the computation, and of the parameters. The softmax is in float32.
 
-    State: none.
+    State: `params`.
 
     Raises:
         InputError: no such score, or `dot` between vectors of different lengths.

@@ -98,7 +98,7 @@ def features(
             cached = _read_features(path, key) if path.exists() else None
         except InputError as unfit:
             if on_unfit == "fail":
-                raise
+                raise InputError(f"{unfit}; take another folder") from None
             print(f"{unfit}; computing it anew", file=sys.stderr)
             cached = None
         if cached is None:

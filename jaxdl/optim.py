@@ -387,8 +387,8 @@ def optimizer(
 
 def _positive(name: str, bound: float | None) -> bool:
     """Whether a bound is given, and if so, that it is one."""
-    if bound is not None and not bound > 0:
-        raise InputError(f"{name}={bound}: it must be more than 0")
+    if bound is not None and not 0 < bound < math.inf:
+        raise InputError(f"{name}={bound}: it must be more than 0, finite")
     return bound is not None
 
 
@@ -440,7 +440,7 @@ def _cosine(steps: int, end: float = 0.0) -> optax.Schedule:
 def _one_cycle(
     steps: int, peak: float = 0.3, start: float = 0.04, end: float = 4e-6
 ) -> optax.Schedule:
-    if not 1 <= int(peak * steps) < steps:
+    if not (0 < peak < 1 and int(peak * steps) >= 1):
         raise InputError(f"peak {peak} of {steps} steps leaves none to rise in, or none to fall in")
     return optax.cosine_onecycle_schedule(
         steps, 1.0, peak, 1 / start, start / end if end else math.inf
@@ -448,7 +448,10 @@ def _one_cycle(
 
 
 def _restarts(steps: int, cycles: int = 3, growth: float = 2.0, end: float = 0.0) -> optax.Schedule:
-    shares = [growth**cycle for cycle in range(cycles)]
+    try:
+        shares = [float(growth) ** cycle for cycle in range(cycles)]
+    except OverflowError:
+        shares = [0.0, 1.0]  # the first cycle is none beside the last
     starts = [round(steps * sum(shares[:cycle]) / sum(shares)) for cycle in range(cycles + 1)]
     lengths = [after - before for before, after in itertools.pairwise(starts)]
     if min(lengths) < 1:
@@ -536,8 +539,8 @@ def schedule(
     check_arguments("schedule", name, arguments)
     for argument in ("rate", "transitions", "power", "factor", "start", "cycles", "growth"):
         _positive(f"schedule {name}: {argument}", arguments.get(argument))
-    if not arguments.get("end", 0.0) >= 0:
-        raise InputError(f"schedule {name}: end={arguments['end']}: it must be at least 0")
+    if not 0 <= arguments.get("end", 0.0) < math.inf:
+        raise InputError(f"schedule {name}: end={arguments['end']}: it must be at least 0, finite")
     if not 0 <= warmup_steps < max(steps, 1):
         raise InputError(f"a warm-up of {warmup_steps} steps does not fit in {steps} steps")
     factor = warm = build(max(steps - warmup_steps, 1), **arguments)

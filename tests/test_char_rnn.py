@@ -417,6 +417,8 @@ def test_it_learns_goes_on_bit_for_bit_and_writes(command, book, tmp_path, capsy
     for flags, message in (
         (["--prompt=the Cat"], "--prompt has the character 'C', which is not among the"),
         (["--top_k=500"], f"--top_k=500: it must be at most {len(set(content))}"),
+        (["--features=16"], "holds a run with --features=32, not 16"),
+        (["--layers=2"], "holds a run with --layers=1, not 2"),
     ):
         with pytest.raises(InputError, match=message):
             sample(*flags)
@@ -476,6 +478,8 @@ def test_a_text_that_the_run_was_not_on(tmp_path, book):
     config, _ = cli.parse(char_rnn.Config, [f"--text={book}", "--level=char"])
     with pytest.raises(InputError, match="--prompt has the character 'm', which is not among"):
         char_rnn.build(config, mesh)
+    with pytest.raises(InputError, match="--top_k=257: it must be at most 256, the vocabulary"):
+        check(f"--text={book}", "--top_k=257")
 
 
 def test_no_flags_is_the_flagfile():

@@ -65,6 +65,8 @@ def test_later_flags_win_over_a_flagfile(tmp_path):
         (["--words=p,z"], "'z' should be one of <p|q|r>"),
         (["--numbers=1,two"], "'two' is no float"),
         (["--count=0"], "--count=0: it must be more than 0"),
+        (["--rate=inf"], "--rate=inf: it must be finite"),
+        (["--numbers=1,nan"], "--numbers=1.0,nan: it must be finite"),
         (["--flagfile=/no/such/file"], "/no/such/file"),
     ],
 )
@@ -81,6 +83,7 @@ def test_same_run_but_for_flags_that_may_change(tmp_path):
     cli.check_same_run(Config(rate=5.0), tmp_path)
     with pytest.raises(InputError, match="holds a run with --count=3, not 4"):
         cli.check_same_run(Config(count=4), tmp_path)
+    cli.check_same_run(Config(count=4), tmp_path, apart_from=("count",))
 
 
 def test_two_experiments_in_one_process():

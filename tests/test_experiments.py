@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from experiments import cli, lenet
+from experiments import cli, lenet, transfer
 from jaxdl import augment, checkpoint, data, models
 from jaxdl.writers import read_rows
 
@@ -126,7 +126,7 @@ def test_sigkill_at_any_moment_loses_nothing(command):
 
 def test_sigterm_saves_says_how_to_go_on_and_exits_0(command):
     command("lenet", *SMALL, "--workdir=whole")
-    process = command.start("lenet", *SMALL, "--workdir=parts")
+    process = command.start("lenet", *SMALL, "--workdir=parts", "--resume=never")
     for line in process.stdout:
         if line.startswith("step 20/"):
             process.send_signal(signal.SIGTERM)
@@ -263,6 +263,9 @@ MISTAKES = {
     "eval without folder": (["--mode=eval"], "--workdir=: it must be a run's, for --mode=eval"),
     "grad_accum": (["--grad_accum=3"], "a divisor of the batch_size 32"),
     "early stop on test": (["--early_stop=3"], "give --validation or --folds"),
+    "factor without plateau": (["--plateau_factor=0.5"], "it must be left out without --plateau"),
+    "endless": (["--epochs=inf"], "--epochs=inf: it must be finite"),
+    "no number": (["--mean=nan"], "--mean=nan: it must be finite"),
     "fold without folds": (["--fold=1"], "--fold=1: it must be given with --folds"),
     "fold beyond": (["--fold=5", "--folds=5"], "at least 0 and less than --folds=5"),
     "folds of a split set": (["--folds=3", "--validation=0.1"], "--validation"),
@@ -428,6 +431,16 @@ def test_early_stopping_goes_back_to_the_best(command):
     assert "step" not in again.splitlines()[1]
     assert json.loads((run / "summary.json").read_text())["step"] == summary["step"]
 
+    evaluated = command("lenet", "--mode=eval", "--split=validation", "--workdir=run").stdout
+    accuracy = f"accuracy {summary['eval/accuracy']:.4g} "
+    assert evaluated.startswith(f"validation at step {summary['step']}: ")
+    assert accuracy in evaluated
+    best = checkpoint.load(run, summary["step"])["params"]["c1"]["kernel"]
+    assert np.any(best != checkpoint.load(run)["params"]["c1"]["kernel"])
+    config, _ = cli.parse(transfer.Config, [f"--from_run={run}"])
+    begun, _ = transfer.starting_point(config)
+    np.testing.assert_array_equal(begun["params"]["c1"]["kernel"], best)
+
 
 def test_cross_validation_trains_each_fold_and_goes_on(command):
     flags = (*SMALL, "--folds=3", "--workdir=cv")
@@ -442,7 +455,7 @@ def test_cross_validation_trains_each_fold_and_goes_on(command):
     assert process.returncode == 0, errors
     assert "and with the folds after it: python -m experiments.lenet" in output
     assert not (command.folder / "cv" / "summary.json").exists()
-    done = command("lenet", *flags)
+    done = command("lenet", *flags, "--resume=must")
     assert done.stderr == ""
     folds = [
         json.loads((command.folder / "cv" / f"fold{i}" / "summary.json").read_text())

@@ -298,6 +298,8 @@ def test_norms_take_their_momentum_and_epsilon(name):
 def test_unknown_name():
     with pytest.raises(jaxdl.InputError, match=r"no model 'resnet51'; .*resnet50.*names\(\)"):
         models.create("resnet51")
+    with pytest.raises(jaxdl.InputError, match=r"^vgg11 takes a dropout in \[0, 1\), not 1.5$"):
+        models.create("vgg11", dropout=1.5)
     with pytest.raises(jaxdl.InputError, match=r"no model 'zzz'; jaxdl\.models\.names\(\)"):
         models.create("zzz")
 

@@ -412,9 +412,19 @@ def test_momentum_moves_against_the_rate():
         ),
         (lambda: optim.schedule("polynomial", 10, power=-1), "power=-1: it must be more than 0"),
         (lambda: optim.schedule("linear", 10, end=-0.5), "end=-0.5: it must be at least 0"),
+        (lambda: optim.schedule("cosine", 10, end=float("inf")), "end=inf: it must be .* finite"),
+        (
+            lambda: optim.schedule("step", 10, factor=float("inf")),
+            "factor=inf: it must be .* finite",
+        ),
         (lambda: optim.schedule("step", 10, boundaries=(0.5, 2.0)), r"boundaries \(0.5, 2.0\)"),
+        (lambda: optim.schedule("one_cycle", 10, peak=float("nan")), "peak nan of 10 steps leaves"),
         (lambda: optim.schedule("one_cycle", 2), "peak 0.3 of 2 steps leaves none to rise in"),
         (lambda: optim.schedule("restarts", 3), "3 cycles, each 2.0 times .* do not fit in 3"),
+        (
+            lambda: optim.schedule("restarts", 90, growth=1e300),
+            "1e[+]300 times .* do not fit in 90",
+        ),
         (
             lambda: optim.check_arguments("optimizer", "nesterov", {"momentum": 1, "beta": 1}),
             "optimizer nesterov takes no beta; it takes momentum",

@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import io
 import itertools
+import json
 
 import jax
 import numpy as np
@@ -100,6 +101,7 @@ def test_a_file_is_read(tmp_path):
         (b"a\tb\tc\n", "line 1: 2 tabs"),
         (b"a\tb\nc\t \n", "line 2: an empty side"),
         (b"a\tb\n\xff\xfe\x00", r"no UTF-8 text \(byte 4\)"),
+        (b"a\tb\nc\0\td\n", "is no text: character 5 is NUL"),
         (b"a\tb\n", "1 lines leave .* empty; expected more"),
     ],
 )
@@ -171,6 +173,10 @@ def test_prepared_tfds_sets(tmp_path):
         load("talks", languages=("en", "fr"), data_dir=str(tmp_path))
     with pytest.raises(InputError, match="has the splits test; expected train, and another"):
         load("only_test", languages=("en", "pt"), data_dir=str(tmp_path))
+    info = tmp_path / "talks" / "1.0.0" / "dataset_info.json"
+    info.write_text(json.dumps(json.loads(info.read_text()) | {"fileFormat": "tfrecord"}))
+    with pytest.raises(InputError, match="is prepared as tfrecord; expected array_record: pip ins"):
+        load("talks", languages=("en", "pt"), data_dir=str(tmp_path))
 
 
 TEXTS = ["the cat sat", "the dog sat", "a cat and a dog", "Zoë's  naïve 猫 <eos> cat"]

@@ -565,18 +565,20 @@ def test_evaluation_of_a_run_under_pmap(trained, capsys):
 def test_lines_are_translated(trained, capsys, monkeypatch):
     workdir, _, _ = trained
     (workdir / seq2seq.PICTURE_FILE).unlink()
-    text = "April 3, 2005\n\n3. April 2005\nApril ♠, 2005\n" + "9" * 80 + "\n"
-    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+    text = "April 3, 2005\n\n3. April 2005\nApril ♠, 2005\n" + "9" * 80 + "\nApril "
+    stdin = io.TextIOWrapper(io.BytesIO(text.encode() + b"\xe9, 2005\n"))
+    monkeypatch.setattr(sys, "stdin", stdin)
     with pytest.raises(InputError, match="2 of the lines were empty or too long"):
         mode("translate", workdir, "--beam=3")
     out, err = capsys.readouterr()
     lines = out.split("\n")
-    assert len(lines) == 6
-    assert [bool(line) for line in lines] == [True, False, True, True, False, False]
+    assert len(lines) == 7
+    assert [bool(line) for line in lines] == [True, False, True, True, False, True, False]
     assert err.splitlines() == [
         "error: line 2: empty",
         "line 4: read as <unk>: '♠'",
         "error: line 5: 81 tokens, more than --max_length=64",
+        "line 6: read as <unk>: '\N{REPLACEMENT CHARACTER}'",
     ]
     assert (workdir / seq2seq.PICTURE_FILE).is_file()
 
@@ -608,6 +610,9 @@ def test_a_vocabulary_of_another_run_is_named(trained, tmp_path):
     (tmp_path / "latin").write_bytes(b"\xe9t\xe9\n")
     with pytest.raises(InputError, match="it is no UTF-8 text"):
         mode("translate", workdir, f"--input={tmp_path / 'latin'}")
+    for flag, held in (("features=32", "features=16"), ("reverse_source=true", "reverse_source=f")):
+        with pytest.raises(InputError, match=f"holds a run with --{held}"):
+            mode("translate", workdir, f"--{flag}")
 
 
 def test_reversed_sources_sampled_inputs_and_half_precision_go_together(tmp_path, capsys):
@@ -621,6 +626,8 @@ def test_reversed_sources_sampled_inputs_and_half_precision_go_together(tmp_path
     assert "left out, with more than --max_length=20 tokens: " in out
     assert summary["pairs_too_long"]["train"] > 0
     assert {"eval/ema_exact_match", "eval/bleu"} <= summary.keys()
+    averages = checkpoint.load(tmp_path / "run")["average"]["params"]
+    jax.tree.map(np.testing.assert_array_equal, training.trained_params(tmp_path / "run"), averages)
 
 
 @pytest.mark.parametrize(

@@ -560,7 +560,9 @@ def test_a_cache_is_used_only_for_what_it_was_made_of(tmp_path, capsys):
         ({"variables": weights, "scale": 2.0}, "program and weights"),
     ):
         mark()
-        with pytest.raises(InputError, match=f"train.npz are of another {part}$"):
+        with pytest.raises(
+            InputError, match=f"train.npz are of another {part}; take another folder$"
+        ):
             features(tmp_path, on_unfit="fail", **changes)
         anew = features(tmp_path, **changes)["train"]
         assert np.abs(anew.values - marked["train"]["values"]).max() > 0.5

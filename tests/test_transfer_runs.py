@@ -138,8 +138,21 @@ def test_a_head_on_features_is_the_head_of_the_frozen_network(source, tmp_path):
     before = (kept / "train.npz").stat().st_mtime_ns
     begin(parse(*flags, f"--bottleneck={kept}", "--learning_rate=1"))
     assert (kept / "train.npz").stat().st_mtime_ns == before
-    with pytest.raises(InputError, match=r"kept/train\.npz are of another data$"):
+    with pytest.raises(
+        InputError, match=r"kept/train\.npz are of another data; take another folder$"
+    ):
         begin(parse(*flags, "--seed=1", f"--bottleneck={kept}"))
+
+
+def test_each_fold_keeps_features_of_its_own(source, tmp_path):
+    kept = tmp_path / "kept"
+    flags = (f"--from_run={source}", *NEW, "--folds=2", f"--bottleneck={kept}")
+    config = dataclasses.replace(parse(*flags), workdir=str(tmp_path / "run"))
+    training.cross_validate(config, transfer.build)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert len(summary["folds"]["eval/accuracy"]) == 2
+    assert sorted(folder.name for folder in kept.iterdir()) == ["fold0", "fold1"]
+    training.cross_validate(config, transfer.build)  # whose features fit
 
 
 def test_a_run_that_froze_layers_goes_on_and_predicts(source, tmp_path):
@@ -274,5 +287,10 @@ def test_the_study_tables_its_runs_and_trains_none_twice(tmp_path, monkeypatch):
     assert not (tmp_path / "other" / "table.md").exists()
     with pytest.raises(InputError, match="--per_class=4: it must be at least 5"):
         transfer_study.run(["--per_class=4"])
+    with pytest.raises(InputError, match="--per_class=5,5: it must be each given once"):
+        transfer_study.run(["--per_class=5,5"])
+    with pytest.raises(InputError, match="200 train examples of each class of digits"):
+        transfer_study.run([f"--workdir={tmp_path}/many", "--per_class=5,200"])
+    assert not (tmp_path / "many").exists()
     with pytest.raises(InputError, match="'more' is no flag"):
         transfer_study.run(["more"])

@@ -522,6 +522,8 @@ def test_it_learns_goes_on_bit_for_bit_and_writes(command, book, tmp_path, monke
     told(unknown, "no word 'pig' in the vocabulary of 16")
     with pytest.raises(InputError, match="--analogies=: it must be a file of questions to score"):
         mode(word2vec.analogies, "--analogies=")
+    with pytest.raises(InputError, match="holds a run with --features=16, not 8"):
+        mode(word2vec.export, "--features=8")
     other = tmp_path / "other.txt"
     other.write_text(book.read_text() + "The cat eats.\n")
     config, _ = cli.parse(word2vec.Config, ["--flagfile=run/flags.txt", f"--text={other}"])

@@ -132,11 +132,14 @@ def read_file(path: str | pathlib.Path) -> Pairs:
     """
     path = pathlib.Path(path).expanduser()
     try:
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"pairs {path} cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise InputError(f"pairs {path} is no UTF-8 text (byte {error.start})") from error
+    if "\0" in text:
+        raise InputError(f"pairs {path} is no text: character {text.index(chr(0))} is NUL")
+    lines = text.removesuffix("\n").split("\n")
     if lines == [""]:
         raise InputError(f"pairs {path} is empty; expected lines of source, tab, target")
     pairs = []
@@ -173,10 +176,11 @@ def _load_tfds(name: str, languages: tuple[str, str], data_dir: str | None) -> P
     from tensorflow_datasets.core import constants
 
     root = pathlib.Path(data_dir or constants.get_default_data_dir()).expanduser()
-    builder: Any = tfds.builder_from_directory(sources.find_version(name, root))
+    builder = sources.open_tfds(name, root)
+    features = dict(builder.info.features.items())
     for language in languages:
-        if language not in builder.info.features:
-            there = ", ".join(sorted(builder.info.features))
+        if not isinstance(features.get(language), tfds.features.Text):
+            there = ", ".join(sorted(features))
             raise InputError(f"{name} has the features {there}; expected a language {language!r}")
     splits = {}
     for split in builder.info.splits:

@@ -391,14 +391,7 @@ def _visible(directory: pathlib.Path) -> list[pathlib.Path]:
 def _load_tfds(name: str, root: pathlib.Path) -> Dataset:
     import tensorflow_datasets as tfds
 
-    version_dir = find_version(name, root)
-    builder: Any = tfds.builder_from_directory(version_dir)
-    if tfds.core.FileFormat.ARRAY_RECORD not in builder.info.available_file_formats():
-        raise InputError(
-            f"{version_dir} is prepared as {builder.info.file_format.value}; expected "
-            "array_record: pip install 'jaxdl[tensorflow]' && tfds convert_format "
-            f"--dataset_version_dir={version_dir} --out_file_format=array_record"
-        )
+    builder = open_tfds(name, root)
     features = dict(builder.info.features.items())
     if not (
         isinstance(features.get("image"), tfds.features.Image)
@@ -424,8 +417,8 @@ def _load_tfds(name: str, root: pathlib.Path) -> Dataset:
             labelled = records[0]["label"] >= 0  # ImageNet's test images are all labelled -1
         except Exception as error:  # ArrayRecord's reader has no exception type of its own
             raise InputError(
-                f"{version_dir} is damaged: its {split} split cannot be read; remove the directory "
-                f"and prepare it again: {build_command(name, root)}"
+                f"{builder.data_path} is damaged: its {split} split cannot be read; remove the "
+                f"directory and prepare it again: {build_command(name, root)}"
             ) from error
         if labelled:
             splits[split] = records
@@ -436,6 +429,21 @@ def _load_tfds(name: str, root: pathlib.Path) -> Dataset:
         )
     channels = 1 if features["image"].shape[-1] == 1 else 3
     return Dataset(name, splits, tuple(features["label"].names), channels)
+
+
+def open_tfds(name: str, root: pathlib.Path) -> Any:
+    """Return TFDS's builder of the set `name` in `root`, which is prepared as ArrayRecord."""
+    import tensorflow_datasets as tfds
+
+    version_dir = find_version(name, root)
+    builder: Any = tfds.builder_from_directory(version_dir)
+    if tfds.core.FileFormat.ARRAY_RECORD not in builder.info.available_file_formats():
+        raise InputError(
+            f"{version_dir} is prepared as {builder.info.file_format.value}; expected "
+            "array_record: pip install 'jaxdl[tensorflow]' && tfds convert_format "
+            f"--dataset_version_dir={version_dir} --out_file_format=array_record"
+        )
+    return builder
 
 
 def find_version(name: str, root: pathlib.Path) -> pathlib.Path:

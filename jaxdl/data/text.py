@@ -15,13 +15,13 @@ import os
 import pathlib
 import sysconfig
 from collections.abc import Collection, Generator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from jaxdl import InputError
 from jaxdl.data.pipeline import Batch, generator_for, local_rows, make_global
-from jaxdl.data.sources import build_command, find_version, name_some
+from jaxdl.data.sources import name_some, open_tfds
 
 if TYPE_CHECKING:  # worker processes import this module and have no use for JAX
     import jax
@@ -113,12 +113,7 @@ def _read_tfds(name: str, data_dir: str | None) -> dict[str, str]:
     from tensorflow_datasets.core import constants
 
     root = pathlib.Path(data_dir or constants.get_default_data_dir()).expanduser()
-    builder: Any = tfds.builder_from_directory(find_version(name, root))
-    if tfds.core.FileFormat.ARRAY_RECORD not in builder.info.available_file_formats():
-        raise InputError(
-            f"text set {name} is prepared as {builder.info.file_format.value}; expected "
-            f"array_record: {build_command(name, root)}"
-        )
+    builder = open_tfds(name, root)
     features = dict(builder.info.features.items())
     if not isinstance(features.get("text"), tfds.features.Text):
         raise InputError(

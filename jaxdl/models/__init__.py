@@ -89,7 +89,8 @@ def create(name: str, **kwargs: Any) -> nn.Module:
         name: one of `names()`.
         kwargs: what the function of that name takes, such as `num_classes`.
 
-    Raises InputError for a name that is not in the table and for a keyword the model does not take.
+    Raises InputError for a name that is not in the table, for a keyword the model does not take,
+    and for a rate of dropout outside of [0, 1).
     """
     if name not in MODELS:
         near = difflib.get_close_matches(name, MODELS, n=5)
@@ -99,4 +100,7 @@ def create(name: str, **kwargs: Any) -> nn.Module:
     unknown = [keyword for keyword in kwargs if keyword not in takes]
     if unknown:
         raise InputError(f"{name} does not take {', '.join(unknown)}; it takes {', '.join(takes)}")
+    for keyword, value in kwargs.items():
+        if keyword.endswith("dropout") and not 0 <= value < 1:
+            raise InputError(f"{name} takes a {keyword} in [0, 1), not {value}")
     return MODELS[name](**kwargs)
