@@ -287,10 +287,11 @@ def train(config: RunConfig, build: Build) -> dict[str, Any] | None:
     config = dataclasses.replace(config, workdir=str(workdir))
     first_host = jax.process_index() == 0
     problem, task, state = _prepare(config, build)
-    if config.early_stop is not None and problem.eval_split == "test":
-        raise InputError(
-            "--early_stop would choose by the test split; give --validation or --folds"
-        )
+    for name in ("early_stop", "plateau"):
+        if getattr(config, name) is not None and problem.eval_split == "test":
+            raise InputError(
+                f"--{name} would choose by the test split; give --validation or --folds"
+            )
     observe_evaluation, done = _watch(config, problem)
 
     def seen(state, measured):

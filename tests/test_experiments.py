@@ -266,6 +266,7 @@ MISTAKES = {
     "factor without plateau": (["--plateau_factor=0.5"], "it must be left out without --plateau"),
     "endless": (["--epochs=inf"], "--epochs=inf: it must be finite"),
     "no number": (["--mean=nan"], "--mean=nan: it must be finite"),
+    "plateau of test": (["--plateau=3"], "--plateau would choose by the test split"),
     "fold without folds": (["--fold=1"], "--fold=1: it must be given with --folds"),
     "fold beyond": (["--fold=5", "--folds=5"], "at least 0 and less than --folds=5"),
     "folds of a split set": (["--folds=3", "--validation=0.1"], "--validation"),
@@ -440,6 +441,23 @@ def test_early_stopping_goes_back_to_the_best(command):
     config, _ = cli.parse(transfer.Config, [f"--from_run={run}"])
     begun, _ = transfer.starting_point(config)
     np.testing.assert_array_equal(begun["params"]["c1"]["kernel"], best)
+
+
+def test_the_learning_rate_is_cut_on_a_plateau_and_stays_cut(command):
+    """By the rule, worked out from the evaluations that the run wrote down."""
+    flags = ("--eval_every=20", "--log_every=20", "--validation=0.2", "--schedule=constant")
+    flags = (*flags, "--learning_rate=0.02", "--plateau=1", "--plateau_factor=0.5")
+    command("lenet", *flags, "--steps=200", "--checkpoint_every=20", "--workdir=run")
+    best, rate = -1.0, 0.02
+    for row in read_rows(command.folder / "run"):
+        if "train/learning_rate" in row and row["step"] > 45:  # the warm-up is over
+            assert row["train/learning_rate"] == pytest.approx(rate)
+        if "eval/accuracy" in row:
+            rate *= 1 if row["eval/accuracy"] > best else 0.5
+            best = max(best, row["eval/accuracy"])
+    assert rate < 0.02
+    saved = checkpoint.load(command.folder / "run")
+    assert saved["hparams"]["learning_rate"] == pytest.approx(rate)
 
 
 def test_cross_validation_trains_each_fold_and_goes_on(command):
