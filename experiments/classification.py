@@ -139,7 +139,7 @@ def make_pipeline(config: Config, mesh: Mesh) -> data.Pipeline:
         config.batch_size,
         seed=config.seed,
         sharding=parallel.batch_sharding(mesh),
-        # The flags' own choices are the literals that mypy misses here.
+        # The flags' own choices are the literals that mypy misses in these two.
         backend=config.backend,  # type: ignore[arg-type]
         workers=config.workers,
         on_corrupt=config.on_corrupt,  # type: ignore[arg-type]

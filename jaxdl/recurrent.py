@@ -324,7 +324,7 @@ def cell(kind, gates, state):
     """Return the state after a step.
 
     A sigmoid is 1/2 + tanh(x / 2) / 2, of all gates at once: XLA makes of a sigmoid of each part
-    code for the CPU that takes six times as long.
+    code for the CPU that takes several times as long.
     """
     if kind == "rnn":
         return (jnp.tanh(gates),)

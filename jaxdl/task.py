@@ -149,7 +149,8 @@ def supervised(
         hyperparameter is data: vmap over it, or restore it from a checkpoint.
       schedule: (hparams, step) -> hparams, the values in force at a step.
       accumulate: how many equal micro-batches a batch is cut into, run one after another to save
-        memory. Exact, but for batch statistics, which each part computes over itself.
+        memory. Exact, but for batch statistics, dropout masks and the partners of mixed images,
+        which each part has of its own.
       loss_scaling: for float16: gradients are taken of the loss times `State.loss_scale` and
         divided by it. A step whose gradient overflows changes nothing but the scale.
       axis_name: the mapped axis (pmap, shard_map) that the batch is spread over, if there is one.

@@ -402,3 +402,8 @@ def test_eight_devices_get_the_same_batches():
 def test_mistakes_are_named(option):
     with pytest.raises(InputError, match="0: expected at least 1"):
         make(**{option: 0})
+
+
+def test_more_dates_than_there_are():
+    with pytest.raises(InputError, match="100000000 dates are too many; at most "):
+        dates(10**8)

@@ -111,11 +111,17 @@ def dates(count: int) -> Pairs:
 
     Args:
         count: how many.
+
+    Raises:
+        InputError: more are wanted than can be drawn at random without end.
     """
     from babel.dates import format_date
 
     draw = random.Random(0)
     first, last = (day.toordinal() for day in DAYS)
+    most = (last - first) * len(LOCALES)  # about half of what two formats can write
+    if count > most:
+        raise InputError(f"{count} dates are too many; at most {most} can be made")
     written: dict[str, str] = {}
     while len(written) < count:
         day = datetime.date.fromordinal(draw.randint(first, last))
