@@ -180,7 +180,8 @@ def build(config: Config, mesh: Mesh) -> Problem:
         text = nn.tabulate(model, jax.random.key(0), console_kwargs={"width": 120})
         return text(jnp.zeros((1, config.sequence_length), jnp.int32), train=False)
 
-    def report(state: State, writer: Writer, step: int) -> None:
+    def report(state: State, metrics: dict[str, float], writer: Writer) -> None:
+        step = int(state.step)
         sample = continue_prompt(config, vocabulary, jax.device_get(state.params))
         print(f"sample at step {step}:")
         print("".join(f"  | {line}\n" for line in sample.split("\n")), end="", flush=True)

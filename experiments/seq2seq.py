@@ -314,7 +314,8 @@ def build(config: Config, mesh: Mesh) -> Problem:
     watched = "validation" if "validation" in pairs.splits else "test"
     scores: dict[str, Any] = {}
 
-    def report(state: State, writer: Writer, step: int) -> None:
+    def report(state: State, metrics: dict[str, float], writer: Writer) -> None:
+        step = int(state.step)
         params = jax.device_get(state.params)
         sources: list[np.ndarray] = []
         found: list[np.ndarray] = []

@@ -127,7 +127,8 @@ class Problem(NamedTuple):
     Attributes:
       title: what it is, for the run's first line.
       task: (axis_name) -> Task.
-      hparams: the hyperparameters that travel in State.
+      hparams: the hyperparameters that travel in State. With `ema_decay` among them the task keeps
+        averages of its own.
       steps: updates in all.
       examples: how many there are of each split.
       batches: (n) -> a generator of the batches of the updates after the first n.
@@ -138,15 +139,17 @@ class Problem(NamedTuple):
       unit: what the loss counts.
       best: the metric by which the best checkpoint is kept, and training stopped early.
       best_is_least: whether the least value of it is the best.
-      report: (state, writer, step) -> None: shows what numbers do not, after each evaluation, on
-        the first host alone.
+      measure: (state, split) -> metrics of a state that are no means over a split's examples, by
+        name; on every host.
+      report: (state, metrics, writer) -> None: shows what numbers do not, after each evaluation, on
+        the first host alone. The metrics are the last under `train/` and `eval/`.
       inputs: what a trained model must be told with, for prediction: shapes, names of classes.
       notes: () -> what the summary should hold beside all else.
     """
 
     title: str
     task: Callable[[str | None], Task]
-    hparams: dict[str, float]
+    hparams: dict[str, Any]
     steps: int
     examples: dict[str, int]
     batches: Callable[[int], Generator[Batch, None, None]]
@@ -158,7 +161,8 @@ class Problem(NamedTuple):
     inputs: dict[str, Any]
     notes: Callable[[], dict[str, Any]]
     best_is_least: bool = False
-    report: Callable[[State, Writer, int], None] = lambda state, writer, step: None
+    measure: Callable[[State, str], dict[str, float]] = lambda state, split: {}
+    report: Callable[[State, dict[str, float], Writer], None] = lambda state, metrics, writer: None
 
     @property
     def eval_split(self) -> str:
@@ -215,8 +219,8 @@ def task_of(
 ) -> tuple[Task, dict[str, Any]]:
     """The problem's task, with averages where they are asked for, and its hyperparameters."""
     task = problem.task(axis_name)
-    hparams = {name: jnp.float32(value) for name, value in problem.hparams.items()}
-    if config.ema_decay is not None:
+    hparams = jax.tree.map(jnp.float32, problem.hparams)
+    if config.ema_decay is not None and "ema_decay" not in hparams:
         task = optim.averaged(task)
         hparams["ema_decay"] = jnp.float32(config.ema_decay)
     return task, hparams
@@ -294,10 +298,10 @@ def train(config: RunConfig, build: Build) -> dict[str, Any] | None:
             )
     observe_evaluation, done = _watch(config, problem)
 
-    def seen(state, measured):
+    def seen(state, metrics):
         if first_host:
-            problem.report(state, writer, int(state.step))
-        return observe_evaluation(state, measured)
+            problem.report(state, metrics, writer)
+        return observe_evaluation(state, metrics)
 
     with Checkpoints(workdir, config.keep, problem.best, problem.best_is_least) as checkpoints:
         restored = checkpoints.restore(state)
@@ -321,7 +325,7 @@ def train(config: RunConfig, build: Build) -> dict[str, Any] | None:
                 state,
                 problem.batches,
                 steps=problem.steps,
-                eval_batches=lambda: problem.passes(problem.eval_split),
+                measure=lambda state: measure(problem, task, state, problem.eval_split, "eval"),
                 eval_every=config.eval_every,
                 log_every=config.log_every,
                 checkpoint_every=config.checkpoint_every,
@@ -346,8 +350,8 @@ def train(config: RunConfig, build: Build) -> dict[str, Any] | None:
                 if int(best.step) < int(result.state.step):
                     trained = {k: v for k, v in result.metrics.items() if k.startswith("train/")}
                     result = loop.Result(best, trained, stopped=False)
-            if first_host and "eval/loss" not in result.metrics:  # this state was not reported on
-                problem.report(result.state, writer, int(result.state.step))
+            if first_host and problem.best not in result.metrics:  # this state was not reported on
+                problem.report(result.state, result.metrics, writer)
             metrics = result.metrics | _final_metrics(problem, task, result)
             writer.hparams(dataclasses.asdict(config), metrics)
         best_step = checkpoints.best
@@ -434,13 +438,22 @@ def went_back_to(workdir: str | Path) -> int | None:
     return json.loads(summary.read_text())["step"] if given and summary.exists() else None
 
 
+def measure(
+    problem: Problem, task: Task, state: State, split: str, prefix: str
+) -> dict[str, float]:
+    """All metrics of a state on a split, each named `prefix/metric`."""
+    means = loop.evaluate(task, state, problem.passes(split), prefix)
+    others = problem.measure(state, split)
+    return means | {f"{prefix}/{name}": value for name, value in others.items()}
+
+
 def evaluate(config: RunConfig, build: Build) -> None:
     """Measures what a run has come to on one split."""
     problem, task, state = restore(config, build)
     if config.split not in problem.examples:
         there = ", ".join(problem.examples)
         raise InputError(f"--split={config.split}: this data set has {there}")
-    measured = loop.evaluate(task, state, problem.passes(config.split), config.split)
+    measured = measure(problem, task, state, config.split, config.split)
     if jax.process_index() == 0:
         count = problem.examples[config.split]
         step = int(state.step)
@@ -500,13 +513,13 @@ def _final_metrics(problem: Problem, task: Task, result: loop.Result) -> dict[st
     split = problem.eval_split
     measured = {k: v for k, v in result.metrics.items() if k.startswith("eval/")}
     if not measured:  # the run was complete before it began
-        measured = loop.evaluate(task, result.state, problem.passes(split), "eval")
+        measured = measure(problem, task, result.state, split, "eval")
     if "test" not in problem.examples:
         return measured
     if split == "test":
         tested = {k.replace("eval/", "test/"): v for k, v in measured.items()}
     else:
-        tested = loop.evaluate(task, result.state, problem.passes("test"), "test")
+        tested = measure(problem, task, result.state, "test", "test")
     return measured | tested
 
 

@@ -147,7 +147,8 @@ def build(config: Config, mesh: Mesh) -> Problem:
         text = nn.tabulate(model, jax.random.key(0), console_kwargs={"width": 120})
         return text(around, jnp.ones(around.shape), targets)
 
-    def report(state: State, writer: Writer, step: int) -> None:
+    def report(state: State, metrics: dict[str, float], writer: Writer) -> None:
+        step = int(state.step)
         vectors = jax.device_get(state.params["input"])
         shown = describe_neighbours(vocabulary, vectors, probes, config.neighbours)
         print(shown, flush=True)

@@ -49,8 +49,8 @@ class _Totals:
             sums[1] += float(mean.count)
 
     def count(self) -> float:
-        """What the loss was taken over: examples, or tokens."""
-        return self._sums["loss"][1]
+        """What the loss, or the first of several, was taken over: examples, or tokens."""
+        return next(count for name, (_, count) in self._sums.items() if name.endswith("loss"))
 
     def means(self, prefix: str) -> dict[str, float]:
         order = sorted(self._sums, key=lambda name: (name != "loss", name))
@@ -79,7 +79,7 @@ def fit(
     batches: Callable[[int], Generator[Batch, None, None]],
     *,
     steps: int,
-    eval_batches: Callable[[], Iterable[Batch]] | None = None,
+    measure: Callable[[State], dict[str, float]] | None = None,
     eval_every: int = 1000,
     log_every: int = 100,
     checkpoint_every: int = 1000,
@@ -102,13 +102,15 @@ def fit(
       batches: (n) -> a generator of the batches of the updates after the first n; a pure function
         of n, so that a run that goes on sees what it would have seen.
       steps: the step to train to.
-      eval_batches: a fresh pass over the evaluation set; None for no evaluation.
+      measure: (state) -> its metrics on the evaluation set, such as `evaluate` gives them under the
+        prefix `eval`; None for no evaluation.
       eval_every: evaluate after every so many steps, and after the last.
       log_every: report training metrics, averaged since the last report, every so many steps.
       checkpoint_every: save every so many steps; a state that was evaluated is saved too, so that
         the best is among the saved.
       checkpoints: where to save; None for nowhere.
-      observe: (state, what was measured of it) -> the state to go on with.
+      observe: (state, the last metrics under `train/` and `eval/`) -> the state to go on with, after
+        each evaluation.
       done: whether training ends before its last step; asked at the start and after evaluations.
       writer: where metrics go; None for nowhere.
       unit: what the loss counts, for the speed: `images_per_second`. Beside it are reported
@@ -120,7 +122,7 @@ def fit(
       The final state, the last metrics under `train/` and `eval/`, and whether a signal stopped it.
 
     Raises:
-      Diverged: the loss or gradient norm of a step is not finite. That state was not saved.
+      Diverged: a loss or gradient norm of a step is not finite. That state was not saved.
     """
     writer = writer or Writer(None)
     start = int(state.step)
@@ -138,8 +140,8 @@ def fit(
         """Takes in the metrics of a finished step; reports when one is due."""
         nonlocal totals, clock
         fetched = jax.device_get(metrics)
-        for name in ("loss", "gradient_norm"):
-            if not math.isfinite(fetched[name].total):
+        for name in fetched:  # of two players there are two losses and two norms
+            if name.endswith(("loss", "gradient_norm")) and not math.isfinite(fetched[name].total):
                 saved = checkpoints.latest if checkpoints else None
                 kept = f"the checkpoint of step {saved} is kept" if saved else "nothing was saved"
                 raise Diverged(
@@ -187,7 +189,7 @@ def fit(
                 jax.profiler.stop_trace()
 
             stop = stop_asked(step)
-            due_eval = eval_batches is not None and (step % eval_every == 0 or step == steps)
+            due_eval = measure is not None and (step % eval_every == 0 or step == steps)
             if not (stop or due_eval or step % checkpoint_every == 0 or step == steps):
                 continue
             while in_flight:
@@ -196,14 +198,14 @@ def fit(
                 report(step)  # a run that goes on from here reports the same from here
             paused = time.perf_counter()
             measured = None
-            if due_eval and eval_batches is not None:
-                measured = evaluate(task, state, eval_batches(), "eval")
+            if due_eval and measure is not None:
+                measured = measure(state)
                 last.update(measured)
                 writer.scalars(step, measured)
                 writer.histograms(step, "weights", state.params)
                 writer.histograms(step, "gradients", task.gradient(state, batch))
                 progress.say(f"step {step}/{steps}  eval: {describe(measured)}")
-                state = observe(state, measured)
+                state = observe(state, last)
             if checkpoints is not None:
                 checkpoints.save(state, measured)
             clock += time.perf_counter() - paused  # the speed reported is that of training

@@ -108,6 +108,30 @@ class Task(NamedTuple):
     gradient: Callable[[State, Batch], Any]
 
 
+def initial_state(key: Any, hparams: Any, params: Any, extra: Any, opt_state: Any) -> State:
+    """The State before the first step, which no evaluation has seen."""
+    monitor = Monitor(jnp.float32(-jnp.inf), jnp.int32(0), jnp.int32(0))
+    return State(jnp.int32(0), key, dict(hparams), params, extra, opt_state, monitor)
+
+
+def keyed(batch: Batch, key: Any, axis_name: str | None) -> tuple[Batch, Any]:
+    """Gives each example a PRNG key of its own, by its place in the global batch.
+
+    Args:
+      batch: what this device sees.
+      key: the step's.
+      axis_name: the mapped axis that the batch is spread over, if there is one.
+
+    Returns:
+      The batch with `key` [B], and a key that differs on each device of the axis.
+    """
+    size = jax.tree.leaves(batch)[0].shape[0]
+    rank = 0 if axis_name is None else jax.lax.axis_index(axis_name)
+    example_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rank * size + jnp.arange(size))
+    own = key if axis_name is None else jax.random.fold_in(key, rank)
+    return batch | {"key": example_keys}, own
+
+
 Init = Callable[[Any], tuple[Any, Any]]
 """(key) -> (params, extra)"""
 
@@ -164,15 +188,6 @@ def supervised(
     def psum(tree):
         return tree if axis_name is None else jax.lax.psum(tree, axis_name)
 
-    def keyed(batch, key):
-        """Gives each example its key; returns the batch and the key of this device."""
-        size = jax.tree.leaves(batch)[0].shape[0]
-        rank = 0 if axis_name is None else jax.lax.axis_index(axis_name)
-        places = rank * size + jnp.arange(size)
-        example_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
-        own = key if axis_name is None else jax.random.fold_in(key, rank)
-        return batch | {"key": example_keys}, own
-
     def total_loss(params, extra, batch, key, hparams, scale):
         mean, extra, metrics = loss(params, extra, batch, key, hparams, True)
         return mean.total * scale, (extra, metrics | {"loss": mean})
@@ -195,7 +210,7 @@ def supervised(
         return *jax.tree.map(lambda x: x.sum(0), sums), extra
 
     def gradient(state, batch, hparams):
-        batch, key = keyed(batch, jax.random.fold_in(state.key, state.step))
+        batch, key = keyed(batch, jax.random.fold_in(state.key, state.step), axis_name)
         scale = state.loss_scale.scale if loss_scaling else 1.0
         inputs = state.params, state.extra, batch, key, hparams, scale
         if accumulate == 1:
@@ -209,17 +224,10 @@ def supervised(
     def init_state(key, hparams):
         init_key, key = jax.random.split(key)
         params, extra = init(init_key)
-        opt_state = optimizer(hparams).init(params)
-        return State(
-            step=jnp.int32(0),
-            key=key,
-            hparams=dict(hparams),
-            params=params,
-            extra=extra,
-            opt_state=opt_state,
-            monitor=Monitor(jnp.float32(-jnp.inf), jnp.int32(0), jnp.int32(0)),
-            loss_scale=LossScale(jnp.float32(INITIAL_SCALE), jnp.int32(0)) if loss_scaling else (),
-        )
+        state = initial_state(key, hparams, params, extra, optimizer(hparams).init(params))
+        if not loss_scaling:
+            return state
+        return state._replace(loss_scale=LossScale(jnp.float32(INITIAL_SCALE), jnp.int32(0)))
 
     def train(state, batch):
         hparams = schedule(state.hparams, state.step)

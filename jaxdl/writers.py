@@ -12,6 +12,8 @@ import numpy as np
 from tqdm import tqdm
 
 Row = dict[str, float | None]
+PANELS_IN_A_ROW = 5
+"""Of curves.png."""
 
 
 def read_rows(workdir: str | Path) -> list[Row]:
@@ -115,8 +117,13 @@ class Writer:
         from matplotlib.figure import Figure
 
         kinds = sorted({name.split("/", 1)[1] for name in names}, key=_panel_order)
-        figure = Figure(figsize=(4.5 * len(kinds), 3.5), layout="constrained")
-        for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
+        columns = min(len(kinds), PANELS_IN_A_ROW)
+        rows = -(-len(kinds) // columns)
+        figure = Figure(figsize=(4.5 * columns, 3.5 * rows), layout="constrained")
+        panels = figure.subplots(rows, columns, squeeze=False).flat
+        for axes in panels[len(kinds) :]:
+            axes.remove()
+        for axes, kind in zip(panels, kinds, strict=False):
             for name in sorted(n for n in names if n.split("/", 1)[1] == kind):
                 points = [(r["step"], r[name]) for r in self._rows if r.get(name) is not None]
                 steps, values = [p[0] for p in points], [p[1] for p in points]

@@ -38,7 +38,7 @@ def fit(workdir, steps=12, feed=batches, **options):
                 state,
                 feed,
                 steps=steps,
-                eval_batches=lambda: tiny.batches()[:3],
+                measure=lambda state: loop.evaluate(task, state, tiny.batches()[:3], "eval"),
                 checkpoints=checkpoints,
                 writer=writer,
                 **options,

@@ -1,0 +1,361 @@
+"""Generative adversarial networks: two players in one State, their losses, and one pure step.
+
+    players = linen_players(generator, discriminator, latent_size=100, sample_shape=(32, 32, 1))
+    optimizers = optim.optimizer("adam"), optim.optimizer("adam")
+    task = adversarial(players, LOSSES["non_saturating"], optimizers)
+    task = parallel.jit(task, parallel.data_mesh())  # or pmap, scan, vmap, as any other Task
+
+Goodfellow et al. 2014, "Generative Adversarial Nets", arXiv:1406.2661.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxdl import metrics, optim
+from jaxdl.losses import SOWN, masked_mean
+from jaxdl.task import Batch, Init, Mean, Optimizer, Schedule, Task, initial_state, keyed
+
+PLAYERS = "generator", "discriminator"
+"""Their order in every tuple of two, and the names of their hyperparameters and metrics."""
+
+EVAL_STREAM = 2**31 - 1
+"""What a run's key is folded with for the latents of evaluation; steps fold in 0, 1, 2 ..."""
+
+
+class AdversarialLoss(NamedTuple):
+    """What the two players minimize, from the discriminator's logits, in float32.
+
+    Attributes:
+      discriminator: (real logits [B], generated logits [B], smoothing) -> [B].
+      generator: (generated logits [B]) -> [B].
+      boundary: the logit above which the discriminator says "real"; None where it says no such
+        thing.
+      smooths: whether `smoothing` has a meaning: one-sided label smoothing (Salimans et al. 2016,
+        arXiv:1606.03498), which moves the target of real examples alone, from 1 to 1 - smoothing.
+    """
+
+    discriminator: Callable[[jax.Array, jax.Array, Any], jax.Array]
+    generator: Callable[[jax.Array], jax.Array]
+    boundary: float | None = 0.0
+    smooths: bool = False
+
+
+def _cross_entropy(real: jax.Array, fake: jax.Array, smoothing: Any) -> jax.Array:
+    smoothed = (1 - smoothing) * nn.softplus(-real) + smoothing * nn.softplus(real)
+    return smoothed + nn.softplus(fake)
+
+
+LOSSES: dict[str, AdversarialLoss] = {
+    "minimax": AdversarialLoss(_cross_entropy, lambda fake: -nn.softplus(fake), smooths=True),
+    "non_saturating": AdversarialLoss(
+        _cross_entropy, lambda fake: nn.softplus(-fake), smooths=True
+    ),
+    "least_squares": AdversarialLoss(
+        lambda real, fake, smoothing: ((real - (1 - smoothing)) ** 2 + fake**2) / 2,
+        lambda fake: (fake - 1) ** 2 / 2,
+        boundary=0.5,
+        smooths=True,
+    ),
+    "hinge": AdversarialLoss(
+        lambda real, fake, smoothing: nn.relu(1 - real) + nn.relu(1 + fake), lambda fake: -fake
+    ),
+    "wasserstein": AdversarialLoss(
+        lambda real, fake, smoothing: fake - real, lambda fake: -fake, boundary=None
+    ),
+}
+"""Each from logits, finite wherever float32 holds them and their squares.
+
+minimax and non_saturating: Goodfellow et al. 2014, equation 1 and the end of section 3; both teach
+the discriminator by cross-entropy. least_squares: Mao et al. 2016, arXiv:1611.04076, with targets 0
+and 1. hinge: Lim and Ye 2017, arXiv:1705.02894. wasserstein: Arjovsky et al. 2017,
+arXiv:1701.07875, which needs a penalty (here) or clipped weights to bound the critic's slope.
+"""
+
+Penalty = Literal["", "gradient", "r1"]
+"""On the slopes of the discriminator's logits, times the hyperparameter `penalty_weight`.
+
+gradient: (|slope| - 1)^2 at a random point between each real and generated example (Gulrajani et
+al. 2017, arXiv:1704.00028). r1: |slope|^2 / 2 at real examples (Mescheder et al. 2018,
+arXiv:1801.04406). Both are of one example's slope, which batch normalization does not have.
+"""
+
+
+class Players(NamedTuple):
+    """Two networks as pure functions.
+
+    Attributes:
+      init: (key) -> (params, extra), each a tuple of the generator's and the discriminator's.
+      latents: (keys [B]) -> what the generator makes samples of, [B, Z].
+      generate: (params, extra, latents, labels [B], train) -> (samples, extra).
+      discriminate: (params, extra, samples, labels [B], key, train) -> (logits [B], extra).
+    """
+
+    init: Init
+    latents: Callable[[Any], jax.Array]
+    generate: Callable[..., tuple[jax.Array, Any]]
+    discriminate: Callable[..., tuple[jax.Array, Any]]
+
+
+def linen_players(
+    generator: nn.Module,
+    discriminator: nn.Module,
+    latent_size: int,
+    sample_shape: tuple[int, ...],
+) -> Players:
+    """The players that two Linen modules are, such as those of `jaxdl.models.gan`.
+
+    Args:
+      generator: called as `apply(variables, latents [B, Z], labels [B], train=...)`.
+      discriminator: called as `apply(variables, samples, labels [B], train=...)`; its random
+        stream is `dropout`.
+      latent_size: Z. Latents are standard normal.
+      sample_shape: of one sample, without the batch axis.
+    """
+
+    def init(key):
+        labels = jnp.zeros(1, jnp.int32)
+        inputs = jnp.zeros((1, latent_size)), jnp.zeros((1, *sample_shape))
+        modules = generator, discriminator
+        params, extra = [], []
+        for module, value, own in zip(modules, inputs, jax.random.split(key), strict=True):
+            variables = dict(module.init(own, value, labels, train=False))
+            variables.pop(SOWN, None)
+            params.append(variables.pop("params"))
+            extra.append(variables)
+        return tuple(params), tuple(extra)
+
+    def apply(module, params, extra, inputs, labels, train, rngs):
+        outputs, updated = module.apply(
+            {"params": params, **extra},
+            inputs,
+            labels,
+            train=train,
+            rngs=rngs,
+            mutable=[*extra] if train else [],
+        )
+        return outputs.astype(jnp.float32), updated if train else extra
+
+    def generate(params, extra, latents, labels, train):
+        return apply(generator, params, extra, latents, labels, train, {})
+
+    def discriminate(params, extra, samples, labels, key, train):
+        return apply(discriminator, params, extra, samples, labels, train, {"dropout": key})
+
+    latents = jax.vmap(lambda key: jax.random.normal(key, (latent_size,)))
+    return Players(init, latents, generate, discriminate)
+
+
+def adversarial(
+    players: Players,
+    loss: AdversarialLoss,
+    optimizers: tuple[Optimizer, Optimizer],
+    schedules: tuple[Schedule, Schedule] = (lambda hparams, step: dict(hparams),) * 2,
+    *,
+    discriminator_steps: int = 1,
+    penalty: Penalty = "",
+    axis_name: str | None = None,
+) -> Task:
+    """Builds the Task in which a generator learns from a discriminator that learns to tell.
+
+    A step is `discriminator_steps` updates of the discriminator and then one of the generator. Its
+    batch is that many times as large as one update's, and cut as `supervised` cuts micro-batches.
+    The generator is updated on the samples that the last of those updates saw, so that nothing is
+    computed twice: for each real example the generator runs once forward and, in the last part,
+    once backward; the discriminator runs forward on the real, on the generated, and with its new
+    parameters once more on the generated, of which then only the slopes by the samples are taken.
+    Algorithm 1 of the paper draws new latents for the generator; either gradient has the same mean.
+
+    The discriminator sees real and generated examples in calls of their own, so that batch
+    statistics are of one kind; its running statistics take in both in turn, and nothing of the
+    generator's update.
+
+    `State.params`, `extra` and `opt_state` are tuples of the generator's and the discriminator's.
+    `State.average` holds the moving averages of the generator's `params` and `extra`, which
+    `eval` measures and samples should come from.
+
+    Args:
+      players: the two networks.
+      loss: what they minimize.
+      optimizers: the generator's and the discriminator's.
+      schedules: likewise, of each one's hyperparameters.
+      discriminator_steps: updates of the discriminator for each of the generator.
+      penalty: on the discriminator's slopes; see `Penalty`.
+      axis_name: the mapped axis that the batch is spread over, if there is one.
+
+    Returns:
+      A Task. Its hyperparameters are dicts `generator` and `discriminator` of each one's own, and
+      `ema_decay` of the averages, `label_smoothing`, and with a penalty `penalty_weight`. Batches
+      hold `image` (as the discriminator takes them), `label` int [B] and `mask` [B].
+
+      `train` reports for each player `NAME_loss`, `NAME_gradient_norm` and `NAME_learning_rate`,
+      `penalty` before its weight, and where logits mean a decision `real_accuracy` and
+      `fake_accuracy`: how often real and generated examples were told for what they are. `eval`
+      reports the losses, without penalty, and the accuracies.
+    """
+
+    def psum(tree):
+        return tree if axis_name is None else jax.lax.psum(tree, axis_name)
+
+    def mean_gradient(grads, mean):
+        """Sums over devices and divides by the global count; a batch may be masked altogether."""
+        grads, count = psum((grads, mean.count))
+        return jax.tree.map(lambda g: g / jnp.maximum(count, 1), grads)
+
+    def decisions(real_logits, fake_logits, mask):
+        if loss.boundary is None:
+            return {}
+        return {
+            "real_accuracy": masked_mean(real_logits > loss.boundary, mask),
+            "fake_accuracy": masked_mean(fake_logits <= loss.boundary, mask),
+        }
+
+    def discriminator_total(params, extra, real, fake, batch, key, hparams):
+        def score(images, extra, stream):
+            own = jax.random.fold_in(key, stream)
+            return players.discriminate(params, extra, images, batch["label"], own, True)
+
+        slope_costs = None
+        if penalty == "r1":
+            real_logits, slopes_of, extra = jax.vjp(
+                lambda images: score(images, extra, 0), real, has_aux=True
+            )
+            (slopes,) = slopes_of(jnp.ones_like(real_logits))
+            slope_costs = jnp.sum(slopes**2, range(1, slopes.ndim)) / 2
+        else:
+            real_logits, extra = score(real, extra, 0)
+        fake_logits, extra = score(fake, extra, 1)
+        if penalty == "gradient":
+            keys = jax.vmap(jax.random.fold_in, (0, None))(batch["key"], 1)
+            shares = jax.vmap(jax.random.uniform)(keys).reshape(-1, *[1] * (real.ndim - 1))
+            between = real + shares * (fake - real)
+            slopes = jax.grad(lambda images: jnp.sum(score(images, extra, 2)[0]))(between)
+            norms = optax.safe_norm(slopes.reshape(len(slopes), -1), 1e-12, axis=1)
+            slope_costs = (norms - 1) ** 2
+
+        mask = batch["mask"]
+        costs = loss.discriminator(real_logits, fake_logits, hparams["label_smoothing"])
+        reported = decisions(real_logits, fake_logits, mask)
+        if slope_costs is not None:
+            costs += hparams["penalty_weight"] * slope_costs
+            reported["penalty"] = masked_mean(slope_costs, mask)
+        reported["discriminator_loss"] = masked_mean(costs, mask)
+        return reported["discriminator_loss"].total, (extra, reported)
+
+    def generator_total(images, params, extra, batch, key):
+        logits, _ = players.discriminate(params, extra, images, batch["label"], key, True)
+        mean = masked_mean(loss.generator(logits), batch["mask"])
+        return mean.total, mean
+
+    def play(state, batch):
+        """One step: the new state, what it reports, and both players' gradients."""
+        hparams = tuple(
+            schedule(state.hparams[name], state.step)
+            for name, schedule in zip(PLAYERS, schedules, strict=True)
+        )
+        batch, key = keyed(batch, jax.random.fold_in(state.key, state.step), axis_name)
+        (g_params, d_params), (g_extra, d_extra) = state.params, state.extra
+        g_opt_state, d_opt_state = state.opt_state
+        g_optimizer, d_optimizer = (
+            optimizer(own) for optimizer, own in zip(optimizers, hparams, strict=True)
+        )
+        # Part j takes rows j, j + k, j + 2k ...: rows of every device, so nothing moves.
+        parts = jax.tree.map(lambda x: x.reshape(-1, discriminator_steps, *x.shape[1:]), batch)
+        sums: list[dict[str, Mean]] = []
+        for j in range(discriminator_steps):
+            part = jax.tree.map(lambda x, j=j: x[:, j], parts)
+            part_key = jax.random.fold_in(key, j)
+            latents, labels = players.latents(part["key"]), part["label"]
+            if j < discriminator_steps - 1:
+                fake, _ = players.generate(g_params, g_extra, latents, labels, True)
+            else:
+                fake, pull, new_g_extra = jax.vjp(
+                    lambda params, latents=latents, labels=labels: players.generate(
+                        params, g_extra, latents, labels, True
+                    ),
+                    g_params,
+                    has_aux=True,
+                )
+            d_grads, (d_extra, reported) = jax.grad(discriminator_total, has_aux=True)(
+                d_params, d_extra, part["image"], fake, part, part_key, state.hparams
+            )
+            d_grads = mean_gradient(d_grads, reported["discriminator_loss"])
+            updates, d_opt_state = d_optimizer.update(d_grads, d_opt_state, d_params)
+            d_params = optax.apply_updates(d_params, updates)
+            sums.append(psum(reported) | _reported(1, d_grads, hparams))
+
+        slopes, mean = jax.grad(generator_total, has_aux=True)(
+            fake, d_params, d_extra, part, jax.random.fold_in(key, discriminator_steps)
+        )
+        g_grads = mean_gradient(pull(slopes)[0], mean)
+        updates, g_opt_state = g_optimizer.update(g_grads, g_opt_state, g_params)
+        g_params = optax.apply_updates(g_params, updates)
+        average = optim.ema_update(
+            state.average,
+            {"params": g_params, "extra": new_g_extra},
+            state.hparams["ema_decay"],
+            state.step,
+        )
+        new = state._replace(
+            step=state.step + 1,
+            params=(g_params, d_params),
+            extra=(new_g_extra, d_extra),
+            opt_state=(g_opt_state, d_opt_state),
+            average=average,
+        )
+        measured = jax.tree.map(lambda *parts: sum(parts), *sums)
+        measured |= {"generator_loss": psum(mean)} | _reported(0, g_grads, hparams)
+        return new, measured, (g_grads, d_grads)
+
+    def init(key, hparams):
+        init_key, key = jax.random.split(key)
+        params, extra = players.init(init_key)
+        opt_state = tuple(
+            optimizer(hparams[name]).init(own)
+            for name, optimizer, own in zip(PLAYERS, optimizers, params, strict=True)
+        )
+        state = initial_state(key, hparams, params, extra, opt_state)
+        return state._replace(average={"params": params[0], "extra": extra[0]})
+
+    def evaluate(state, batch):
+        batch, key = keyed(batch, jax.random.fold_in(state.key, EVAL_STREAM), axis_name)
+        labels, mask = batch["label"], batch["mask"]
+        average = state.average
+        fake, _ = players.generate(
+            average["params"], average["extra"], players.latents(batch["key"]), labels, False
+        )
+        real_logits, fake_logits = (
+            players.discriminate(state.params[1], state.extra[1], images, labels, key, False)[0]
+            for images in (batch["image"], fake)
+        )
+        smoothing = state.hparams["label_smoothing"]
+        return psum(
+            {
+                "discriminator_loss": masked_mean(
+                    loss.discriminator(real_logits, fake_logits, smoothing), mask
+                ),
+                "generator_loss": masked_mean(loss.generator(fake_logits), mask),
+                **decisions(real_logits, fake_logits, mask),
+            }
+        )
+
+    return Task(
+        init=init,
+        train=lambda state, batch: play(state, batch)[:2],
+        eval=evaluate,
+        gradient=lambda state, batch: play(state, batch)[2],
+    )
+
+
+def _reported(player: int, grads: Any, hparams: tuple[dict[str, Any], ...]) -> dict[str, Mean]:
+    """The size and the rate of a player's update."""
+    name, own = PLAYERS[player], hparams[player]
+    reported = {f"{name}_gradient_norm": Mean(optax.tree.norm(grads), jnp.float32(1))}
+    if "learning_rate" in own:
+        reported[f"{name}_learning_rate"] = Mean(own["learning_rate"], jnp.float32(1))
+    return reported
