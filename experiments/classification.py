@@ -11,11 +11,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from experiments import image_data
 from experiments.augmentation import AugmentFlags
 from experiments.cli import flag, require
+from experiments.image_data import ImageDataFlags
 from experiments.method import MethodFlags
-from experiments.training import Problem, RunConfig
-from jaxdl import augment, data, losses, models, parallel
+from experiments.training import Problem
+from jaxdl import augment, data, losses, models
 from jaxdl.nn import INITIALIZERS, initializer
 from jaxdl.task import Init, Loss, Optimizer, Schedule, Task, supervised
 
@@ -23,31 +25,14 @@ AUGMENT = AugmentFlags.__dataclass_fields__["augment"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(MethodFlags, AugmentFlags, RunConfig):
+class Config(MethodFlags, AugmentFlags, ImageDataFlags):
     """The flags of an image classification run."""
 
-    dataset: str = flag("digits", "digits, folder:PATH, or the name of a prepared TFDS set")
-    data_dir: str = flag("", "where TFDS sets are; TFDS's own place when empty", part_of_run=False)
-    validation: float = flag(0.0, "share of the training split to hold out for validation")
-    image_size: int = flag(16, "height and width that images are resized to, in pixels")
-    crop_share: float = flag(1.0, "share of the resized image that evaluation's crop keeps")
-    random_crop: bool = flag(False, "train on Inception's random crops, cut on the host")
-    channels: int | None = flag(None, "1 for gray, 3 for RGB; as the data set has when empty")
-    classes: tuple[str, ...] = flag((), "names of the classes to keep; all when empty")
-    per_class: int | None = flag(None, "training examples of each class to keep, drawn by --seed")
     augment: tuple[str, ...] = flag(
         ("warp",), AUGMENT.metadata["help"], AUGMENT.metadata["choices"]
     )
     mean: tuple[float, ...] = flag((0.5,), "subtracted from images in [0, 1]; one or one a channel")
     std: tuple[float, ...] = flag((0.5,), "what that is divided by")
-    backend: str = flag(
-        "auto",
-        "where examples are kept: on the device, or read by Grain",
-        ("auto", "resident", "grain"),
-        part_of_run=False,
-    )
-    workers: int = flag(0, "Grain's worker processes; 0 for threads", part_of_run=False)
-    on_corrupt: str = flag("fail", "what an unreadable image does", ("fail", "skip"))
     model: str = flag("resnet20_cifar", "a name of jaxdl.models.names()")
     warmup_epochs: float = flag(1.0, "passes over which the learning rate rises in a line")
     l2_penalty: float | None = flag(5e-4, "weight of |params|^2 / 2 in what is minimized")
@@ -77,20 +62,15 @@ class Config(MethodFlags, AugmentFlags, RunConfig):
         super().__post_init__()
         self.check_method()
         self.check_augmentation()
+        self.check_image_data()
         build_model(self, num_classes=10, axis_name=None)  # does it exist?
-        require(self, "validation", 0 <= self.validation < 1, "at least 0 and less than 1")
-        require(self, "image_size", self.image_size >= 1, "at least 1")
-        require(self, "crop_share", 0 < self.crop_share <= 1, "more than 0 and at most 1")
         require(self, "label_smoothing", 0 <= self.label_smoothing < 1, "at least 0, less than 1")
-        require(self, "channels", self.channels in (None, 1, 3), "1 or 3")
-        require(self, "per_class", self.per_class is None or self.per_class >= 1, "at least 1")
-        require(self, "folds", not (self.folds and self.validation), "left out with --validation")
         momentum, epsilon = self.norm_momentum, self.norm_epsilon
         require(self, "norm_momentum", momentum is None or 0 <= momentum < 1, "in [0, 1)")
         require(self, "norm_epsilon", epsilon is None or epsilon > 0, "more than 0")
         scaled = self.init_scale is None or self.init != ""
         require(self, "init_scale", scaled, "left out without --init")
-        for name in ("warmup_epochs", "workers", "aux_weight"):
+        for name in ("warmup_epochs", "aux_weight"):
             value = getattr(self, name)
             require(self, name, math.isfinite(value) and value >= 0, "at least 0")
         require(self, "std", all(s > 0 for s in self.std), "more than 0")
@@ -111,39 +91,11 @@ def build_model(config: Config, num_classes: int, axis_name: str | None) -> nn.M
     return model.clone(axis_name=axis_name) if hasattr(model, "axis_name") else model
 
 
-def preprocessing(config: Config, channels: int) -> data.Preprocess:
-    """The host's part of the preprocessing, in training and in prediction."""
-    return data.Preprocess(config.image_size, channels, config.crop_share, config.random_crop)
-
-
-def load(config: Config) -> data.Dataset:
-    """The data set a config names, with the classes, examples and splits that it asks for."""
-    dataset = data.load(config.dataset, config.data_dir or None)
-    if config.classes:
-        dataset = data.only(dataset, config.classes)
-    if config.validation:
-        dataset = data.split_off(dataset, config.validation, config.seed)
-    if config.folds and config.fold is not None:
-        dataset = data.fold(dataset, config.folds, config.fold, config.seed)
-    if config.per_class:
-        dataset = data.few(dataset, config.per_class, config.seed)
-    return dataset
-
-
 def make_pipeline(config: Config, mesh: Mesh) -> data.Pipeline:
-    """The batches of the data set that a config names."""
-    dataset = load(config)
-    return data.Pipeline(
-        dataset,
-        preprocessing(config, config.channels or dataset.channels),
-        config.batch_size,
-        seed=config.seed,
-        sharding=parallel.batch_sharding(mesh),
-        # The flags' own choices are the literals that mypy misses in these two.
-        backend=config.backend,  # type: ignore[arg-type]
-        workers=config.workers,
-        on_corrupt=config.on_corrupt,  # type: ignore[arg-type]
-    )
+    """The batches of the data set that a config names, which has to have classes."""
+    pipeline = image_data.make_pipeline(config, mesh)
+    data.require_classes(pipeline.dataset)
+    return pipeline
 
 
 Parts = tuple[Init, Loss, Optimizer, Schedule]

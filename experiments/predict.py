@@ -25,7 +25,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments import classification, cli, training
+from experiments import classification, cli, image_data, training
 from experiments.cli import flag, require
 from jaxdl import InputError, augment, checkpoint, data, models, pretrained, transfer
 from jaxdl.data.sources import IMAGE_SUFFIXES
@@ -92,7 +92,7 @@ def load_run(workdir: Path) -> tuple[Classify, list[str]]:
     trained = saved["average"] or saved
     variables = transfer.merged(trained["params"], trained["extra"])
     model = classification.build_model(config, len(inputs["class_names"]), axis_name=None)
-    preprocess = classification.preprocessing(config, inputs["image_shape"][-1])
+    preprocess = image_data.preprocessing(config, inputs["image_shape"][-1])
     classify = classifier(model, variables, preprocess, config.mean, config.std)
     return classify, inputs["class_names"]
 

@@ -9,7 +9,6 @@ Goodfellow et al. 2014, "Generative Adversarial Nets", arXiv:1406.2661.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -17,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdl import metrics, optim
+from jaxdl import optim
 from jaxdl.losses import SOWN, masked_mean
-from jaxdl.task import Batch, Init, Mean, Optimizer, Schedule, Task, initial_state, keyed
+from jaxdl.task import Init, Mean, Optimizer, Schedule, Task, initial_state, keyed
 
 PLAYERS = "generator", "discriminator"
 """Their order in every tuple of two, and the names of their hyperparameters and metrics."""
@@ -102,6 +101,11 @@ class Players(NamedTuple):
     discriminate: Callable[..., tuple[jax.Array, Any]]
 
 
+def signed(images: jax.Array) -> jax.Array:
+    """uint8 images as float32 in [-1, 1]; floats as they are."""
+    return images.astype(jnp.float32) / 127.5 - 1 if images.dtype == jnp.uint8 else images
+
+
 def linen_players(
     generator: nn.Module,
     discriminator: nn.Module,
@@ -172,8 +176,7 @@ def adversarial(
     Algorithm 1 of the paper draws new latents for the generator; either gradient has the same mean.
 
     The discriminator sees real and generated examples in calls of their own, so that batch
-    statistics are of one kind; its running statistics take in both in turn, and nothing of the
-    generator's update.
+    statistics are of one kind. Its running statistics are those of real examples.
 
     `State.params`, `extra` and `opt_state` are tuples of the generator's and the discriminator's.
     `State.average` holds the moving averages of the generator's `params` and `extra`, which
@@ -191,7 +194,7 @@ def adversarial(
     Returns:
       A Task. Its hyperparameters are dicts `generator` and `discriminator` of each one's own, and
       `ema_decay` of the averages, `label_smoothing`, and with a penalty `penalty_weight`. Batches
-      hold `image` (as the discriminator takes them), `label` int [B] and `mask` [B].
+      hold `image` (uint8, which is scaled to [-1, 1], or floats), `label` int [B] and `mask` [B].
 
       `train` reports for each player `NAME_loss`, `NAME_gradient_norm` and `NAME_learning_rate`,
       `penalty` before its weight, and where logits mean a decision `real_accuracy` and
@@ -201,6 +204,9 @@ def adversarial(
 
     def psum(tree):
         return tree if axis_name is None else jax.lax.psum(tree, axis_name)
+
+    def prepared(batch, key):
+        return keyed(batch | {"image": signed(batch["image"])}, key, axis_name)
 
     def mean_gradient(grads, mean):
         """Sums over devices and divides by the global count; a batch may be masked altogether."""
@@ -229,7 +235,7 @@ def adversarial(
             slope_costs = jnp.sum(slopes**2, range(1, slopes.ndim)) / 2
         else:
             real_logits, extra = score(real, extra, 0)
-        fake_logits, extra = score(fake, extra, 1)
+        fake_logits, _ = score(fake, extra, 1)
         if penalty == "gradient":
             keys = jax.vmap(jax.random.fold_in, (0, None))(batch["key"], 1)
             shares = jax.vmap(jax.random.uniform)(keys).reshape(-1, *[1] * (real.ndim - 1))
@@ -258,7 +264,7 @@ def adversarial(
             schedule(state.hparams[name], state.step)
             for name, schedule in zip(PLAYERS, schedules, strict=True)
         )
-        batch, key = keyed(batch, jax.random.fold_in(state.key, state.step), axis_name)
+        batch, key = prepared(batch, jax.random.fold_in(state.key, state.step))
         (g_params, d_params), (g_extra, d_extra) = state.params, state.extra
         g_opt_state, d_opt_state = state.opt_state
         g_optimizer, d_optimizer = (
@@ -323,7 +329,7 @@ def adversarial(
         return state._replace(average={"params": params[0], "extra": extra[0]})
 
     def evaluate(state, batch):
-        batch, key = keyed(batch, jax.random.fold_in(state.key, EVAL_STREAM), axis_name)
+        batch, key = prepared(batch, jax.random.fold_in(state.key, EVAL_STREAM))
         labels, mask = batch["label"], batch["mask"]
         average = state.average
         fake, _ = players.generate(

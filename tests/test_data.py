@@ -34,6 +34,7 @@ from jaxdl.data import (
     labels,
     load,
     only,
+    require_classes,
     split_off,
 )
 
@@ -368,7 +369,7 @@ def test_unusable_folders_are_named(folder):
     with pytest.raises(InputError, match=f"folder {folder}/none has no directory 'train'"):
         load(f"folder:{folder}/none")
     (folder / "test").mkdir()
-    with pytest.raises(InputError, match=f"{folder}/test holds no classes"):
+    with pytest.raises(InputError, match=f"{folder}/test holds no classes and no images; expected"):
         load(f"folder:{folder}")
     (folder / "test/cow").mkdir()
     with pytest.raises(InputError, match=r"test/cow is not one of the classes .*expected cat, dog"):
@@ -379,6 +380,92 @@ def test_unusable_folders_are_named(folder):
     (folder / "test").rename(folder / "validation")
     (folder / "val/cat/x.png").rename(folder / "validation/cat/x.png")
     with pytest.raises(InputError, match="both 'validation' and 'val'"):
+        load(f"folder:{folder}")
+
+
+@pytest.fixture
+def loose(folder):
+    """The images of `folder` without their classes."""
+    for path in sorted(folder.glob("*/*/*")):
+        path.rename(path.parents[1] / path.name)
+    for split in ("train", "val"):
+        for name in ("cat", "dog"):
+            (folder / split / name).rmdir()
+    return folder
+
+
+def test_a_folder_without_classes(loose):
+    dataset = load(f"folder:{loose}")
+    assert dataset.class_names == ()
+    assert names_and_labels(dataset, "train") == {
+        f"{loose}/train/{name}": 0
+        for name in ("a.jpg", "b.png", "c.PNG", "d.bmp", "e.webp", "f.jpeg")
+    }
+    assert names_and_labels(dataset, "validation").keys() == {
+        f"{loose}/val/{name}" for name in ("x.png", "y.png")
+    }
+    assert dataset.splits["train"][1]["image"] == (loose / "train/b.png").read_bytes()
+    for batch in Pipeline(dataset, Preprocess(8, 3), 3).evaluate("train"):
+        assert batch["mask"].all()
+        assert not batch["label"].any()
+    # A share and a fold of train are drawn without regard to classes.
+    assert len(split_off(load(f"folder:{loose}/train"), 0.5, 0).splits["validation"]) == 3
+    assert len(fold(load(f"folder:{loose}/train"), 3, 0, 0).splits["validation"]) == 2
+
+
+def test_images_in_the_folder_itself_are_the_train_split(loose):
+    dataset = load(f"folder:{loose}/train")
+    assert list(dataset.splits) == ["train"]
+    assert dataset.class_names == ()
+    assert names_and_labels(dataset, "train") == names_and_labels(load(f"folder:{loose}"), "train")
+    # Beside splits they are no split.
+    (loose / "stray.png").write_bytes((loose / "train/b.png").read_bytes())
+    assert len(load(f"folder:{loose}").splits["train"]) == 6
+
+
+def test_what_needs_classes_says_so(loose):
+    dataset = load(f"folder:{loose}")
+    for use in (
+        require_classes,
+        lambda dataset: only(dataset, ("cat", "dog")),
+        lambda dataset: few(dataset, 2, seed=0),
+    ):
+        with pytest.raises(InputError, match=f"^folder:{loose} has no classes; expected a set"):
+            use(dataset)
+    require_classes(numbered(5))
+
+
+def test_folders_half_with_classes_are_named(folder):
+    stray = folder / "train/stray.png"
+    stray.write_bytes((folder / "train/cat/b.png").read_bytes())
+    with pytest.raises(
+        InputError, match=f"^{folder}/train holds images and directories, such as 'stray.png' and"
+    ):
+        load(f"folder:{folder}")
+    with pytest.raises(InputError, match="train holds images and directories"):
+        load(f"folder:{folder}/train")  # not a set of the stray image alone
+    (folder / "test").mkdir()
+    stray.rename(folder / "test/stray.png")
+    with pytest.raises(
+        InputError, match=f"^{folder}/test has no classes, unlike train; expected {folder}/test/CL"
+    ):
+        load(f"folder:{folder}")
+    (folder / "train").rename(folder / "old")
+    (folder / "test").rename(folder / "train")
+    with pytest.raises(
+        InputError, match=rf"^{folder}/val has classes, unlike train; expected {folder}/val/\*\.jpg"
+    ):
+        load(f"folder:{folder}")
+    with pytest.raises(InputError, match=f"^folder {folder}/old has no directory 'train' and no i"):
+        load(f"folder:{folder}/old")
+    # The name of a directory makes it no image.
+    (folder / "old/cat").rename(folder / "old/cat.png")
+    with pytest.raises(InputError, match="has no directory 'train' and no images"):
+        load(f"folder:{folder}/old")
+    (folder / "train/stray.png").unlink()
+    for name in ("cat.png", "dog"):
+        (folder / "old" / name).rename(folder / "train" / name)
+    with pytest.raises(InputError, match=r"val/cat is not one of .*expected cat\.png, dog"):
         load(f"folder:{folder}")
 
 

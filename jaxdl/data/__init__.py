@@ -1,12 +1,14 @@
 """Data: where images come from, how they become arrays, and which batch belongs to which step.
 
 `load` finds a set by name, `Preprocess` is the host's part of the input transform, and `Pipeline`
-gives the batch of step n as a pure function of (seed, n). Importing this package imports neither
-JAX nor TensorFlow nor TensorFlow Datasets: worker processes import it too.
+gives the batch of step n as a pure function of (seed, n); `Ring` does so for points that it draws.
+Importing this package imports neither JAX nor TensorFlow nor TensorFlow Datasets: worker processes
+import it too.
 """
 
 from jaxdl.data.images import CorruptImage, Preprocess
 from jaxdl.data.pipeline import Batch, Pipeline
+from jaxdl.data.ring import Ring
 from jaxdl.data.sources import (
     Dataset,
     Example,
@@ -17,6 +19,7 @@ from jaxdl.data.sources import (
     labels,
     load,
     only,
+    require_classes,
     split_off,
 )
 
@@ -27,6 +30,7 @@ __all__ = [
     "Example",
     "Pipeline",
     "Preprocess",
+    "Ring",
     "Source",
     "few",
     "fold",
@@ -34,5 +38,6 @@ __all__ = [
     "labels",
     "load",
     "only",
+    "require_classes",
     "split_off",
 ]

@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -159,6 +159,30 @@ class Pipeline:
             " or ".join(self.dataset.splits),
         )
         return len(self.dataset.splits[split])
+
+    def images(self, split: str, indices: Iterable[int]) -> np.ndarray:
+        """Return some images of a split as evaluation sees them, on this host alone.
+
+        Args:
+            split: its name.
+            indices: which; one that cannot be read is left out under on_corrupt='skip'.
+
+        Returns:
+            uint8 [N, H, W, C].
+
+        Raises:
+            CorruptImage: for an unreadable image under on_corrupt='fail'.
+        """
+        source, images = self.dataset.splits[split], []
+        for index in map(int, indices):
+            example = source[index]
+            try:
+                images.append(self.preprocess(example["image"], name=example["name"]))
+            except CorruptImage:
+                if self._on_corrupt == "fail":
+                    raise
+                self._report(split, np.array([index]))
+        return np.stack(images)
 
     @property
     def skipped(self) -> int:

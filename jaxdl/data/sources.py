@@ -38,7 +38,10 @@ class Source(Protocol):
 
 
 class Dataset(NamedTuple):
-    """A labelled image set: its splits ('train' and any of 'validation', 'test') and classes."""
+    """An image set: its splits ('train' and any of 'validation', 'test') and classes.
+
+    A set without classes has no class names, and every label is 0.
+    """
 
     name: str
     splits: dict[str, Source]
@@ -54,6 +57,8 @@ def load(name: str, data_dir: str | None = None) -> Dataset:
             prepared as ArrayRecord (the newest version unless one is named); or `folder:PATH` with
             PATH/train/CLASS/*.jpg and likewise `validation` (or `val`) and `test`. A folder's
             classes are its sorted directory names, and its images count as RGB whatever they hold.
+            Images without classes lie in PATH/train and so on themselves, or all in PATH, which is
+            then the train split.
         data_dir: where TFDS keeps its sets; by default TFDS's own choice, $TFDS_DATA_DIR or
             ~/tensorflow_datasets. Folders do not use it.
 
@@ -175,6 +180,15 @@ def labels(source: Source) -> np.ndarray:
     return np.asarray(held)
 
 
+def require_classes(dataset: Dataset) -> None:
+    """Raise InputError for a set whose images have no classes."""
+    if not dataset.class_names:
+        raise InputError(
+            f"{dataset.name} has no classes; expected a set with classes, such as a folder with "
+            "PATH/train/CLASS/*.jpg"
+        )
+
+
 def only(dataset: Dataset, class_names: Sequence[str]) -> Dataset:
     """Keep the examples of some classes, labelled anew in the order given.
 
@@ -186,6 +200,7 @@ def only(dataset: Dataset, class_names: Sequence[str]) -> Dataset:
         InputError: a class that the set does not have or that is given twice, fewer than two, or a
             split that would be left empty.
     """
+    require_classes(dataset)
     unknown = [name for name in class_names if name not in dataset.class_names]
     if unknown:
         raise InputError(
@@ -220,8 +235,9 @@ def few(dataset: Dataset, per_class: int, seed: int) -> Dataset:
         seed: which examples.
 
     Raises:
-        InputError: fewer than one is wanted, or more than a class has.
+        InputError: fewer than one is wanted, or more than a class has, or there are no classes.
     """
+    require_classes(dataset)
     train = dataset.splits["train"]
     of_train = labels(train)
     counts = np.bincount(of_train, minlength=len(dataset.class_names))
@@ -344,18 +360,19 @@ class _Records:
 
 
 def _load_folder(root: pathlib.Path) -> Dataset:
+    places = [("train", "train"), ("validation", "validation"), ("validation", "val")]
+    places += [("test", "test")]
     if not (root / "train").is_dir():
-        raise InputError(
-            f"folder {root} has no directory 'train'; expected {root}/train/CLASS/*.jpg"
-        )
-    class_names = tuple(path.name for path in _visible(root / "train") if path.is_dir())
+        if not (root.is_dir() and any(path.is_file() for path in _images(root))):
+            raise InputError(
+                f"folder {root} has no directory 'train' and no images; expected "
+                f"{root}/train/CLASS/*.jpg, or {root}/*.jpg without classes"
+            )
+        places = [("train", "")]
+    train = root / places[0][1]
+    class_names = tuple(path.name for path in _visible(train) if path.is_dir())
     splits: dict[str, Source] = {}
-    for split, directory in (
-        ("train", "train"),
-        ("validation", "validation"),
-        ("validation", "val"),
-        ("test", "test"),
-    ):
+    for split, directory in places:
         if (root / directory).is_dir():
             if split in splits:
                 raise InputError(f"folder {root} has both 'validation' and 'val'; expected one")
@@ -364,24 +381,39 @@ def _load_folder(root: pathlib.Path) -> Dataset:
 
 
 def _index_files(directory: pathlib.Path, class_names: tuple[str, ...]) -> _Files:
-    paths, labels = [], []
-    for class_dir in _visible(directory):
-        if not class_dir.is_dir():
-            continue
+    class_dirs = [path for path in _visible(directory) if path.is_dir()]
+    loose = [path for path in _images(directory) if path not in class_dirs]
+    if loose and class_dirs:
+        raise InputError(
+            f"{directory} holds images and directories, such as {loose[0].name!r} and "
+            f"{class_dirs[0].name!r}; expected one or the other"
+        )
+    if not loose and not class_dirs:
+        raise InputError(
+            f"{directory} holds no classes and no images; expected {directory}/CLASS/*.jpg, or "
+            f"{directory}/*.jpg without classes"
+        )
+    if bool(class_dirs) != bool(class_names):
+        has, form = ("no classes", "CLASS/*.jpg") if class_names else ("classes", "*.jpg")
+        raise InputError(f"{directory} has {has}, unlike train; expected {directory}/{form}")
+    paths, labels = [path.name for path in loose], [0] * len(loose)
+    for class_dir in class_dirs:
         if class_dir.name not in class_names:
             raise InputError(
                 f"{class_dir} is not one of the classes of train; expected {name_some(class_names)}"
             )
-        images = [path for path in _visible(class_dir) if path.suffix.lower() in IMAGE_SUFFIXES]
+        images = _images(class_dir)
         if not images:
             raise InputError(
                 f"{class_dir} holds no images; expected files ending in {', '.join(IMAGE_SUFFIXES)}"
             )
         paths += [f"{class_dir.name}/{path.name}" for path in images]
         labels += [class_names.index(class_dir.name)] * len(images)
-    if not paths:
-        raise InputError(f"{directory} holds no classes; expected {directory}/CLASS/*.jpg")
     return _Files(directory, paths, labels)
+
+
+def _images(directory: pathlib.Path) -> list[pathlib.Path]:
+    return [path for path in _visible(directory) if path.suffix.lower() in IMAGE_SUFFIXES]
 
 
 def _visible(directory: pathlib.Path) -> list[pathlib.Path]:

@@ -1,0 +1,223 @@
+"""What generated samples are measured by: features and classes, with a floor and a ceiling beside.
+
+A yardstick looks at samples the way it looks at the data, so generated images are rounded to the
+256 levels that real ones have before anything is measured. Nothing measured is a mean over
+examples; all is computed on the host, the same on every one.
+"""
+
+import contextlib
+import fcntl
+import importlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from experiments import classification, cli, image_data, lenet, training
+from jaxdl import InputError, augment, checkpoint, data, fidelity, transfer
+from jaxdl.losses import SOWN
+
+CHUNK = 256
+"""How many samples are looked at at once."""
+
+Look = tuple[np.ndarray, np.ndarray | None]
+"""Features [N, D] and classes int [N] (-1 for none); None where there are no classes."""
+
+
+class Yardstick(NamedTuple):
+    """A way to look at samples.
+
+    Attributes:
+      name: what the features are, for people.
+      look: (samples [N, ...]) -> Look.
+      num_classes: how many classes it tells apart; 0 for none.
+    """
+
+    name: str
+    look: Callable[[np.ndarray], Look]
+    num_classes: int
+
+
+def of_points(ring: data.Ring) -> Yardstick:
+    """The plane itself, and the modes of the ring."""
+    look = lambda points: (points, ring.mode_of(points))
+    return Yardstick("the plane", look, len(ring.centres))
+
+
+def of_pixels() -> Yardstick:
+    """Means over an 8x8 grid of the image, for data without a classifier: a coarse measure."""
+
+    @jax.jit
+    def shrink(images):
+        shape = (len(images), 8, 8, images.shape[-1])
+        small = jax.image.resize(augment.as_float(images), shape, "linear")
+        return (small.reshape(len(images), -1),)
+
+    return Yardstick("8x8 pixels", lambda images: (in_chunks(shrink, images)[0], None), 0)
+
+
+def of_classifier(workdir: str | Path, channels: int, class_names: tuple[str, ...]) -> Yardstick:
+    """The last layer's inputs and the decisions of a classifier that an experiment here trained.
+
+    Args:
+      workdir: its run.
+      channels: of the images to look at.
+      class_names: the classes it must have; any will do for data without classes.
+
+    Raises:
+      InputError: there is no such run, or it has other classes or channels.
+    """
+    workdir = Path(workdir)
+    experiment = importlib.import_module(f"experiments.{cli.experiment_of(workdir)}")
+    config, _ = cli.parse(experiment.Config, [f"--flagfile={workdir / cli.FLAGS_FILE}"])
+    if not isinstance(config, classification.Config):
+        raise InputError(f"{workdir} holds a run of experiments.{config.experiment}: no classifier")
+    inputs = json.loads((workdir / training.INPUTS_FILE).read_text())
+    known = tuple(inputs["class_names"])
+    if class_names and known != class_names:
+        raise InputError(
+            f"the classifier in {workdir} knows the classes {', '.join(known[:10])}; the data has "
+            f"{', '.join(class_names[:10])}"
+        )
+    if inputs["image_shape"][-1] != channels:
+        raise InputError(
+            f"the classifier in {workdir} takes images of {inputs['image_shape'][-1]} channels, "
+            f"not {channels}"
+        )
+    saved = checkpoint.load(workdir, training.went_back_to(workdir))
+    trained = saved["average"] or saved
+    variables = jax.device_put(transfer.merged(trained["params"], trained["extra"]))
+    model = classification.build_model(config, len(known), axis_name=None)
+    height, width, _ = inputs["image_shape"]
+
+    @jax.jit
+    def look(images):
+        shape = (len(images), height, width, channels)
+        resized = jax.image.resize(augment.as_float(images), shape, "linear")
+        normalized = augment.normalize(resized, config.mean, config.std)
+        applied: Any = model.apply(variables, normalized, train=False, mutable=[SOWN])
+        logits, sown = applied
+        return sown[SOWN]["features"][0].astype(jnp.float32), jnp.argmax(logits, axis=-1)
+
+    def look_at(images):
+        features, classes = in_chunks(look, images)
+        return features.reshape(len(features), -1), classes
+
+    return Yardstick(f"{config.model} of {workdir}", look_at, len(known))
+
+
+def in_chunks(function: Callable[..., tuple[Any, ...]], *arrays: np.ndarray) -> list[np.ndarray]:
+    """Applies a jitted function to arrays in chunks of one size, and joins what it returns."""
+    parts = []
+    for start in range(0, len(arrays[0]), CHUNK):
+        chunks = [array[start : start + CHUNK] for array in arrays]
+        size = len(chunks[0])
+        padded = [np.resize(chunk, (CHUNK, *chunk.shape[1:])) for chunk in chunks]
+        parts.append([np.asarray(out)[:size] for out in function(*padded)])
+    return [np.concatenate(part) for part in zip(*parts, strict=True)]
+
+
+def trained_classifier(config: image_data.ImageDataFlags, mesh: Mesh) -> Path:
+    """The folder of a LeNet-5 trained on a run's data: trained now where it was not before.
+
+    It lies in runs/, is called after the data, and serves all runs on it. One process trains; others
+    that need it at the same time wait.
+
+    Raises:
+      InputError: a signal stopped its training.
+    """
+    parts = [config.dataset, *config.classes, f"{config.channels or ''}"]
+    name = "-".join("".join(c if c.isalnum() else "_" for c in part) for part in parts if part)
+    workdir = Path("runs") / f"classifier_{name}"
+    if (workdir / training.SUMMARY_FILE).exists():
+        return workdir
+    first_host = jax.process_index() == 0
+    with _locked(workdir.with_suffix(".lock")) if first_host else contextlib.nullcontext():
+        if first_host and not (workdir / training.SUMMARY_FILE).exists():
+            print(f"training the classifier to measure with, once: {workdir}", flush=True)
+        classifier = lenet.Config(
+            dataset=config.dataset,
+            data_dir=config.data_dir,
+            classes=config.classes,
+            channels=config.channels,
+            on_corrupt=config.on_corrupt,
+            workdir=str(workdir),
+            eval_every=10**9,
+            log_every=500,
+        )
+        if training.train(classifier, lenet.build) is None:
+            raise InputError(f"the classifier in {workdir} is not trained; give the command again")
+    return workdir
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds a lock that other processes wait for; it ends with the process, however that ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+class Reference:
+    """Held-out data to measure samples against, with what the training data and noise would get.
+
+    Args:
+      yardstick: how to look.
+      held_out: samples that no player saw, [N, ...].
+      train: of the training data as many as will be measured of the generator, [M, ...].
+      noise: as many of noise.
+    """
+
+    def __init__(
+        self, yardstick: Yardstick, held_out: np.ndarray, train: np.ndarray, noise: np.ndarray
+    ):
+        self._yardstick, self._samples = yardstick, held_out
+        self._features, classes = yardstick.look(held_out)
+        self._gaussian = fidelity.fit_gaussian(self._features)
+        self._shares = None
+        if classes is not None:
+            self._shares = fidelity.class_shares(classes, yardstick.num_classes)
+        self.floor, self.ceiling = self.measure(train), self.measure(noise)
+
+    def measure(self, samples: np.ndarray, labels: np.ndarray | None = None) -> dict[str, float]:
+        """The metrics of samples against the held-out data.
+
+        Args:
+          samples: [M, ...].
+          labels: the classes they were asked to be of, int [M], where they were asked.
+
+        Returns:
+          `frechet_distance`, `precision`, `recall`, `diversity`, where there are classes
+          `modes_covered` and `class_divergence` (see `jaxdl.fidelity`), and with labels
+          `class_accuracy`, how often the class is the one that was asked for.
+        """
+        features, classes = self._yardstick.look(samples)
+        distance = fidelity.frechet_distance(fidelity.fit_gaussian(features), self._gaussian)
+        precision, recall = fidelity.precision_recall(self._features, features)
+        measured = {
+            "frechet_distance": distance,
+            "precision": precision,
+            "recall": recall,
+            "diversity": fidelity.diversity(samples, self._samples),
+        }
+        if classes is not None and self._shares is not None:
+            shares = fidelity.class_shares(classes, self._yardstick.num_classes)
+            measured["modes_covered"] = float(fidelity.modes_covered(shares, self._shares))
+            measured["class_divergence"] = fidelity.class_divergence(shares, self._shares)
+            if labels is not None:
+                measured["class_accuracy"] = float(np.mean(classes == labels))
+        return measured
+
+    def table(self, measured: Mapping[str, float]) -> str:
+        """The metrics of generated samples, as lines, with floor and ceiling below."""
+        rows = {"generated": measured, "training data": self.floor, "noise": self.ceiling}
+        lines = ["".join([" " * 14, *(f"{name:>18}" for name in self.floor)])]
+        for title, row in rows.items():
+            lines.append("".join([f"{title:14}", *(f"{row[name]:18.4g}" for name in self.floor)]))
+        return "\n".join(lines)
