@@ -293,7 +293,10 @@ def adversarial(
             d_grads = mean_gradient(d_grads, reported["discriminator_loss"])
             updates, d_opt_state = d_optimizer.update(d_grads, d_opt_state, d_params)
             d_params = optax.apply_updates(d_params, updates)
-            sums.append(psum(reported) | _reported(1, d_grads, hparams))
+            reported = psum(reported) | _reported(1, d_grads, hparams)
+            # Samples that are not finite are the generator's fault, so that is what stops the run.
+            shown = psum(jnp.sum(~jnp.isfinite(fake))) == 0
+            sums.append(jax.tree.map(lambda x, shown=shown: jnp.where(shown, x, 0), reported))
 
         slopes, mean = jax.grad(generator_total, has_aux=True)(
             fake, d_params, d_extra, part, jax.random.fold_in(key, discriminator_steps)

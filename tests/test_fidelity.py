@@ -133,15 +133,17 @@ def test_modes_covered():
     assert fidelity.modes_covered([0.5, 0.01, 0.49], [0.95, 0.05, 0]) == 2
 
 
-def test_class_divergence_by_hand():
+def test_class_divergence_by_hand(rng):
     divergence = fidelity.class_divergence
     expected = 0.75 * np.log(0.75 / 0.5) + 0.25 * np.log(0.25 / 0.5)
     assert divergence([0.75, 0.25], [0.5, 0.5]) == pytest.approx(expected, rel=1e-14)
-    assert divergence([0.3, 0.1], [0.5, 0.5]) == pytest.approx(expected, rel=1e-14)
+    assert divergence([0.3, 0.1], [0.2, 0.2]) == pytest.approx(expected, rel=1e-14)
     assert divergence([1, 0], [0.5, 0.5]) == pytest.approx(np.log(2), rel=1e-14)
     assert divergence([0.2, 0.8], [0.2, 0.8]) == 0
     assert divergence([0.5, 0.5], [1, 0]) == np.inf
     assert divergence([0, 0], [0.5, 0.5]) == np.inf
+    data = rng.dirichlet(np.ones(10), 50)
+    assert all(0 <= divergence(shares * (1 + 1e-15), shares) < 1e-15 for shares in data)
 
 
 def test_nearest_by_hand():
@@ -225,7 +227,7 @@ def test_stride_energy_of_checkers_and_smooth_images():
     blob = np.multiply.outer(blob, blob)[None, :, :, None]
     assert stride_energy(checkers) == pytest.approx(1)
     assert stride_energy(blob) < 1e-6
-    assert stride_energy(np.full((2, 28, 28, 3), 0.3)) == 0
+    assert stride_energy(np.full((2, 7, 14, 3), 0.3), stride=7) == 0
 
 
 TWO, NAN = np.zeros((2, 3)), np.full((2, 3), np.nan)

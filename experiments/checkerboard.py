@@ -1,0 +1,234 @@
+"""Checkerboards in what a generator draws: transposed convolutions against what avoids them.
+
+    python -m experiments.checkerboard
+
+trains a generator of digits for each way of upsampling and measures the share of its images' energy
+that repeats with the stride, every two pixels, before the first step and after the last, beside that
+of the training images and of white noise. Neighbouring pixels of a transposed convolution are sums
+over different weights, and over different numbers of them where the stride does not divide the
+kernel (Odena et al. 2016, Distill, "Deconvolution and checkerboard artifacts").
+
+Images are measured as the generator's floats, for at initialization their contrast is less than one
+of 256 levels; they come from its averages, for which at initialization batch norms change nothing.
+Every run is one of `experiments.gan` in WORKDIR, so the same command goes on where it was stopped,
+and trains nothing again that is done.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments import cli, gan, image_data, training
+from experiments.cli import flag, require
+from jaxdl import InputError, adversarial, fidelity, parallel, pictures
+
+STRIDE = 2
+"""Of every layer that doubles a map, in pixels."""
+IMAGES = 1024
+"""How many are measured: generated ones, those of noise, and at most of the data."""
+COLUMNS, SHOWN = 3, 9
+"""Of the samples in the picture."""
+FAINTEST, BRIGHTEST = 1e-7, 1e-1
+"""Shares of the energy at a frequency that the picture tells apart."""
+
+UPSAMPLINGS: dict[str, dict[str, Any]] = {
+    "transposed 5x5": {"upsampling": "transposed", "kernel_size": 5},
+    "transposed 4x4": {"upsampling": "transposed", "kernel_size": 4},
+    "resize 3x3": {"upsampling": "resize", "kernel_size": 3},
+    "pixel shuffle 3x3": {"upsampling": "pixel_shuffle", "kernel_size": 3},
+}
+"""Flags of `experiments.gan`, of the paper's own way first."""
+
+
+class Look(NamedTuple):
+    """What there is to see of images.
+
+    Attributes:
+      energy: the share of it that repeats with the stride.
+      spectrum: every frequency's share [H, W], the images' means aside, frequency 0 in the middle.
+      samples: the first of the images, float [N, H, W, C] in [-1, 1].
+    """
+
+    energy: float
+    spectrum: np.ndarray
+    samples: np.ndarray
+
+
+Found = dict[str, tuple[list[Look], list[Look]]]
+"""{upsampling: (of each seed at initialization, of each seed after training)}"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Compares the checkerboards that ways of upsampling leave in generated images."""
+
+    workdir: str = flag("runs/checkerboard", "the folder")
+    dataset: str = flag("digits", "digits, folder:PATH, or a prepared TFDS set")
+    image_size: int = flag(32, "height and width of the images: 16, 32, 64")
+    width: int = flag(gan.WIDTH, "maps of the generator's last layer but one and the other's first")
+    steps: int = flag(1000, "of each training")
+    seeds: int = flag(2, "how many trainings of each way")
+
+    def __post_init__(self) -> None:
+        require(self, "dataset", self.dataset != "ring", "one of images")
+        require(self, "steps", self.steps >= 1, "at least 1")
+        require(self, "seeds", self.seeds >= 1, "at least 1")
+        for way in UPSAMPLINGS:
+            self.training(way, seed=0)  # do the sizes fit together?
+
+    def training(self, way: str, seed: int) -> gan.Config:
+        """The flags of a training."""
+        return gan.Config(
+            workdir=str(Path(self.workdir) / way.replace(" ", "_") / f"seed{seed}"),
+            dataset=self.dataset,
+            image_size=self.image_size,
+            width=self.width,
+            discriminator_width=self.width,
+            steps=self.steps,
+            eval_every=self.steps,
+            seed=seed,
+            **UPSAMPLINGS[way],
+        )
+
+
+def look(images: np.ndarray) -> Look:
+    """Measures images, float [N, H, W, C] in [-1, 1]."""
+    centred = images - images.mean((1, 2), keepdims=True)
+    energy = np.square(np.abs(np.fft.fft2(centred, axes=(1, 2)))).sum((0, 3))
+    spectrum = np.fft.fftshift(energy / (energy.sum() or 1.0))
+    return Look(fidelity.stride_energy(images, STRIDE), spectrum, images[:SHOWN])
+
+
+def generated(config: gan.Config) -> tuple[np.ndarray, np.ndarray]:
+    """What a run's averaged generator drew at initialization and draws now, float [N, H, W, C]."""
+    problem, task, trained = training.restore(config, gan.build)
+    initial = task.init(jax.random.key(config.seed), trained.hparams)
+    players = gan.make_players(config, problem.inputs["sample_shape"], 0, None)
+    key = jax.random.fold_in(trained.key, adversarial.EVAL_STREAM)
+    latents = players.latents(jax.random.split(key, IMAGES))
+
+    @jax.jit
+    def generate(average):
+        return players.generate(average["params"], average["extra"], latents, None, False)[0]
+
+    return np.asarray(generate(initial.average)), np.asarray(generate(trained.average))
+
+
+def study(config: Config) -> Found | None:
+    """Trains what is not done; None if a signal stopped it."""
+    ways = {
+        way: [config.training(way, seed) for seed in range(config.seeds)] for way in UPSAMPLINGS
+    }
+    runs = len(ways) * config.seeds
+    found: Found = {}
+    for i, (way, trainings) in enumerate(ways.items()):
+        found[way] = [], []
+        for seed, run in enumerate(trainings):
+            print(f"run {i * config.seeds + seed + 1} of {runs}: {run.workdir}", flush=True)
+            done = (Path(run.workdir) / training.SUMMARY_FILE).exists()
+            if not done and training.train(run, gan.build) is None:
+                return None
+            for looks, images in zip(found[way], generated(run), strict=True):
+                looks.append(look(images))
+    return found
+
+
+def references(config: Config) -> dict[str, Look]:
+    """What the training images, spread evenly over all of them, and white noise look like."""
+    run = config.training(next(iter(UPSAMPLINGS)), seed=0)
+    pipeline = image_data.make_pipeline(run, parallel.data_mesh())
+    count = len(pipeline.dataset.splits["train"])
+    chosen = np.linspace(0, count - 1, min(count, IMAGES)).astype(int)
+    images = np.asarray(adversarial.signed(pipeline.images("train", chosen)))
+    noise = np.random.default_rng(0).uniform(-1, 1, (IMAGES, *images.shape[1:]))
+    return {"training images": look(images), "white noise": look(noise)}
+
+
+def table(found: Found, beside: Mapping[str, Look]) -> str:
+    """The shares in percent, in Markdown: mean ± sample standard deviation over the seeds."""
+    rows = [["upsampling", "at initialization", "after training"], ["---"] * 3]
+    rows += [[way, *map(_cell, both)] for way, both in found.items()]
+    rows += [[name, "", _cell([seen])] for name, seen in beside.items()]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _cell(looks: Sequence[Look]) -> str:
+    percent = [100 * seen.energy for seen in looks]
+    spread = f" ± {np.std(percent, ddof=1):.2g}" if len(percent) > 1 else ""
+    return f"{np.mean(percent):.3g}{spread}"
+
+
+def draw(found: Found, beside: Mapping[str, Look], path: Path) -> None:
+    """Draws a row for each upsampling: samples and their spectrum, at first and at last.
+
+    Samples are the first seed's, spectra the means over the seeds. The last row is of noise and of
+    the training images.
+    """
+    from matplotlib.figure import Figure
+
+    rows = dict(found)
+    rows["noise, and the\ntraining images"] = [beside["white noise"]], [beside["training images"]]
+    figure = Figure(figsize=(10, 2.4 * len(rows) + 0.6), layout="constrained")
+    axes = figure.subplots(len(rows), 4)
+    titles = "at initialization,\ncontrast stretched", "spectrum", "after training", "spectrum"
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title)
+    for row, (name, both) in zip(axes, rows.items(), strict=True):
+        row[0].set_ylabel(name, fontsize=12)
+        for at, (looks, low_high) in enumerate(zip(both, (None, (-1, 1)), strict=True)):
+            samples = looks[0].samples
+            low, high = low_high or (samples.min(), samples.max())
+            picture = pictures.grid((samples - low) / max(high - low, 1e-12), COLUMNS)
+            row[2 * at].imshow(picture, cmap="gray", vmin=0, vmax=255)
+            row[2 * at].set(xticks=[], yticks=[])
+            mean = np.mean([seen.spectrum for seen in looks], axis=0)
+            # Both ends of an axis are one frequency, the stride's.
+            shares = np.log10(np.maximum(np.pad(mean, (0, 1), mode="wrap"), FAINTEST))
+            image = row[2 * at + 1].imshow(
+                shares,
+                extent=(-0.5, 0.5, -0.5, 0.5),
+                vmin=np.log10(FAINTEST),
+                vmax=np.log10(BRIGHTEST),
+            )
+            row[2 * at + 1].set(xticks=[-0.5, 0, 0.5], yticks=[-0.5, 0, 0.5])
+    for axis in axes[-1, 1::2]:
+        axis.set_xlabel("cycles a pixel; the stride's at the edges", fontsize=8)
+    figure.colorbar(image, ax=axes, shrink=0.4, label="log10 of the share of the energy")
+    figure.savefig(path, dpi=100)
+
+
+def run(argv: list[str]) -> None:
+    """Trains, and leaves table.md, table.json and checkerboard.png in the workdir."""
+    config, rest = cli.parse(Config, argv)
+    if rest:
+        raise InputError(f"{rest[0]!r} is no flag; see --help")
+    training.prepare_jax(training.RunConfig())
+    found = study(config)
+    if found is None:
+        print("stopped; the same command goes on")
+        return
+    beside = references(config)
+    text, workdir = table(found, beside), Path(config.workdir)
+    energies = {
+        way: {
+            when: [seen.energy for seen in looks]
+            for when, looks in zip(("initialization", "training"), both, strict=True)
+        }
+        for way, both in found.items()
+    }
+    record = dataclasses.asdict(config) | {"stride_energy": energies}
+    record["beside"] = {name: seen.energy for name, seen in beside.items()}
+    (workdir / "table.json").write_text(json.dumps(record, indent=2) + "\n")
+    title = f"Percent of the images' energy that repeats every {STRIDE} pixels."
+    (workdir / "table.md").write_text(f"{title}\n\n{text}\n")
+    draw(found, beside, workdir / "checkerboard.png")
+    print(f"\n{title}\n\n{text}\n\nin {workdir}: table.md, table.json, checkerboard.png")
+
+
+if __name__ == "__main__":
+    cli.main(run)
