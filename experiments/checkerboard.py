@@ -2,11 +2,11 @@
 
     python -m experiments.checkerboard
 
-trains a generator of digits for each way of upsampling and measures the share of its images' energy
-that repeats with the stride, every two pixels, before the first step and after the last, beside that
-of the training images and of white noise. Neighbouring pixels of a transposed convolution are sums
-over different weights, and over different numbers of them where the stride does not divide the
-kernel (Odena et al. 2016, Distill, "Deconvolution and checkerboard artifacts").
+trains a generator of digits for each way of upsampling, and measures the share of its images'
+energy that repeats with the stride, every two pixels, before the first step and after the last,
+beside that of the training images and of white noise. Neighbouring pixels of a transposed
+convolution are sums over different weights, and over different numbers of them where the stride
+does not divide the kernel (Odena et al. 2016, Distill, "Deconvolution and checkerboard artifacts").
 
 Images are measured as the generator's floats, for at initialization their contrast is less than one
 of 256 levels; they come from its averages, for which at initialization batch norms change nothing.
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments import cli, gan, image_data, training
@@ -59,8 +60,8 @@ class Look(NamedTuple):
     samples: np.ndarray
 
 
-Found = dict[str, tuple[list[Look], list[Look]]]
-"""{upsampling: (of each seed at initialization, of each seed after training)}"""
+Found = dict[str, list[tuple[Look, Look]]]
+"""{upsampling: [(at initialization, after training) for each seed]}"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,20 +122,16 @@ def generated(config: gan.Config) -> tuple[np.ndarray, np.ndarray]:
 
 def study(config: Config) -> Found | None:
     """Trains what is not done; None if a signal stopped it."""
-    ways = {
-        way: [config.training(way, seed) for seed in range(config.seeds)] for way in UPSAMPLINGS
-    }
-    runs = len(ways) * config.seeds
-    found: Found = {}
-    for i, (way, trainings) in enumerate(ways.items()):
-        found[way] = [], []
-        for seed, run in enumerate(trainings):
-            print(f"run {i * config.seeds + seed + 1} of {runs}: {run.workdir}", flush=True)
-            done = (Path(run.workdir) / training.SUMMARY_FILE).exists()
-            if not done and training.train(run, gan.build) is None:
-                return None
-            for looks, images in zip(found[way], generated(run), strict=True):
-                looks.append(look(images))
+    runs = [(way, seed) for way in UPSAMPLINGS for seed in range(config.seeds)]
+    found: Found = {way: [] for way in UPSAMPLINGS}
+    for number, (way, seed) in enumerate(runs, 1):
+        run = config.training(way, seed)
+        print(f"run {number} of {len(runs)}: {run.workdir}", flush=True)
+        done = (Path(run.workdir) / training.SUMMARY_FILE).exists()
+        if not done and training.train(run, gan.build) is None:
+            return None
+        initial, trained = generated(run)
+        found[way].append((look(initial), look(trained)))
     return found
 
 
@@ -144,7 +141,7 @@ def references(config: Config) -> dict[str, Look]:
     pipeline = image_data.make_pipeline(run, parallel.data_mesh())
     count = len(pipeline.dataset.splits["train"])
     chosen = np.linspace(0, count - 1, min(count, IMAGES)).astype(int)
-    images = np.asarray(adversarial.signed(pipeline.images("train", chosen)))
+    images = np.asarray(adversarial.signed(jnp.asarray(pipeline.images("train", chosen))))
     noise = np.random.default_rng(0).uniform(-1, 1, (IMAGES, *images.shape[1:]))
     return {"training images": look(images), "white noise": look(noise)}
 
@@ -152,7 +149,7 @@ def references(config: Config) -> dict[str, Look]:
 def table(found: Found, beside: Mapping[str, Look]) -> str:
     """The shares in percent, in Markdown: mean ± sample standard deviation over the seeds."""
     rows = [["upsampling", "at initialization", "after training"], ["---"] * 3]
-    rows += [[way, *map(_cell, both)] for way, both in found.items()]
+    rows += [[way, *map(_cell, zip(*seeds, strict=True))] for way, seeds in found.items()]
     rows += [[name, "", _cell([seen])] for name, seen in beside.items()]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
@@ -172,33 +169,35 @@ def draw(found: Found, beside: Mapping[str, Look], path: Path) -> None:
     from matplotlib.figure import Figure
 
     rows = dict(found)
-    rows["noise, and the\ntraining images"] = [beside["white noise"]], [beside["training images"]]
-    figure = Figure(figsize=(10, 2.4 * len(rows) + 0.6), layout="constrained")
+    last = "noise, and the\ntraining images"
+    rows[last] = [(beside["white noise"], beside["training images"])]
+    figure = Figure(figsize=(10, 2.1 * len(rows) + 0.6), layout="constrained")
     axes = figure.subplots(len(rows), 4)
-    titles = "at initialization,\ncontrast stretched", "spectrum", "after training", "spectrum"
+    titles = "at initialization", "spectrum", "after training", "spectrum"
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title)
-    for row, (name, both) in zip(axes, rows.items(), strict=True):
+    for row, (name, seeds) in zip(axes, rows.items(), strict=True):
         row[0].set_ylabel(name, fontsize=12)
-        for at, (looks, low_high) in enumerate(zip(both, (None, (-1, 1)), strict=True)):
+        for pair, looks in zip((row[:2], row[2:]), zip(*seeds, strict=True), strict=True):
             samples = looks[0].samples
-            low, high = low_high or (samples.min(), samples.max())
-            picture = pictures.grid((samples - low) / max(high - low, 1e-12), COLUMNS)
-            row[2 * at].imshow(picture, cmap="gray", vmin=0, vmax=255)
-            row[2 * at].set(xticks=[], yticks=[])
+            contrast = max(np.ptp(samples), 1e-12)
+            picture = pictures.grid((samples - samples.min()) / contrast, COLUMNS)
+            pair[0].imshow(picture, cmap="gray", vmin=0, vmax=255)
+            pair[0].set(xticks=[], yticks=[])
             mean = np.mean([seen.spectrum for seen in looks], axis=0)
             # Both ends of an axis are one frequency, the stride's.
             shares = np.log10(np.maximum(np.pad(mean, (0, 1), mode="wrap"), FAINTEST))
-            image = row[2 * at + 1].imshow(
+            image = pair[1].imshow(
                 shares,
                 extent=(-0.5, 0.5, -0.5, 0.5),
                 vmin=np.log10(FAINTEST),
                 vmax=np.log10(BRIGHTEST),
             )
-            row[2 * at + 1].set(xticks=[-0.5, 0, 0.5], yticks=[-0.5, 0, 0.5])
+            pair[1].set(xticks=[-0.5, 0, 0.5], yticks=[-0.5, 0, 0.5])
     for axis in axes[-1, 1::2]:
         axis.set_xlabel("cycles a pixel; the stride's at the edges", fontsize=8)
     figure.colorbar(image, ax=axes, shrink=0.4, label="log10 of the share of the energy")
+    figure.suptitle("the contrast of all samples is stretched", fontsize=9)
     figure.savefig(path, dpi=100)
 
 
@@ -214,15 +213,12 @@ def run(argv: list[str]) -> None:
         return
     beside = references(config)
     text, workdir = table(found, beside), Path(config.workdir)
-    energies = {
-        way: {
-            when: [seen.energy for seen in looks]
-            for when, looks in zip(("initialization", "training"), both, strict=True)
-        }
-        for way, both in found.items()
+    energies: dict[str, Any] = {
+        way: [{"initialization": a.energy, "training": b.energy} for a, b in seeds]
+        for way, seeds in found.items()
     }
+    energies |= {name: seen.energy for name, seen in beside.items()}
     record = dataclasses.asdict(config) | {"stride_energy": energies}
-    record["beside"] = {name: seen.energy for name, seen in beside.items()}
     (workdir / "table.json").write_text(json.dumps(record, indent=2) + "\n")
     title = f"Percent of the images' energy that repeats every {STRIDE} pixels."
     (workdir / "table.md").write_text(f"{title}\n\n{text}\n")

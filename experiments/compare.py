@@ -33,7 +33,6 @@ from jaxdl import InputError, loop, parallel
 from jaxdl.writers import read_rows
 
 DIVERGED_FILE = "diverged.txt"
-TRAIN_LOSS = "train/loss"
 
 Series = dict[str, dict[int, float]]
 """{metric: {step: value}}"""
@@ -149,17 +148,29 @@ def plan(config: Config, config_type: type, others: Sequence[str]) -> list[Run]:
     return runs
 
 
-def check(runs: Sequence[Run], config: Config, build: training.Build) -> str:
+class Compared(NamedTuple):
+    """The metrics that runs are compared by.
+
+    Attributes:
+      metric: `--metric`, or the one by which a run keeps its best checkpoint.
+      loss: the training loss; of two players, the discriminator's.
+    """
+
+    metric: str
+    loss: str
+
+
+def check(runs: Sequence[Run], config: Config, build: training.Build) -> Compared:
     """Checks before any run trains what one of them would be refused for.
 
     Returns:
-      The metric to compare by: `--metric`, or the one by which a run keeps its best checkpoint.
+      What to compare by.
 
     Raises:
       InputError: a folder holds another run, or a value does not fit the data or the devices.
     """
     mesh = parallel.data_mesh()
-    metric = config.metric
+    metric, loss = config.metric, ""
     for run in runs:
         if run.config.coordinator:
             raise InputError("compare runs on one host; start the runs of several hosts singly")
@@ -174,10 +185,12 @@ def check(runs: Sequence[Run], config: Config, build: training.Build) -> str:
         task, hparams = training.task_of(run.config, problem)
         state = jax.eval_shape(task.init, jax.random.key(0), hparams)
         batch = next(iter(problem.passes(problem.eval_split)))
-        measured = [f"eval/{name}" for name in jax.eval_shape(task.eval, state, batch)]
+        means = sorted(jax.eval_shape(task.eval, state, batch))
+        loss = "train/" + next(name for name in means if name.endswith("loss"))
+        measured = [f"eval/{name}" for name in (*means, *problem.measures)]
         metric = metric or problem.best
         require(config, "metric", metric in measured, f"one of {', '.join(measured)}")
-    return metric
+    return Compared(metric, loss)
 
 
 def train(runs: Sequence[Run], build: training.Build) -> bool:
@@ -197,7 +210,7 @@ def train(runs: Sequence[Run], build: training.Build) -> bool:
     return True
 
 
-def measure(run: Run, metric: str, target_loss: float | None) -> dict[str, float | None]:
+def measure(run: Run, by: Compared, target_loss: float | None) -> dict[str, float | None]:
     """The figures of a run that are compared; None for what it does not have.
 
     The training loss is what the run reported, the mean over the steps since its last report. The
@@ -206,11 +219,11 @@ def measure(run: Run, metric: str, target_loss: float | None) -> dict[str, float
     summary, series = run.summary(), run.series()
     if summary is None:
         return dict.fromkeys(FIGURES)
-    losses = series.get(TRAIN_LOSS, {})
+    losses = series.get(by.loss, {})
     reached = [s for s, loss in losses.items() if target_loss is not None and loss <= target_loss]
     return {
-        "final": summary[metric],
-        "best": series[metric].get(summary["best_step"]),
+        "final": summary[by.metric],
+        "best": series[by.metric].get(summary["best_step"]),
         "train_loss": losses.get(max(losses, default=0)),
         "steps_to_target": min(reached, default=None),
         "seconds": summary["wall_seconds"],
@@ -231,12 +244,12 @@ def spread(values: Sequence[float | None]) -> dict[str, Any]:
     }
 
 
-def results(runs: Sequence[Run], metric: str, target_loss: float | None) -> dict[str, Any]:
+def results(runs: Sequence[Run], by: Compared, target_loss: float | None) -> dict[str, Any]:
     """{value: {figure: its spread}}, with `diverged`: {seed: how}."""
     found: dict[str, Any] = {}
     for value in dict.fromkeys(run.value for run in runs):
         those = [run for run in runs if run.value == value]
-        measured = [measure(run, metric, target_loss) for run in those]
+        measured = [measure(run, by, target_loss) for run in those]
         found[value] = {name: spread([m[name] for m in measured]) for name in FIGURES}
         found[value]["diverged"] = {
             run.seed: (run.workdir / DIVERGED_FILE).read_text().strip()
@@ -246,10 +259,10 @@ def results(runs: Sequence[Run], metric: str, target_loss: float | None) -> dict
     return found
 
 
-def table(found: Mapping[str, Any], config: Config, metric: str) -> str:
+def table(found: Mapping[str, Any], config: Config, by: Compared) -> str:
     """The results in Markdown, mean ± sample standard deviation over the seeds."""
-    goal = "" if config.target_loss is None else f"steps to {TRAIN_LOSS} {config.target_loss:g}"
-    heads = (f"final {metric}", f"best {metric}", f"final {TRAIN_LOSS}", goal, "seconds")
+    goal = "" if config.target_loss is None else f"steps to {by.loss} {config.target_loss:g}"
+    heads = (f"final {by.metric}", f"best {by.metric}", f"final {by.loss}", goal, "seconds")
     shown = [(name, head) for name, head in zip(FIGURES, heads, strict=True) if head]
     rows = [[config.flag, *(head for _, head in shown), "runs"]]
     for value, figures in found.items():
@@ -291,7 +304,7 @@ def aligned(measured: Sequence[Series], name: str) -> tuple[list[int], np.ndarra
     return steps, np.array([[series[step] for step in steps] for series in those])
 
 
-def draw(runs: Sequence[Run], config: Config, metric: str) -> None:
+def draw(runs: Sequence[Run], config: Config, by: Compared) -> None:
     """Draws compare.png and writes the same means for TensorBoard, one run there for each value.
 
     Lines are means over the seeds that did not diverge, bands go from the least to the greatest.
@@ -300,7 +313,7 @@ def draw(runs: Sequence[Run], config: Config, metric: str) -> None:
     from tensorboardX import SummaryWriter
 
     figure = Figure(figsize=(11, 4.5), layout="constrained")
-    panels = dict(zip((TRAIN_LOSS, metric), figure.subplots(1, 2), strict=True))
+    panels = dict(zip((by.loss, by.metric), figure.subplots(1, 2), strict=True))
     for value in dict.fromkeys(run.value for run in runs):
         those = [run.series() for run in runs if run.value == value and run.summary() is not None]
         board = Path(config.workdir) / "tensorboard" / value
@@ -320,9 +333,9 @@ def draw(runs: Sequence[Run], config: Config, metric: str) -> None:
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend(title=config.flag)
-    losses = [loss for line in panels[TRAIN_LOSS].lines for loss in np.asarray(line.get_ydata())]
+    losses = [loss for line in panels[by.loss].lines for loss in np.asarray(line.get_ydata())]
     if losses and min(losses) > 0:
-        panels[TRAIN_LOSS].set_yscale("log")
+        panels[by.loss].set_yscale("log")
     figure.savefig(Path(config.workdir) / "compare.png", dpi=120)
 
 
@@ -340,18 +353,18 @@ def run(argv: list[str]) -> None:
     runs = plan(config, experiment.Config, [a for a in argv if _name(a) not in own])
 
     training.prepare_jax(runs[0].config)
-    metric = check(runs, config, experiment.build)
+    by = check(runs, config, experiment.build)
     command = shlex.join(["python", "-m", "experiments.compare", *argv])
     if not train(runs, experiment.build):
         print(f"stopped; the same command goes on: {command}")
         return
 
-    found = results(runs, metric, config.target_loss)
-    text = table(found, config, metric)
-    record = dataclasses.asdict(config) | {"metric": metric, "results": found}
+    found = results(runs, by, config.target_loss)
+    text = table(found, config, by)
+    record = dataclasses.asdict(config) | {"metric": by.metric, "results": found}
     (workdir / "table.json").write_text(json.dumps(record, indent=2) + "\n")
     (workdir / "table.md").write_text(f"`{command}`\n\n{text}\n")
-    draw(runs, config, metric)
+    draw(runs, config, by)
     print(f"\n{text}\n\nin {workdir}: table.md, table.json, compare.png, tensorboard/")
 
 

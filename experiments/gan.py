@@ -77,7 +77,7 @@ class Config(MethodFlags, ImageDataFlags):
     dropout: float | None = flag(None, "of the mlp discriminator's layers, inputs included")
     conditional: bool = flag(False, "tell both players the class")
     loss: str = flag("non_saturating", "what the players minimize", tuple(adversarial.LOSSES))
-    label_smoothing: float = flag(0.0, "taken off the target of real examples alone")
+    label_smoothing: float = flag(0.1, "taken off the target of real examples alone")
     penalty: str = flag("", "on the discriminator's slopes", ("", "gradient", "r1"))
     penalty_weight: float = flag(10.0, "of --penalty")
     discriminator_steps: int = flag(1, "updates of the discriminator for each of the generator")
@@ -95,7 +95,7 @@ class Config(MethodFlags, ImageDataFlags):
         "float32", "of the computation; parameters stay float32", ("float32", "bfloat16")
     )
     batch_size: int = flag(64, "real examples in an update of the discriminator")
-    epochs: float = flag(200.0, "passes over the training set, unless --steps is given")
+    epochs: float = flag(150.0, "passes over the training set, unless --steps is given")
     classifier: str = flag(
         "", "the run of an image experiment to measure with; one is trained once when empty"
     )
@@ -399,7 +399,7 @@ def warnings(metrics: dict[str, float], classes: int) -> list[str]:
         )
     diversity = metrics.get("eval/diversity", 1.0)
     modes = metrics.get("eval/modes_covered", classes)
-    if diversity < COLLAPSED or modes <= classes / 2:
+    if diversity < COLLAPSED or (classes and modes <= classes / 2):
         covered = f" and cover {modes:.0f} of {classes} classes" if classes else ""
         lines.append(
             f"warning: the generator has collapsed: its samples vary {diversity:.2f} times as much "
@@ -448,9 +448,11 @@ def build(config: Config, mesh: Mesh) -> Problem:
         noise = source.noise(np.random.default_rng(config.seed), len(train))
         held_out = source.real(split, config.samples)
         measured = yardstick.Reference(source.yardstick, held_out, train, noise)
+        prefixes = [split] if split == "test" else []
+        prefixes += ["eval"] if split == watched else []
         for level, values in {"floor": measured.floor, "ceiling": measured.ceiling}.items():
-            prefix = "eval" if split == watched else split
-            notes.update({f"{prefix}/{name}_{level}": value for name, value in values.items()})
+            for prefix in prefixes:
+                notes.update({f"{prefix}/{name}_{level}": value for name, value in values.items()})
         return measured
 
     def measure(state: State, split: str) -> dict[str, float]:
@@ -500,6 +502,7 @@ def build(config: Config, mesh: Mesh) -> Problem:
         passes=pipeline.evaluate,
         table=table,
         show=None if config.on_ring else show,
+        measures=yardstick.measures(source.yardstick, config.conditional),
         measure=measure,
         report=report,
         unit="points" if config.on_ring else "images",

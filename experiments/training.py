@@ -139,6 +139,7 @@ class Problem(NamedTuple):
       unit: what the loss counts.
       best: the metric by which the best checkpoint is kept, and training stopped early.
       best_is_least: whether the least value of it is the best.
+      measures: the names of what `measure` gives.
       measure: (state, split) -> metrics of a state that are no means over a split's examples, by
         name; on every host.
       report: (state, metrics, writer) -> None: shows what numbers do not, after each evaluation, on
@@ -161,6 +162,7 @@ class Problem(NamedTuple):
     inputs: dict[str, Any]
     notes: Callable[[], dict[str, Any]]
     best_is_least: bool = False
+    measures: tuple[str, ...] = ()
     measure: Callable[[State, str], dict[str, float]] = lambda state, split: {}
     report: Callable[[State, dict[str, float], Writer], None] = lambda state, metrics, writer: None
 

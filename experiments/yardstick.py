@@ -164,6 +164,15 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
+def measures(yardstick: Yardstick, conditional: bool) -> tuple[str, ...]:
+    """The names of the metrics of `Reference.measure`."""
+    names = ["frechet_distance", "precision", "recall", "diversity"]
+    if yardstick.num_classes:
+        names += ["modes_covered", "class_divergence"]
+        names += ["class_accuracy"] if conditional else []
+    return tuple(names)
+
+
 class Reference:
     """Held-out data to measure samples against, with what the training data and noise would get.
 

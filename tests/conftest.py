@@ -1,6 +1,7 @@
 """Eight CPU devices for every test, JAX at its strictest, and experiments as commands."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -60,4 +61,46 @@ def command(tmp_path, environment):
 
     run.start = start
     run.folder = tmp_path
+    return run
+
+
+HOST = """
+import os, sys
+process = int(sys.argv[1])
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+name = sys.argv[3]
+sys.argv[1:] = [*sys.argv[4:], f"--coordinator=localhost:{sys.argv[2]}", "--num_processes=2",
+                f"--process_id={process}"]
+import runpy
+runpy.run_module(f"experiments.{name}", run_name="__main__")
+"""
+
+
+@pytest.fixture
+def two_hosts(tmp_path, environment):
+    """Runs an experiment as two processes of two devices each; returns what each printed."""
+
+    def run(name, *flags):
+        with socket.socket() as probe:
+            probe.bind(("localhost", 0))
+            port = str(probe.getsockname()[1])
+        hosts = [
+            subprocess.Popen(
+                [sys.executable, "-c", HOST, str(process), port, name, *flags],
+                cwd=tmp_path,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for process in range(2)
+        ]
+        said = [host.communicate(timeout=240) for host in hosts]
+        assert [host.returncode for host in hosts] == [0, 0], "".join(err for _, err in said)
+        outputs = [out for out, _ in said]
+        return [
+            "".join(line for line in out.splitlines(True) if "[Gloo]" not in line)
+            for out in outputs
+        ]
+
     return run

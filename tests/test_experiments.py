@@ -4,7 +4,6 @@ import importlib
 import json
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -211,7 +210,7 @@ def test_default_workdir_is_new_every_time(command):
     assert len(list((command.folder / "runs").iterdir())) == 2
 
 
-EXPERIMENTS = ("alexnet", "densenet", "inception", "lenet", "mlp", "nin", "resnet", "vgg")
+EXPERIMENTS = ("alexnet", "densenet", "gan", "inception", "lenet", "mlp", "nin", "resnet", "vgg")
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -368,41 +367,13 @@ def test_corrupt_image_in_a_folder(command):
     assert summary["examples"] == {"train": 48, "test": 16}
 
 
-HOST = """
-import os, sys
-process = int(sys.argv[1])
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
-sys.argv[1:] = [*sys.argv[3:], f"--coordinator=localhost:{sys.argv[2]}", "--num_processes=2",
-                f"--process_id={process}"]
-import runpy
-runpy.run_module("experiments.lenet", run_name="__main__")
-"""
-
-
-def test_two_hosts_equal_one(command, environment):
+def test_two_hosts_equal_one(command, two_hosts):
     """Two real processes of two devices each train as one process does."""
-    import socket
-
     flags = ("--steps=12", "--log_every=4", "--eval_every=6", "--checkpoint_every=6", "--epochs=1")
     command("lenet", *flags, "--workdir=one")
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = str(probe.getsockname()[1])
-    hosts = [
-        subprocess.Popen(
-            [sys.executable, "-c", HOST, str(process), port, *flags, "--workdir=two"],
-            cwd=command.folder,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for process in range(2)
-    ]
-    (out, err), (other_out, other_err) = (host.communicate(timeout=120) for host in hosts)
-    assert [host.returncode for host in hosts] == [0, 0], err + other_err
-    assert "4 cpu devices" in out
-    assert [line for line in other_out.splitlines() if "[Gloo]" not in line] == []
+    first, second = two_hosts("lenet", *flags, "--workdir=two")
+    assert "4 cpu devices" in first
+    assert second == ""
     one, two = (
         json.loads((command.folder / n / "summary.json").read_text()) for n in ("one", "two")
     )
@@ -411,6 +382,15 @@ def test_two_hosts_equal_one(command, environment):
     np.testing.assert_allclose(
         ours, checkpoint.load(command.folder / "one")["params"]["c5"]["kernel"], atol=1e-5
     )
+
+
+def test_images_without_classes_are_not_classified(command):
+    (command.folder / "set" / "train").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(command.folder / "set" / "train" / "a.png")
+    done = command("lenet", "--dataset=folder:set", check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: folder:set has no classes; expected a set with classes")
+    assert done.stderr.count("\n") == 1
 
 
 def test_early_stopping_goes_back_to_the_best(command):

@@ -135,7 +135,7 @@ def test_outputs_statistics_and_gradients_are_torch_s(case, golden):
         variables["batch_stats"] = traverse_util.unflatten_dict(before, sep="/")
     if "spectral" in case:
         iterate = lambda _, stats: training(model, variables | {"batch_stats": stats}, inputs)[1]
-        variables["batch_stats"] = jax.jit(partial(jax.lax.fori_loop, 0, 1000, iterate))(
+        variables["batch_stats"] = jax.jit(partial(jax.lax.fori_loop, 0, 300, iterate))(
             variables["batch_stats"]
         )
 
@@ -173,66 +173,63 @@ PLAYERS: dict[str, tuple[Any, tuple[int, ...], bool]] = {
 }
 
 
-@pytest.mark.parametrize("num_classes", [0, CLASSES])
 @pytest.mark.parametrize("player", PLAYERS)
-def test_contract(player, num_classes):
+def test_contract(player):
     build, shape, has_statistics = PLAYERS[player]
-    model = build(num_classes=num_classes)
+    build = partial(build, num_classes=CLASSES)
+    model = build()
     inputs = noise(0, 3, *shape)
     variables = init(model, inputs)
-    outputs, stats = training(model, variables, inputs)
+    outputs, stats = jax.jit(partial(training, model))(variables, inputs)
     is_generator = len(shape) == 1
     assert outputs.shape == ((3, 16, 16, 2) if is_generator else (3,))
     assert outputs.dtype == jnp.float32
     assert jnp.isfinite(outputs).all()
-    if is_generator:
-        assert jnp.abs(outputs).max() <= 1
-        large = model.apply(variables, 1e4 * inputs, LABELS, train=False)
-        assert jnp.abs(large).max() > 0.9
-        assert jnp.abs(large).max() <= 1
 
-    # Statistics: all of them move in training, none else (an output moves none that is None).
+    # Statistics move in training only.
     before = flat(variables.get("batch_stats", {}))
     assert bool(before) == has_statistics
     assert set(flat(stats)) == set(before)
-    assert all((flat(stats)[path] != before[path]).any() for path in before)
-    _, kept = model.apply(variables, inputs, LABELS, train=False, mutable=["batch_stats"])
-    assert all((leaf == before[path]).all() for path, leaf in flat(kept.get("batch_stats")).items())
+    for path, leaf in before.items():
+        # The singular value that spectral norm estimates is 1 at first, and after.
+        assert path.endswith("sigma") or (flat(stats)[path] != leaf).any(), path
+    evaluate = jax.jit(partial(model.apply, train=False, mutable=["batch_stats"]))
+    precise, kept = evaluate(variables, inputs, LABELS)
+    for path, leaf in flat(kept.get("batch_stats", {})).items():
+        assert (leaf == before[path]).all(), path
+    if is_generator:
+        assert 0.9 < jnp.abs(evaluate(variables, 1e4 * inputs, LABELS)[0]).max() <= 1
+
+    others, _ = evaluate(variables, inputs, jnp.array([1, 0, 0]))
+    changed = (others != precise).reshape(3, -1).any(axis=1)
+    assert changed.tolist() == [True, False, True]
+    with pytest.raises(jaxdl.InputError, match="of 3 classes takes labels: none were given"):
+        model.apply(variables, inputs, train=False)
 
     grads = gradient(model, variables, inputs, noise(1, *outputs.shape))
     for path, grad in flat(grads).items():
         assert jnp.isfinite(grad).all(), path
         assert jnp.abs(grad).max() > 0, path
 
-    half = build(num_classes=num_classes, dtype=jnp.bfloat16)
-    assert {leaf.dtype for leaf in jax.tree.leaves(init(half, inputs))} == {jnp.dtype("float32")}
-    precise = model.apply(variables, inputs, LABELS, train=False)
-    rough = half.apply(variables, inputs, LABELS, train=False)
+    half = build(dtype=jnp.bfloat16)
+    shapes = jax.eval_shape(partial(half.init, train=False), jax.random.key(0), inputs, LABELS)
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
+    rough = jax.jit(partial(half.apply, train=False))(variables, inputs, LABELS)
     assert rough.dtype == jnp.float32
     assert 0 < largest_error(rough, precise) < 3e-2
 
-    stored = init(build(num_classes=num_classes, param_dtype=jnp.float16), inputs)
-    assert {leaf.dtype for leaf in jax.tree.leaves(stored["params"])} == {jnp.dtype("float16")}
+    stored = build(param_dtype=jnp.float16)
+    shapes = jax.eval_shape(partial(stored.init, train=False), jax.random.key(0), inputs, LABELS)
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes["params"])} == {jnp.dtype("float16")}
 
 
-@pytest.mark.parametrize("player", PLAYERS)
-def test_labels(player):
+@pytest.mark.parametrize("player", ["resize", "mlp", "none", "mlp_none"])
+def test_without_classes_labels_are_ignored(player):
     build, shape, _ = PLAYERS[player]
-    inputs, other = noise(0, 3, *shape), jnp.array([1, 0, 0])
-
-    free = build()
-    variables = init(free, inputs, None)
-    plain = free.apply(variables, inputs, train=False)
-    assert (plain == free.apply(variables, inputs, LABELS, train=False)).all()
-
-    bound = build(num_classes=CLASSES)
-    variables = init(bound, inputs)
-    changed = bound.apply(variables, inputs, LABELS, train=False) != bound.apply(
-        variables, inputs, other, train=False
-    )
-    assert changed.reshape(3, -1).any(axis=1).tolist() == [True, False, True]
-    with pytest.raises(jaxdl.InputError, match="of 3 classes takes labels: none were given$"):
-        bound.apply(variables, inputs, train=False)
+    model, inputs = build(), noise(0, 3, *shape)
+    variables = init(model, inputs, None)
+    outputs = model.apply(variables, inputs, train=False)
+    assert (model.apply(variables, inputs, LABELS, train=False) == outputs).all()
 
 
 # Sizes.
@@ -328,22 +325,23 @@ def test_transposed_convolution_is_the_transpose_of_the_strided_one(kernel_size)
 
 def test_weights_start_as_in_the_papers():
     latents, images = noise(0, 3, 100), noise(0, 3, 32, 32, 1)
-    for norm in ("batch", "none"):
-        for model, inputs in (
-            (gan.dcgan_generator(norm=norm, num_classes=10), latents),
-            (gan.dcgan_discriminator(norm=norm, num_classes=10), images),
-        ):
-            for path, leaf in flat(init(model, inputs)["params"]).items():
-                if path.endswith(("kernel", "embedding")):
-                    deviations = 0.02 / np.sqrt(leaf.size)
-                    assert abs(leaf.mean()) < 5 * deviations, path
-                    assert abs(leaf.std() - 0.02) < 5 * deviations, path
-                else:
-                    assert (leaf == (1 if path.endswith("scale") else 0)).all(), path
+    for model, inputs in (
+        (gan.dcgan_generator(width=32, num_classes=10), latents),
+        (gan.dcgan_generator(width=32, norm="none"), latents),
+        (gan.dcgan_discriminator(width=32, num_classes=10), images),
+        (gan.dcgan_discriminator(width=32, norm="none"), images),
+    ):
+        for path, leaf in flat(init(model, inputs)["params"]).items():
+            if path.endswith(("kernel", "embedding")):
+                deviations = 0.02 / np.sqrt(leaf.size)
+                assert abs(leaf.mean()) < 5 * deviations, path
+                assert abs(leaf.std() - 0.02) < 5 * deviations, path
+            else:
+                assert (leaf == (1 if path.endswith("scale") else 0)).all(), path
     images = noise(0, 3, 28, 28, 1)
     for model, inputs, bound in (
-        (gan.mlp_generator(num_classes=10), latents, 0.05),
-        (gan.mlp_discriminator(num_classes=10), images, 0.005),
+        (gan.mlp_generator(width=300, num_classes=10), latents, 0.05),
+        (gan.mlp_discriminator(width=100, num_classes=10), images, 0.005),
     ):
         for path, leaf in flat(init(model, inputs)["params"]).items():
             if path.endswith("bias"):
@@ -357,6 +355,7 @@ def test_spectral_norm_is_one_power_iteration_a_training_call():
     model = discriminator(norm="spectral", num_classes=CLASSES)
     images = noise(0, 3, 16, 16, 2)
     variables = init(model, images)
+    variables["params"] = jax.tree.map(lambda leaf: 3 * leaf, variables["params"])
     params, old = flat(variables["params"]), variables["batch_stats"]
     _, new = training(model, variables, images)
     normed = lambda vector: vector / np.linalg.norm(vector)
@@ -369,7 +368,7 @@ def test_spectral_norm_is_one_power_iteration_a_training_call():
                 left = normed(matrix @ layer[key][0])
                 right = normed(left @ matrix)
                 assert largest_error(new[name][key][0], right) < 1e-5
-                assert new[name][f"{path}/sigma"] == pytest.approx(left @ matrix @ right, rel=1e-5)
+                assert abs(new[name][f"{path}/sigma"] - left @ matrix @ right) < 1e-5
                 wrapped.add(path)
     assert wrapped == {path for path in params if path.endswith(("kernel", "embedding"))}
 
@@ -378,7 +377,7 @@ def test_spectral_norm_is_one_power_iteration_a_training_call():
     for layer in last.values():
         ((path, sigma),) = [(k.removesuffix("/sigma"), layer[k]) for k in layer if "sigma" in k]
         matrix = np.asarray(params[path]).reshape(-1, params[path].shape[-1])
-        assert sigma == pytest.approx(np.linalg.svd(matrix, compute_uv=False)[0], rel=1e-5)
+        assert abs(sigma / np.linalg.svd(matrix, compute_uv=False)[0] - 1) < 1e-5
 
 
 def test_layer_norm_does_not_mix_examples_and_takes_second_derivatives():
@@ -394,7 +393,7 @@ def test_layer_norm_does_not_mix_examples_and_takes_second_derivatives():
         jacobian = jax.jit(slopes)(variables["params"], images)
         for i, j in np.ndindex(3, 3):
             assert bool(jnp.abs(jacobian[i, j]).max() > 0) == (i == j)
-        penalty = lambda params: jnp.sum(slopes(params, images) ** 2)  # noqa: B023
+        penalty = lambda params: jnp.sum(slopes(params, images) ** 2)
         grads = jax.jit(jax.grad(penalty))(variables["params"])
         assert all(jnp.isfinite(grad).all() for grad in jax.tree.leaves(grads))
         assert any(jnp.abs(grad).max() > 0 for grad in jax.tree.leaves(grads))
@@ -428,10 +427,10 @@ def test_batch_norm_over_a_mapped_axis(build, shape):
     inputs = noise(0, 4, *shape)
     model, mapped = build(), build(axis_name="device")
     variables = init(model, inputs)
-    whole, stats = training(model, variables, inputs)
-    parts, stats_of_each = jax.vmap(
-        lambda inputs: training(mapped, variables, inputs), axis_name="device"
-    )(inputs.reshape(2, 2, *shape))
+    whole, stats = jax.jit(partial(training, model))(variables, inputs)
+    of_part = lambda part: training(mapped, variables, part)
+    halves = inputs.reshape(2, 2, *shape)
+    parts, stats_of_each = jax.jit(jax.vmap(of_part, axis_name="device"))(halves)
     assert largest_error(parts.reshape(whole.shape), whole) < 1e-5
     for path, leaf in flat(stats).items():
         for of_each in flat(stats_of_each)[path]:
@@ -486,6 +485,6 @@ def test_bad_arguments(build, kwargs, message):
 def test_images_of_another_size(size):
     model = discriminator()
     variables = init(model, noise(0, 3, 16, 16, 2))
-    message = f"takes images of 16x16, 32x32, 64x64 pixels, not {size[0]}x{size[1]}$"
+    message = f"takes images of 16x16, 32x32, 64x64 pixels, not {size[0]}x{size[1]}"
     with pytest.raises(jaxdl.InputError, match=message):
         model.apply(variables, jnp.zeros([1, *size, 2]), train=False)

@@ -13,11 +13,12 @@ ROOT = Path(__file__).parent.parent
 FLOORS = """
 jaxdl
 nn recurrent attention
-data.images data.sources data.digits data.pipeline data.text data.pairs data.words | data
+data.images data.sources data.digits data.pipeline data.ring data.text data.pairs data.words | data
 models
 task decoding
-metrics augment optim transfer
+metrics augment optim transfer fidelity pictures
 losses | metrics
+adversarial
 parallel checkpoint writers cost pretrained bottleneck
 loop
 """

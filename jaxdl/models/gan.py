@@ -333,7 +333,10 @@ def batch_norm(*, train: bool, **kwargs: Any) -> nn.BatchNorm:
 
 
 def spectral_norm(layer: Any, *, train: bool) -> ModuleDef:
-    """Return the layer with its weights over their largest singular value, as last estimated."""
+    """Return the layer with its weights over an estimate of their largest singular value.
+
+    Flax divides them in `init` already, so that they start at a norm of about 1.
+    """
     return partial(nn.SpectralNorm(layer, param_dtype=layer.param_dtype), update_stats=train)
 
 

@@ -1,0 +1,283 @@
+"""Mode collapse and its remedies: generative adversarial networks learn a ring of eight Gaussians.
+
+    python -m experiments.mode_collapse
+
+trains the same two multilayer perceptrons at the same rates for as many steps with several losses,
+penalties and norms, and counts the Gaussians that the generator then draws. The seeds of a setup
+are trained as one program: the step of a single training, mapped over its states. It writes into
+WORKDIR mode_collapse.gif, what the averaged generators of the first seed draw as they learn,
+mode_collapse.png, its last frame, and table.md and table.json, what was counted, with other points
+of the ring and noise beside.
+"""
+
+import dataclasses
+import itertools
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from PIL import Image, ImageDraw, ImageFont
+
+from experiments import cli, training
+from experiments.cli import flag, require
+from jaxdl import InputError, adversarial, data, fidelity, optim, parallel, pictures
+from jaxdl.models import gan
+from jaxdl.task import Task
+
+
+class Setup(NamedTuple):
+    """In what a training differs from the others.
+
+    Attributes:
+      loss: a key of `adversarial.LOSSES`.
+      penalty: on the discriminator's slopes.
+      norm: of the discriminator's layers.
+    """
+
+    loss: str
+    penalty: adversarial.Penalty = ""
+    norm: str = "none"
+
+
+SETUPS = {
+    "minimax": Setup("minimax"),
+    "minimax, R1": Setup("minimax", penalty="r1"),
+    "minimax, spectral": Setup("minimax", norm="spectral"),
+    "non-saturating": Setup("non_saturating"),
+    "non-saturating, R1": Setup("non_saturating", penalty="r1"),
+    "non-saturating, spectral": Setup("non_saturating", norm="spectral"),
+    "least squares": Setup("least_squares"),
+    "hinge": Setup("hinge"),
+    "Wasserstein, gradient": Setup("wasserstein", penalty="gradient"),
+}
+"""Each by its title: the loss and what else there is, a penalty or spectral normalization."""
+
+SAMPLES, DRAWN = 2048, 512
+"""How many samples of a generator are measured, and how many of them the pictures show."""
+COLUMNS, PANEL, TITLE = 3, 200, 16
+"""Panels in a row of the pictures, and the sizes of one and of its title in pixels."""
+SECONDS_PER_FRAME = 0.15
+
+Measured = dict[str, list[float]]
+"""{measure: of each seed}, as `measure` has them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Compares adversarial losses, penalties and norms on a ring of eight Gaussians."""
+
+    workdir: str = flag("runs/mode_collapse", "the folder to write into")
+    setups: tuple[str, ...] = flag((), "the titles of those to train; all when empty")
+    seeds: int = flag(5, "trainings of each setup")
+    steps: int = flag(6000, "updates of either player")
+    frames: int = flag(40, "of the animation, at equal distances")
+    batch_size: int = flag(128, "points in an update, the same for all seeds")
+    latent_size: int = flag(8, "numbers that a sample is made of")
+    width: int = flag(128, "units in each of the generator's hidden layers")
+    discriminator_width: int = flag(64, "maxout units in each of its hidden layers, of 2 pieces")
+    depth: int = flag(3, "hidden layers of either network")
+    learning_rate: float = flag(0.001, "of the generator's Adam")
+    discriminator_learning_rate: float = flag(0.002, "of the discriminator's Adam")
+    b1: float = flag(0.0, "of both, decay of the averaged gradient")
+    penalty_weight: float = flag(0.3, "of either penalty")
+    ema_decay: float = flag(0.999, "of the generator's averages, which draw all samples")
+
+    def __post_init__(self) -> None:
+        known = set(self.setups) <= set(SETUPS)
+        require(self, "setups", known, f"out of {'; '.join(SETUPS)}")
+        sizes = "batch_size", "latent_size", "width", "discriminator_width", "depth"
+        for name in ("seeds", "frames", *sizes):
+            require(self, name, getattr(self, name) >= 1, "at least 1")
+        whole = self.steps >= 1 and self.steps % self.frames == 0
+        require(self, "steps", whole, f"a multiple of --frames={self.frames}")
+        for name in ("learning_rate", "discriminator_learning_rate", "penalty_weight"):
+            require(self, name, getattr(self, name) >= 0, "at least 0")
+        for name in ("b1", "ema_decay"):
+            require(self, name, 0 <= getattr(self, name) < 1, "at least 0 and less than 1")
+
+    @property
+    def chosen(self) -> dict[str, Setup]:
+        """The setups to train, by their titles."""
+        return {title: SETUPS[title] for title in self.setups or SETUPS}
+
+
+def make_players(config: Config, setup: Setup) -> adversarial.Players:
+    """The multilayer perceptrons of a setup, without dropout."""
+    generator = gan.mlp_generator(output_shape=(2,), width=config.width, depth=config.depth)
+    discriminator = gan.mlp_discriminator(
+        width=config.discriminator_width,
+        pieces=2,
+        depth=config.depth,
+        norm=setup.norm,
+        dropout=0.0,
+        input_dropout=0.0,
+    )
+    return adversarial.linen_players(generator, discriminator, config.latent_size, (2,))
+
+
+def make_task(config: Config, setup: Setup) -> tuple[Task, dict]:
+    """The Task of a single training of a setup, and its hyperparameters."""
+    task = adversarial.adversarial(
+        make_players(config, setup),
+        adversarial.LOSSES[setup.loss],
+        (optim.optimizer("adam"), optim.optimizer("adam")),
+        penalty=setup.penalty,
+    )
+    rates = config.learning_rate, config.discriminator_learning_rate
+    hparams = {
+        **{
+            player: {"learning_rate": rate, "b1": config.b1}
+            for player, rate in zip(adversarial.PLAYERS, rates, strict=True)
+        },
+        "ema_decay": config.ema_decay,
+        "label_smoothing": 0.0,
+        "penalty_weight": config.penalty_weight,
+    }
+    return task, jax.tree.map(jnp.float32, hparams)
+
+
+def train(config: Config, setup: Setup, mesh: Mesh) -> np.ndarray:
+    """Trains a setup with all seeds at once.
+
+    Returns:
+      What the averaged generators make of the same latents, `config.frames` times on the way:
+      float32 [frames, seeds, SAMPLES, 2].
+    """
+    task, hparams = make_task(config, setup)
+    stacked = P(None, *parallel.BATCH)
+    task = parallel.jit(parallel.scan(parallel.vmap(task)), mesh, batch_spec=stacked)
+    keys = jax.vmap(jax.random.key)(jnp.arange(config.seeds))
+    each = jax.tree.map(lambda value: jnp.full(config.seeds, value), hparams)
+    state = task.init(keys, each)
+
+    players = make_players(config, setup)
+    latents = jax.random.normal(jax.random.key(config.seeds), (SAMPLES, config.latent_size))
+    generate = lambda average: players.generate(
+        average["params"], average["extra"], latents, None, False
+    )
+    draw = jax.jit(jax.vmap(lambda average: generate(average)[0]))
+
+    batches = data.Ring(config.batch_size).train()
+    samples = []
+    for _ in range(config.frames):
+        some = itertools.islice(batches, config.steps // config.frames)
+        state, _ = task.train(state, jax.tree.map(lambda *rows: np.stack(rows), *some))
+        samples.append(np.asarray(draw(state.average)))
+    return np.stack(samples)
+
+
+def measure(ring: data.Ring, of_seeds: Sequence[np.ndarray]) -> Measured:
+    """How samples [N, 2] of several seeds cover the ring.
+
+    Returns:
+      `modes_covered` and `class_divergence` (`jaxdl.fidelity`) against the ring's test points, and
+      `share_near`, the share of samples within three standard deviations of a centre.
+    """
+    modes = len(ring.centres)
+    of_data = fidelity.class_shares(ring.mode_of(ring.points("test")), modes)
+    shares = [fidelity.class_shares(ring.mode_of(points), modes) for points in of_seeds]
+    return {
+        "modes_covered": [fidelity.modes_covered(share, of_data) for share in shares],
+        "share_near": [float(share.sum()) for share in shares],
+        "class_divergence": [fidelity.class_divergence(share, of_data) for share in shares],
+    }
+
+
+def floor_and_ceiling(ring: data.Ring, seeds: int) -> dict[str, Measured]:
+    """What other points of the ring, and noise in place of samples, would measure."""
+    others = [data.Ring(1, seed=seed, held_out=SAMPLES).points("train") for seed in range(seeds)]
+    noise = [np.random.default_rng(seed).uniform(-1, 1, (SAMPLES, 2)) for seed in range(seeds)]
+    return {"training data": measure(ring, others), "noise": measure(ring, noise)}
+
+
+def table(found: Mapping[str, Measured]) -> str:
+    """In Markdown: means ± sample standard deviations over the seeds, and the worst of them."""
+    head = ["", "modes covered", "fewest", "share near a centre", "least", "class divergence"]
+    rows = [[*head, "greatest"], ["---"] * (len(head) + 1)]
+    for title, measured in found.items():
+        modes, near = measured["modes_covered"], measured["share_near"]
+        divergence = measured["class_divergence"]
+        cells = [_cell(modes, 1), f"{min(modes)}", _cell(near, 3), f"{min(near):.3f}"]
+        rows.append([title, *cells, _cell(divergence, 3), f"{max(divergence):.3f}"])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _cell(values: Sequence[float], digits: int) -> str:
+    if len(values) == 1 or not np.isfinite(values).all():
+        return f"{np.mean(values):.{digits}f}"
+    return f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1):.{digits}f}"
+
+
+def panel(title: str, points: np.ndarray, ring: data.Ring) -> np.ndarray:
+    """Samples of one generator over the ring's own points, below a title, uint8 [H, W, 3]."""
+    dots = pictures.scatter(points[:DRAWN], ring.points("test")[:DRAWN], size=PANEL)
+    head = Image.new("RGB", (PANEL, TITLE), "white")
+    font = ImageFont.load_default(11)
+    ImageDraw.Draw(head).text((PANEL / 2, TITLE / 2), title, fill="black", font=font, anchor="mm")
+    return np.concatenate([np.asarray(head), dots])
+
+
+def frame(samples: Mapping[str, np.ndarray], ring: data.Ring) -> np.ndarray:
+    """A panel for the samples [N, 2] of each setup, with the modes it covers, uint8 [H, W, 3]."""
+    panels = []
+    for title, points in samples.items():
+        (covered,) = measure(ring, [points])["modes_covered"]
+        panels.append(panel(f"{title}: {covered} of {len(ring.centres)}", points, ring))
+    return pictures.grid(np.stack(panels) / 255, min(COLUMNS, len(panels)))
+
+
+def run(argv: list[str]) -> None:
+    """Trains every setup, and leaves the animation, its last frame and the table in the workdir."""
+    config, rest = cli.parse(Config, argv)
+    if rest:
+        raise InputError(f"{rest[0]!r} is no flag; see --help")
+    training.prepare_jax(training.RunConfig())
+    mesh = parallel.data_mesh()
+    parallel.check_batch_size(config.batch_size, mesh)
+    ring = data.Ring(config.batch_size, held_out=SAMPLES)
+    samples, found = {}, {}
+    for title, setup in config.chosen.items():
+        start = time.perf_counter()
+        samples[title] = train(config, setup, mesh)
+        found[title] = measure(ring, samples[title][-1])
+        covered = " ".join(map(str, found[title]["modes_covered"]))
+        seconds = time.perf_counter() - start
+        print(f"{title}: {covered} modes covered, {seconds:.0f} s", flush=True)
+    found |= floor_and_ceiling(ring, config.seeds)
+
+    workdir = Path(config.workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    frames = [
+        frame({title: points[i, 0] for title, points in samples.items()}, ring)
+        for i in range(config.frames)
+    ]
+    pictures.write_gif(workdir / "mode_collapse.gif", frames, SECONDS_PER_FRAME)
+    pictures.write_png(workdir / "mode_collapse.png", frames[-1])
+    text = table(found)
+    (workdir / "table.md").write_text(f"Samples of averaged generators.\n\n{text}\n")
+    record = dataclasses.asdict(config) | {"measured": _finite(found)}
+    (workdir / "table.json").write_text(json.dumps(record, indent=2) + "\n")
+    print(f"\n{text}\n\nin {workdir}: table.md, table.json, mode_collapse.png, mode_collapse.gif")
+
+
+def _finite(found: Mapping[str, Measured]) -> dict[str, dict[str, list[float | None]]]:
+    """What was measured, as JSON can hold it: null for what is infinite."""
+    return {
+        title: {
+            name: [value if math.isfinite(value) else None for value in values]
+            for name, values in measured.items()
+        }
+        for title, measured in found.items()
+    }
+
+
+if __name__ == "__main__":
+    cli.main(run)

@@ -1,0 +1,316 @@
+"""Generative adversarial networks from the command line: learning, pictures, measures, mistakes."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import gan, yardstick
+from jaxdl import InputError, checkpoint, fidelity
+from jaxdl.writers import read_rows
+
+TINY = ("--image_size=16", "--width=4", "--discriminator_width=4", "--batch_size=16")
+FEW = (*TINY, "--steps=4", "--eval_every=2", "--checkpoint_every=2", "--log_every=1")
+
+
+@pytest.fixture(scope="session")
+def classifier(tmp_path_factory, environment):
+    """A LeNet-5 of a few seconds, to measure with."""
+    folder = tmp_path_factory.mktemp("classifier") / "digits"
+    flags = ["--epochs=6", "--eval_every=10000", f"--workdir={folder}"]
+    subprocess.run(
+        [sys.executable, "-m", "experiments.lenet", *flags],
+        env=environment,
+        cwd=folder.parent,
+        check=True,
+        capture_output=True,
+    )
+    return f"--classifier={folder}"
+
+
+def summary_of(command, run="run"):
+    return json.loads((command.folder / run / "summary.json").read_text())
+
+
+def assert_same_state(a, b, tolerance=0.0):
+    a, b = (jax.tree.leaves_with_path(checkpoint.load(folder)) for folder in (a, b))
+    for (path, x), (_, y) in zip(a, b, strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol=tolerance, err_msg=jax.tree_util.keystr(path))
+
+
+def test_digits_are_drawn_measured_and_shown_with_no_classifier_named(command):
+    """Seconds of a narrow network: what it draws is far from noise, and of all kinds."""
+    flags = ("--image_size=16", "--width=16", "--discriminator_width=16", "--workdir=run")
+    flags += ("--steps=300", "--eval_every=150", "--learning_rate=1e-3", "--ema_decay=0.99")
+    done = command("gan", *flags)
+    assert done.stderr == ""
+    assert "training the classifier to measure with, once: runs/classifier_digits" in done.stdout
+    summary = summary_of(command)
+    for prefix in ("eval", "test"):
+        distance, floor, ceiling = (
+            summary[f"{prefix}/frechet_distance{which}"] for which in ("", "_floor", "_ceiling")
+        )
+        assert 0 < floor < distance < ceiling / 4
+        assert summary[f"{prefix}/modes_covered"] >= 8
+        assert summary[f"{prefix}/class_divergence"] < 0.4
+        assert summary[f"{prefix}/modes_covered_floor"] == 10
+        assert summary[f"{prefix}/precision_ceiling"] < 0.1 < summary[f"{prefix}/precision"]
+    assert summary["measured_in"] == "lenet5 of runs/classifier_digits"
+    assert 0.3 < summary["nearest_distance_ratio"] < 3
+    run = command.folder / "run"
+    with Image.open(run / "samples.gif") as animation:
+        assert animation.n_frames == 2
+        assert animation.size == (171, 171)  # ten by ten of 16 pixels and a border
+    for name in ("samples/000150.png", "samples/000300.png", "samples.png", "walk.png"):
+        assert Image.open(run / name).size == (171, 171)
+    last = (run / "samples" / "000300.png").read_bytes()
+    assert (run / "samples.png").read_bytes() == last != (run / "walk.png").read_bytes()
+    assert Image.open(run / "nearest.png").size == (171, 4 * 17 + 1)
+    row = next(row for row in read_rows(run) if "eval/frechet_distance" in row)
+    for name in ("loss", "gradient_norm", "learning_rate"):
+        assert {f"train/generator_{name}", f"train/discriminator_{name}"} <= row.keys() | set(
+            read_rows(run)[0]
+        )
+    tables = [line for line in done.stdout.splitlines() if line.startswith(("training d", "noise"))]
+    assert len(tables) == 4  # floor and ceiling beside each of two evaluations
+
+    evaluated = command("gan", "--mode=eval", "--workdir=run", devices=4).stdout
+    assert f"frechet_distance {summary['test/frechet_distance']:.3g}" in evaluated
+    assert "training the classifier" not in evaluated
+    before = (run / "walk.png").read_bytes()
+    command("gan", "--mode=sample", "--workdir=run", "--sample_seed=5")
+    assert (run / "walk.png").read_bytes() != before
+    assert (run / "samples" / "000300.png").read_bytes() == last
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--loss=hinge", "--discriminator_norm=spectral", "--discriminator_steps=2"),
+        ("--conditional", "--upsampling=resize", "--discriminator_optimizer=sgd"),
+        ("--loss=wasserstein", "--penalty=gradient", "--discriminator_norm=layer", "--model=mlp"),
+    ],
+    ids=["spectral", "conditional", "wasserstein"],
+)
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(command, classifier, flags):
+    """Bit for bit, both players and the averages, from the checkpoint in the middle."""
+    if "--model=mlp" in flags:
+        flags = (*flags, "--image_size=8", "--width=16", "--discriminator_width=8", "--steps=4")
+        flags += ("--batch_size=16", "--eval_every=2", "--checkpoint_every=2", classifier)
+    else:
+        flags = (*FEW, *flags, classifier)
+    command("gan", *flags, "--workdir=whole")
+    whole, parts = command.folder / "whole", command.folder / "parts"
+    shutil.copytree(whole, parts)
+    shutil.rmtree(parts / "checkpoints" / "4")
+    (parts / "summary.json").unlink()
+    last = parts / "samples" / "000004.png"
+    last.unlink()
+    command("gan", *flags, "--workdir=parts")
+    assert_same_state(whole, parts)
+    assert last.read_bytes() == (whole / "samples" / "000004.png").read_bytes()
+    state = checkpoint.load(whole)
+    assert list(state["params"]) == list(state["opt_state"]) == ["0", "1"]
+    of_raw = jax.tree.leaves(state["params"]["0"])
+    of_average = jax.tree.leaves(state["average"]["params"])
+    assert any((a != b).any() for a, b in zip(of_raw, of_average, strict=True))
+
+
+def test_eight_devices_learn_and_measure_what_one_does(command, classifier):
+    command("gan", *FEW, classifier, "--workdir=one")
+    one = summary_of(command, "one")
+    for way in ("jit", "pmap"):
+        command("gan", *FEW, classifier, f"--parallel={way}", f"--workdir={way}", devices=8)
+        assert_same_state(command.folder / "one", command.folder / way, 2e-3)
+        eight = summary_of(command, way)
+        for name in ("test/frechet_distance", "test/generator_loss", "test/diversity"):
+            assert eight[name] == pytest.approx(one[name], rel=1e-2)
+        assert eight["test/frechet_distance_floor"] == one["test/frechet_distance_floor"]
+
+
+def test_two_hosts_learn_and_measure_what_one_does(command, classifier, two_hosts):
+    """Real processes: each reads its rows, both measure, and the first alone shows."""
+    command("gan", *FEW, classifier, "--workdir=one")
+    first, second = two_hosts("gan", *FEW, classifier, "--workdir=two")
+    assert "4 cpu devices" in first
+    assert second == ""
+    assert_same_state(command.folder / "one", command.folder / "two", 2e-3)
+    one, two = summary_of(command, "one"), summary_of(command, "two")
+    assert two["test/frechet_distance"] == pytest.approx(one["test/frechet_distance"], rel=1e-2)
+
+
+def test_bfloat16_keeps_parameters_in_float32(command, classifier):
+    command("gan", *FEW, classifier, "--precision=bfloat16", "--workdir=run")
+    leaves = jax.tree.leaves(checkpoint.load(command.folder / "run")["params"])
+    assert {leaf.dtype for leaf in leaves} == {np.dtype(np.float32)}
+    assert np.isfinite(summary_of(command)["test/frechet_distance"])
+
+
+def test_the_ring_by_compare(command):
+    """Two losses on points: a table, and an animation of each."""
+    flags = ("--dataset=ring", "--width=16", "--discriminator_width=8", "--steps=6")
+    done = command(
+        "compare",
+        "--experiment=gan",
+        "--flag=loss",
+        "--values=minimax,hinge",
+        "--metric=eval/modes_covered",
+        "--workdir=both",
+        "--eval_every=3",
+        *flags,
+    )
+    assert "| loss " in done.stdout
+    assert "final train/discriminator_loss" in done.stdout
+    for value in ("minimax", "hinge"):
+        run = command.folder / "both" / f"loss={value}" / "seed0"
+        assert (run / "samples.gif").is_file()
+        assert not (run / "walk.png").exists()
+        summary = json.loads((run / "summary.json").read_text())
+        assert summary["eval/modes_covered_floor"] == 8
+        assert summary["eval/modes_covered_ceiling"] <= 1
+        assert summary["measured_in"] == "the plane"
+
+
+def paint(path, count, value=0):
+    path.mkdir(parents=True)
+    rng = np.random.default_rng(value)
+    for i in range(count):
+        Image.fromarray(rng.integers(0, 255, (16, 16, 3), np.uint8)).save(path / f"{i}.png")
+
+
+def test_unlabeled_folders_are_measured_by_pixels(command):
+    paint(command.folder / "set", 20)
+    flags = ("--dataset=folder:set", "--validation=0.3", *FEW, "--batch_size=4", "--workdir=run")
+    done = command("gan", *flags)
+    assert "14 train, 6 validation images" in done.stdout
+    summary = summary_of(command)
+    assert summary["measured_in"] == "8x8 pixels"
+    assert "eval/modes_covered" not in summary
+    assert summary["eval/frechet_distance_floor"] > 0
+    assert (command.folder / "run" / "nearest.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--image_size=20",), "takes image_size out of 16, 32, 64, not 20"),
+        (("--latent_size=0",), "--latent_size=0: it must be at least 1"),
+        (("--upsampling=resize", "--model=mlp"), "--upsampling=resize: it must be left out with"),
+        (("--upsampling=cubic",), "cubic"),
+        (("--dataset=ring", "--model=dcgan"), "--model=dcgan: it must be mlp for the ring"),
+        (("--loss=hinge", "--label_smoothing=0.1"), "0 with --loss=hinge, which has no target"),
+        (("--penalty=r1",), "--penalty=r1: it must be left out with batch norms"),
+        (("--loss=wasserstein",), "--loss=wasserstein: it must be given with --penalty"),
+        (("--plateau=2",), "--plateau=2: it must be left out"),
+        (("--precision=float16",), "float16"),
+        (("--discriminator_learning_rate=-1",), "learning_rate"),
+        (("--discriminator_steps=0",), "--discriminator_steps=0: it must be at least 1"),
+        (("--model=mlp", "--discriminator_norm=batch"), "mlp_discriminator takes norm out of"),
+        (("--dataset=folder:one",), "folder:one has 1 training image; expected at least 2"),
+        (("--dataset=folder:flat",), "has no images to measure by; give --validation=0.1, say"),
+        (
+            ("--dataset=folder:flat", "--validation=0.5", "--conditional", "--batch_size=2"),
+            "--conditional: folder:flat has no classes",
+        ),
+        (("--classifier=nowhere",), "no run in nowhere"),
+    ],
+)
+def test_a_mistake_is_one_line(command, flags, message):
+    paint(command.folder / "one", 1)
+    paint(command.folder / "flat", 4)
+    done = command("gan", *FEW, *flags, "--workdir=run", check=False)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_classifier_of_other_classes_or_none_at_all_is_refused(command, classifier):
+    command("lenet", "--classes=3,8", "--steps=2", "--workdir=two")
+    command("gan", *FEW, classifier, "--workdir=drawn")
+    for run, message in {
+        "two": "the classifier in two knows the classes 3, 8; the data has 0, 1, 2, 3",
+        "drawn": "drawn holds a run of experiments.gan: no classifier",
+    }.items():
+        done = command("gan", *FEW, f"--classifier={run}", "--workdir=run", check=False)
+        assert done.returncode == 1
+        assert message in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_a_generator_that_cannot_learn_is_told_of(command, classifier):
+    """The discriminator alone learns, and soon knows all that stands still."""
+    flags = (*TINY, "--steps=80", "--eval_every=80", "--log_every=20")
+    flags += ("--learning_rate=0", "--discriminator_learning_rate=0.01")
+    done = command("gan", *flags, classifier, "--workdir=run")
+    lines = [line for line in done.stdout.splitlines() if line.startswith("warning: ")]
+    assert len(lines) == 2
+    assert lines[0].startswith("warning: the discriminator has won: it tells 100.0% of real and")
+    assert lines[1].startswith("warning: the generator has collapsed: its samples vary 0.")
+
+
+def test_warnings_only_where_they_are_due():
+    well = {"train/real_accuracy": 0.8, "train/fake_accuracy": 1.0, "eval/diversity": 0.9}
+    assert gan.warnings(well, 0) == []
+    assert gan.warnings(well | {"eval/modes_covered": 6}, 10) == []
+    (line,) = gan.warnings(well | {"eval/modes_covered": 3}, 10)
+    assert "cover 3 of 10 classes" in line
+    (line,) = gan.warnings(well | {"train/real_accuracy": 0.995}, 0)
+    assert "99.5% of real and 100.0% of generated" in line
+    assert gan.warnings({}, 0) == []  # a critic decides nothing
+
+
+def test_a_reference_measures_against_what_no_player_saw():
+    """On a yardstick of two numbers, where every metric can be had directly."""
+    rng = np.random.default_rng(0)
+    held_out, train = rng.normal(size=(2, 300, 2)).astype(np.float32)
+    noise = rng.uniform(-9, 9, (300, 2)).astype(np.float32)
+    look = lambda samples: (samples, (samples[:, 0] > 0).astype(int))
+    reference = yardstick.Reference(yardstick.Yardstick("plane", look, 2), held_out, train, noise)
+    measured = reference.measure(held_out)
+    assert measured["frechet_distance"] == pytest.approx(0, abs=1e-9)
+    assert (measured["precision"], measured["recall"]) == (1, 1)
+    assert (measured["modes_covered"], measured["class_divergence"]) == (2, 0)
+    gaussians = map(fidelity.fit_gaussian, (train, held_out))
+    assert reference.floor["frechet_distance"] == fidelity.frechet_distance(*gaussians)
+    assert reference.ceiling["frechet_distance"] > 10 * reference.floor["frechet_distance"]
+    half = held_out[held_out[:, 0] > 0]
+    collapsed = reference.measure(half, np.zeros(len(half), int))
+    assert collapsed["modes_covered"] == 1
+    assert collapsed["class_divergence"] == pytest.approx(-np.log(np.mean(held_out[:, 0] > 0)))
+    assert collapsed["class_accuracy"] == 0
+    assert collapsed.keys() == {*yardstick.measures(yardstick.Yardstick("", look, 2), True)}
+    table = reference.table(measured).splitlines()
+    assert [line[:14].strip() for line in table] == ["", "generated", "training data", "noise"]
+
+
+def test_samples_are_looked_at_in_chunks_of_one_size():
+    shapes = []
+
+    def double(a, b):
+        shapes.append((a.shape, b.shape))
+        return a * 2, b + 1
+
+    a, b = np.arange(600.0).reshape(300, 2), np.arange(300)
+    doubled, more = yardstick.in_chunks(double, a, b)
+    np.testing.assert_array_equal(doubled, a * 2)
+    np.testing.assert_array_equal(more, b + 1)
+    assert set(shapes) == {((yardstick.CHUNK, 2), (yardstick.CHUNK,))}
+
+
+def test_each_player_has_a_method_of_its_own():
+    config = gan.Config(discriminator_optimizer="nesterov", discriminator_learning_rate=0.1)
+    generator, discriminator = map(config.method, ("generator", "discriminator"))
+    assert generator.hparams == {"learning_rate": 2e-4, "b1": 0.5}
+    assert discriminator.hparams == {"learning_rate": 0.1, "momentum": 0.9}
+    config = gan.Config(b1=0.2, discriminator_optimizer="sgd", discriminator_schedule="cosine")
+    assert config.method("discriminator").hparams == {"learning_rate": 2e-4}
+    assert config.method("generator").schedule == "constant"
+    assert config.method("discriminator").schedule == "cosine"
+    with pytest.raises(InputError, match="sgd takes no b2"):
+        gan.Config(optimizer="sgd", b2=0.5)
