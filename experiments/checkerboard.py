@@ -122,7 +122,7 @@ def generated(config: gan.Config) -> tuple[np.ndarray, np.ndarray]:
 
 def study(config: Config) -> Found | None:
     """Trains what is not done; None if a signal stopped it."""
-    runs = [(way, seed) for way in UPSAMPLINGS for seed in range(config.seeds)]
+    runs = [(way, seed) for seed in range(config.seeds) for way in UPSAMPLINGS]
     found: Found = {way: [] for way in UPSAMPLINGS}
     for number, (way, seed) in enumerate(runs, 1):
         run = config.training(way, seed)

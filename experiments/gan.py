@@ -77,7 +77,7 @@ class Config(MethodFlags, ImageDataFlags):
     dropout: float | None = flag(None, "of the mlp discriminator's layers, inputs included")
     conditional: bool = flag(False, "tell both players the class")
     loss: str = flag("non_saturating", "what the players minimize", tuple(adversarial.LOSSES))
-    label_smoothing: float = flag(0.1, "taken off the target of real examples alone")
+    label_smoothing: float = flag(0.0, "taken off the target of real examples alone")
     penalty: str = flag("", "on the discriminator's slopes", ("", "gradient", "r1"))
     penalty_weight: float = flag(10.0, "of --penalty")
     discriminator_steps: int = flag(1, "updates of the discriminator for each of the generator")

@@ -13,7 +13,6 @@ of the ring and noise beside.
 import dataclasses
 import itertools
 import json
-import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,6 +30,7 @@ from experiments.cli import flag, require
 from jaxdl import InputError, adversarial, data, fidelity, optim, parallel, pictures
 from jaxdl.models import gan
 from jaxdl.task import Task
+from jaxdl.writers import json_ready
 
 
 class Setup(NamedTuple):
@@ -49,16 +49,16 @@ class Setup(NamedTuple):
 
 SETUPS = {
     "minimax": Setup("minimax"),
-    "minimax, R1": Setup("minimax", penalty="r1"),
-    "minimax, spectral": Setup("minimax", norm="spectral"),
+    "minimax + R1": Setup("minimax", penalty="r1"),
+    "minimax + spectral norm": Setup("minimax", norm="spectral"),
     "non-saturating": Setup("non_saturating"),
-    "non-saturating, R1": Setup("non_saturating", penalty="r1"),
-    "non-saturating, spectral": Setup("non_saturating", norm="spectral"),
+    "non-saturating + R1": Setup("non_saturating", penalty="r1"),
+    "non-saturating + spectral norm": Setup("non_saturating", norm="spectral"),
     "least squares": Setup("least_squares"),
     "hinge": Setup("hinge"),
-    "Wasserstein, gradient": Setup("wasserstein", penalty="gradient"),
+    "Wasserstein + penalty": Setup("wasserstein", penalty="gradient"),
 }
-"""Each by its title: the loss and what else there is, a penalty or spectral normalization."""
+"""Each by its title, which holds no comma so that --setups can name it."""
 
 SAMPLES, DRAWN = 2048, 512
 """How many samples of a generator are measured, and how many of them the pictures show."""
@@ -92,7 +92,7 @@ class Config:
 
     def __post_init__(self) -> None:
         known = set(self.setups) <= set(SETUPS)
-        require(self, "setups", known, f"out of {'; '.join(SETUPS)}")
+        require(self, "setups", known, f"out of {', '.join(SETUPS)}")
         sizes = "batch_size", "latent_size", "width", "discriminator_width", "depth"
         for name in ("seeds", "frames", *sizes):
             require(self, name, getattr(self, name) >= 1, "at least 1")
@@ -263,20 +263,10 @@ def run(argv: list[str]) -> None:
     pictures.write_png(workdir / "mode_collapse.png", frames[-1])
     text = table(found)
     (workdir / "table.md").write_text(f"Samples of averaged generators.\n\n{text}\n")
-    record = dataclasses.asdict(config) | {"measured": _finite(found)}
+    finite = jax.tree.map(json_ready, found)
+    record = dataclasses.asdict(config) | {"measured": finite}
     (workdir / "table.json").write_text(json.dumps(record, indent=2) + "\n")
     print(f"\n{text}\n\nin {workdir}: table.md, table.json, mode_collapse.png, mode_collapse.gif")
-
-
-def _finite(found: Mapping[str, Measured]) -> dict[str, dict[str, list[float | None]]]:
-    """What was measured, as JSON can hold it: null for what is infinite."""
-    return {
-        title: {
-            name: [value if math.isfinite(value) else None for value in values]
-            for name, values in measured.items()
-        }
-        for title, measured in found.items()
-    }
 
 
 if __name__ == "__main__":
