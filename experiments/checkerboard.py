@@ -79,8 +79,6 @@ class Config:
         require(self, "dataset", self.dataset != "ring", "one of images")
         require(self, "steps", self.steps >= 1, "at least 1")
         require(self, "seeds", self.seeds >= 1, "at least 1")
-        for way in UPSAMPLINGS:
-            self.training(way, seed=0)  # do the sizes fit together?
 
     def training(self, way: str, seed: int) -> gan.Config:
         """The flags of a training."""
@@ -182,13 +180,14 @@ def draw(found: Found, beside: Mapping[str, Look], path: Path) -> None:
             samples = looks[0].samples
             contrast = max(np.ptp(samples), 1e-12)
             picture = pictures.grid((samples - samples.min()) / contrast, COLUMNS)
-            pair[0].imshow(picture, cmap="gray", vmin=0, vmax=255)
+            pair[0].imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
             pair[0].set(xticks=[], yticks=[])
             mean = np.mean([seen.spectrum for seen in looks], axis=0)
             # Both ends of an axis are one frequency, the stride's.
             shares = np.log10(np.maximum(np.pad(mean, (0, 1), mode="wrap"), FAINTEST))
             image = pair[1].imshow(
                 shares,
+                interpolation="nearest",
                 extent=(-0.5, 0.5, -0.5, 0.5),
                 vmin=np.log10(FAINTEST),
                 vmax=np.log10(BRIGHTEST),

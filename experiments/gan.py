@@ -37,6 +37,11 @@ WIDTH = 32
 """Of the dcgan's networks, when not given; the paper's are 128 wide, for photographs."""
 COLUMNS, ROWS = 10, 10
 """Of the grid of samples."""
+IMAGES_ONLY = (
+    *("validation", "folds", "classes", "per_class", "channels", "crop_share", "random_crop"),
+    *("data_dir", "classifier"),
+)
+"""Flags that say nothing of points."""
 NEAREST = 3
 """How many training images stand below each sample of nearest.png."""
 SECONDS_PER_FRAME = 0.4
@@ -74,7 +79,10 @@ class Config(MethodFlags, ImageDataFlags):
         "of its layers; batch for dcgan and none for mlp when empty",
         ("", "batch", "layer", "spectral", "none"),
     )
-    dropout: float | None = flag(None, "of the mlp discriminator's layers, inputs included")
+    dropout: float | None = flag(
+        None,
+        "of the mlp discriminator's layers and inputs; 0.5 and 0.2, or 0 on the ring, if empty",
+    )
     conditional: bool = flag(False, "tell both players the class")
     loss: str = flag("non_saturating", "what the players minimize", tuple(adversarial.LOSSES))
     label_smoothing: float = flag(0.0, "taken off the target of real examples alone")
@@ -144,7 +152,11 @@ class Config(MethodFlags, ImageDataFlags):
             self.method(player).check_method()
         for name in ("latent_size", "discriminator_steps"):
             require(self, name, getattr(self, name) >= 1, "at least 1")
-        require(self, "samples", self.samples >= 2, "at least 2")
+        require(self, "samples", self.samples > yardstick.NEIGHBOURS, "at least 4")
+        require(self, "ema_decay", self.ema_decay is not None, "given")
+        for name in IMAGES_ONLY if self.on_ring else ():
+            default = type(self).__dataclass_fields__[name].default
+            require(self, name, getattr(self, name) == default, "left out with the ring")
         require(
             self, "plateau", self.plateau is None, "left out: of two players neither's loss falls"
         )
@@ -192,7 +204,9 @@ def make_networks(
         "norm": config.discriminator_norm or None,
     }
     if config.network == "mlp":
-        dropout = {"dropout": config.dropout, "input_dropout": config.dropout}
+        # The paper's dropout is for images; a point has two numbers, too few to hide one.
+        rate = 0.0 if config.on_ring and config.dropout is None else config.dropout
+        dropout = {"dropout": rate, "input_dropout": rate}
         return (
             gan.mlp_generator(output_shape=sample_shape, **_given(generator), **both),
             gan.mlp_discriminator(**_given(discriminator | dropout), **both),
@@ -203,7 +217,7 @@ def make_networks(
             image_size=sample_shape[0],
             channels=sample_shape[-1],
             axis_name=axis_name,
-            **_given({"width": WIDTH} | _given(generator)),
+            **{"width": WIDTH} | _given(generator),
             **both,
         ),
         gan.dcgan_discriminator(
@@ -233,8 +247,10 @@ class Source(NamedTuple):
       sample_shape: of one sample.
       class_names: of the classes; empty where there are none.
       real: (split, limit) -> at most so many of its samples, uint8 images or float points.
+      labels: (count) -> the classes of so many training samples.
       noise: (generator, count) -> samples of noise.
-      yardstick: how to look at samples.
+      skipped: () -> how many images could not be read.
+      yardstick: () -> how to look at samples; it may train a classifier first.
     """
 
     pipeline: Any
@@ -242,8 +258,10 @@ class Source(NamedTuple):
     sample_shape: tuple[int, ...]
     class_names: tuple[str, ...]
     real: Callable[[str, int], np.ndarray]
+    labels: Callable[[int], np.ndarray]
     noise: Callable[[np.random.Generator, int], np.ndarray]
-    yardstick: yardstick.Yardstick
+    skipped: Callable[[], int]
+    yardstick: Callable[[], yardstick.Yardstick]
 
 
 def ring_source(config: Config, mesh: Mesh) -> Source:
@@ -259,41 +277,57 @@ def ring_source(config: Config, mesh: Mesh) -> Source:
         ring.image_shape,
         tuple(str(mode) for mode in range(len(ring.centres))),
         lambda split, limit: ring.points(split)[:limit],
+        lambda count: np.arange(count) % len(ring.centres),
         lambda rng, count: rng.uniform(-1, 1, (count, 2)).astype(np.float32),
-        yardstick.of_points(ring),
+        lambda: 0,
+        lambda: yardstick.of_points(ring),
     )
 
 
 def image_source(config: Config, mesh: Mesh) -> Source:
     """The images that the flags name, and the classifier to measure with."""
     dataset = image_data.load(config)
-    count = len(dataset.splits["train"])
-    if count < 2:
-        raise InputError(f"{dataset.name} has {count} training image; expected at least 2")
-    if len(dataset.splits) == 1:
+    counts = {split: len(source) for split, source in dataset.splits.items()}
+    if len(counts) == 1:
         raise InputError(f"{dataset.name} has no images to measure by; give --validation=0.1, say")
+    for split, count in counts.items():
+        if count <= yardstick.NEIGHBOURS:
+            raise InputError(
+                f"{dataset.name} has {count} {split} images; expected at least "
+                f"{yardstick.NEIGHBOURS + 1}, to measure by their neighbours"
+            )
     if config.conditional and not dataset.class_names:
         raise InputError(f"--conditional: {dataset.name} has no classes")
     rows = config.batch_size * config.discriminator_steps
+    if rows > counts["train"]:
+        raise InputError(
+            f"--batch_size={config.batch_size} times --discriminator_steps="
+            f"{config.discriminator_steps}: at most the {counts['train']} training images"
+        )
     pipeline = image_data.make_pipeline(config, mesh, rows)
     channels = pipeline.image_shape[-1]
-    if config.classifier or dataset.class_names:
+
+    def chosen(split: str, limit: int) -> np.ndarray:
+        return np.random.default_rng(config.seed).permutation(counts[split])[:limit]
+
+    @functools.cache
+    def measure() -> yardstick.Yardstick:
+        if not config.classifier and not dataset.class_names:
+            return yardstick.of_pixels()
         run = config.classifier or yardstick.trained_classifier(config, mesh)
-        measure = yardstick.of_classifier(run, channels, dataset.class_names)
-    else:
-        measure = yardstick.of_pixels()
+        return yardstick.of_classifier(run, channels, dataset.class_names)
 
-    def real(split: str, limit: int) -> np.ndarray:
-        source = dataset.splits[split]
-        chosen = np.random.default_rng(config.seed).permutation(len(source))[:limit]
-        return pipeline.images(split, chosen)
-
-    def noise(rng: np.random.Generator, count: int) -> np.ndarray:
-        return rng.integers(0, 256, (count, *pipeline.image_shape), np.uint8)
-
-    splits = tuple(dataset.splits)
-    shape = pipeline.image_shape
-    return Source(pipeline, splits, shape, dataset.class_names, real, noise, measure)
+    return Source(
+        pipeline,
+        tuple(dataset.splits),
+        pipeline.image_shape,
+        dataset.class_names,
+        lambda split, limit: pipeline.images(split, chosen(split, limit)),
+        lambda count: data.labels(dataset.splits["train"])[chosen("train", count)],
+        lambda rng, count: rng.integers(0, 256, (count, *pipeline.image_shape), np.uint8),
+        lambda: pipeline.skipped,
+        measure,
+    )
 
 
 class Artist:
@@ -354,6 +388,8 @@ class Artist:
     def nearest(self, state: State) -> tuple[np.ndarray, float]:
         """Samples with the training images nearest to each below it, to see what is memorized.
 
+        At most --samples training images are searched.
+
         Returns:
           The picture, uint8 [H, W, C], and how far samples are from their nearest training image
           over how far held-out images are, medians of both: near 0 for a generator that copies.
@@ -371,13 +407,13 @@ def _grid(images: np.ndarray) -> np.ndarray:
     return pictures.grid(images / 255.0, COLUMNS)
 
 
-def draw_all(config: Config, artist: Artist, state: State) -> float | None:
-    """Writes the pictures of a trained generator into its folder.
+def draw_all(config: Config, artist: Artist, state: State, folder: Path) -> float | None:
+    """Writes the pictures of a trained generator into a folder.
 
     Returns:
       The ratio of `Artist.nearest`; None on the ring.
     """
-    folder = Path(config.workdir)
+    folder.mkdir(exist_ok=True)
     pictures.write_png(folder / "samples.png", artist.grid(state))
     if config.on_ring:
         return None
@@ -394,16 +430,16 @@ def warnings(metrics: dict[str, float], classes: int) -> list[str]:
     if min(told) >= WON:
         lines.append(
             f"warning: the discriminator has won: it tells {told[0]:.1%} of real and {told[1]:.1%} "
-            "of generated examples; a lower --discriminator_learning_rate, --penalty=r1 or "
+            "of generated examples; a new run with a lower --discriminator_learning_rate or with "
             "--label_smoothing=0.1 may help"
         )
-    diversity = metrics.get("eval/diversity", 1.0)
+    diversity, recall = metrics.get("eval/diversity", 1.0), metrics.get("eval/recall", 1.0)
     modes = metrics.get("eval/modes_covered", classes)
-    if diversity < COLLAPSED or (classes and modes <= classes / 2):
+    if diversity < COLLAPSED or (modes < classes / 2 and recall < 0.5):
         covered = f" and cover {modes:.0f} of {classes} classes" if classes else ""
         lines.append(
             f"warning: the generator has collapsed: its samples vary {diversity:.2f} times as much "
-            f"as the data{covered}; another --loss, --penalty or --seed may help"
+            f"as the data{covered}; a new run with another --loss, --penalty or --seed may help"
         )
     return lines
 
@@ -413,6 +449,8 @@ def build(config: Config, mesh: Mesh) -> Problem:
     source = ring_source(config, mesh) if config.on_ring else image_source(config, mesh)
     classes = len(source.class_names)
     pipeline, shape = source.pipeline, source.sample_shape
+    if config.mode != "sample":
+        source.yardstick()  # what does not fit is told before anything is trained
     examples = {split: pipeline.examples(split) for split in source.splits}
     rows = config.batch_size * config.discriminator_steps
     steps = config.steps or max(1, round(config.epochs * examples["train"] / rows))
@@ -445,40 +483,40 @@ def build(config: Config, mesh: Mesh) -> Problem:
     @functools.cache
     def reference(split: str) -> yardstick.Reference:
         train = source.real("train", config.samples)
+        labels = source.labels(config.samples)[: len(train)] if config.conditional else None
         noise = source.noise(np.random.default_rng(config.seed), len(train))
         held_out = source.real(split, config.samples)
-        measured = yardstick.Reference(source.yardstick, held_out, train, noise)
-        prefixes = [split] if split == "test" else []
-        prefixes += ["eval"] if split == watched else []
-        for level, values in {"floor": measured.floor, "ceiling": measured.ceiling}.items():
+        found = yardstick.Reference(source.yardstick(), held_out, train, noise, labels)
+        prefixes = ["eval"] if split == watched else []
+        prefixes += ["test"] if split == "test" else []
+        for level, values in {"floor": found.floor, "ceiling": found.ceiling}.items():
             for prefix in prefixes:
                 notes.update({f"{prefix}/{name}_{level}": value for name, value in values.items()})
-        return measured
+        return found
 
     def measure(state: State, split: str) -> dict[str, float]:
-        held_out = reference(split)
-        count = min(config.samples, examples["train"])
-        labels = artist.labels(count)
-        samples = artist.draw(state, artist.latents(3, count), labels)
-        return held_out.measure(samples, labels if config.conditional else None)
+        against = reference(split)
+        labels = artist.labels(against.count) if against.labels is None else against.labels
+        latents = artist.latents(3, against.count)
+        return against.measure(artist.draw(state, latents, labels.astype(np.int32)))
 
     def report(state: State, metrics: dict[str, float], writer: Writer) -> None:
         step = int(state.step)
-        measured = {k.removeprefix("eval/"): v for k, v in metrics.items() if k.startswith("eval/")}
-        print(reference(watched).table(measured), flush=True)
-        for line in warnings(metrics, classes):
+        for line in warnings(metrics, source.yardstick().num_classes):
             print(line, flush=True)
         folder = Path(config.workdir) / SAMPLES
         folder.mkdir(exist_ok=True)
         picture = artist.grid(state)
         pictures.write_png(folder / f"{step:06}.png", picture)
         writer.images(step, "samples", picture[None] / 255.0)
-        if step == steps:
-            frames = [pictures.read_png(path) for path in sorted(folder.glob("*.png"))]
-            pictures.write_gif(Path(config.workdir) / "samples.gif", frames, SECONDS_PER_FRAME)
-            ratio = draw_all(config, artist, state)
-            if ratio is not None:
-                notes["nearest_distance_ratio"] = ratio
+
+    def finish(state: State) -> None:
+        folder = Path(config.workdir)
+        frames = [pictures.read_png(path) for path in sorted((folder / SAMPLES).glob("*.png"))]
+        pictures.write_gif(folder / "samples.gif", frames, SECONDS_PER_FRAME)
+        ratio = draw_all(config, artist, state, folder)
+        if ratio is not None:
+            notes["nearest_distance_ratio"] = ratio
 
     def show(key: Any, batch: Any) -> Any:
         return (adversarial.signed(batch["image"][:16]) + 1) / 2
@@ -492,7 +530,7 @@ def build(config: Config, mesh: Mesh) -> Problem:
                 player: method.hparams
                 for player, method in zip(adversarial.PLAYERS, methods, strict=True)
             },
-            "ema_decay": config.ema_decay or 0.0,
+            "ema_decay": config.ema_decay,
             "label_smoothing": config.label_smoothing,
             "penalty_weight": config.penalty_weight,
         },
@@ -502,14 +540,20 @@ def build(config: Config, mesh: Mesh) -> Problem:
         passes=pipeline.evaluate,
         table=table,
         show=None if config.on_ring else show,
-        measures=yardstick.measures(source.yardstick, config.conditional),
+        measures=yardstick.measures(len(source.class_names), config.conditional),
         measure=measure,
+        beside=lambda split, metrics: reference(split).table(metrics),
         report=report,
+        finish=finish,
         unit="points" if config.on_ring else "images",
         best="eval/frechet_distance",
         best_is_least=True,
         inputs={"sample_shape": shape, "class_names": source.class_names},
-        notes=lambda: {"measured_in": source.yardstick.name, **notes},
+        notes=lambda: {
+            "measured_in": source.yardstick().name,
+            "unreadable_images": source.skipped(),
+            **notes,
+        },
     )
 
 
@@ -518,9 +562,10 @@ def sample(config: Config, build: training.Build) -> None:
     _, _, state = training.restore(config, build)
     mesh = parallel.data_mesh()
     source = ring_source(config, mesh) if config.on_ring else image_source(config, mesh)
-    draw_all(config, Artist(config, source), state)
+    folder = Path(config.workdir) / f"{SAMPLES}_of_seed_{config.sample_seed}"
+    draw_all(config, Artist(config, source), state, folder)
     names = "samples.png" if config.on_ring else "samples.png, walk.png, nearest.png"
-    print(f"wrote {names} into {config.workdir}")
+    print(f"wrote {names} into {folder}")
 
 
 if __name__ == "__main__":

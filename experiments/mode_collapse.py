@@ -80,8 +80,8 @@ class Config:
     steps: int = flag(6000, "updates of either player")
     frames: int = flag(40, "of the animation, at equal distances")
     batch_size: int = flag(128, "points in an update, the same for all seeds")
-    latent_size: int = flag(8, "numbers that a sample is made of")
-    width: int = flag(128, "units in each of the generator's hidden layers")
+    latent_size: int = flag(64, "numbers that a sample is made of")
+    width: int = flag(256, "units in each of the generator's hidden layers")
     discriminator_width: int = flag(64, "maxout units in each of its hidden layers, of 2 pieces")
     depth: int = flag(3, "hidden layers of either network")
     learning_rate: float = flag(0.001, "of the generator's Adam")
@@ -128,7 +128,7 @@ def make_task(config: Config, setup: Setup) -> tuple[Task, dict]:
     task = adversarial.adversarial(
         make_players(config, setup),
         adversarial.LOSSES[setup.loss],
-        (optim.optimizer("adam"), optim.optimizer("adam")),
+        (optim.optimizer("adam"),) * 2,
         penalty=setup.penalty,
     )
     rates = config.learning_rate, config.discriminator_learning_rate

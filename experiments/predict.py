@@ -87,6 +87,8 @@ def load_run(workdir: Path) -> tuple[Classify, list[str]]:
     """
     experiment = importlib.import_module(f"experiments.{cli.experiment_of(workdir)}")
     config, _ = cli.parse(experiment.Config, [f"--flagfile={workdir / cli.FLAGS_FILE}"])
+    if not isinstance(config, classification.Config):
+        raise InputError(f"{workdir} holds a run of experiments.{config.experiment}: no classifier")
     inputs = json.loads((workdir / training.INPUTS_FILE).read_text())
     saved = checkpoint.load(workdir, training.went_back_to(workdir))
     trained = saved["average"] or saved

@@ -142,8 +142,10 @@ class Problem(NamedTuple):
       measures: the names of what `measure` gives.
       measure: (state, split) -> metrics of a state that are no means over a split's examples, by
         name; on every host.
+      beside: (split, its metrics by name) -> lines to print below them, such as what chance gets.
       report: (state, metrics, writer) -> None: shows what numbers do not, after each evaluation, on
         the first host alone. The metrics are the last under `train/` and `eval/`.
+      finish: (state) -> None: shows what a run came to, once, on the first host alone.
       inputs: what a trained model must be told with, for prediction: shapes, names of classes.
       notes: () -> what the summary should hold beside all else.
     """
@@ -164,7 +166,9 @@ class Problem(NamedTuple):
     best_is_least: bool = False
     measures: tuple[str, ...] = ()
     measure: Callable[[State, str], dict[str, float]] = lambda state, split: {}
+    beside: Callable[[str, dict[str, float]], str] = lambda split, metrics: ""
     report: Callable[[State, dict[str, float], Writer], None] = lambda state, metrics, writer: None
+    finish: Callable[[State], None] = lambda state: None
 
     @property
     def eval_split(self) -> str:
@@ -302,6 +306,7 @@ def train(config: RunConfig, build: Build) -> dict[str, Any] | None:
 
     def seen(state, metrics):
         if first_host:
+            _print_beside(problem, problem.eval_split, metrics, "eval")
             problem.report(state, metrics, writer)
         return observe_evaluation(state, metrics)
 
@@ -352,9 +357,11 @@ def train(config: RunConfig, build: Build) -> dict[str, Any] | None:
                 if int(best.step) < int(result.state.step):
                     trained = {k: v for k, v in result.metrics.items() if k.startswith("train/")}
                     result = loop.Result(best, trained, stopped=False)
-            if first_host and problem.best not in result.metrics:  # this state was not reported on
-                problem.report(result.state, result.metrics, writer)
             metrics = result.metrics | _final_metrics(problem, task, result)
+            if first_host and problem.best not in result.metrics:  # this state was not reported on
+                problem.report(result.state, metrics, writer)
+            if first_host:
+                problem.finish(result.state)
             writer.hparams(dataclasses.asdict(config), metrics)
         best_step = checkpoints.best
     summary = _summary(problem, result.state, metrics, time.perf_counter() - began)
@@ -365,7 +372,17 @@ def train(config: RunConfig, build: Build) -> dict[str, Any] | None:
         prefix = "test/" if split == "test" else "eval/"
         final = {k: v for k, v in metrics.items() if k.startswith(prefix)}
         print(f"{split}: {describe(final)}  ({problem.examples[split]} {problem.unit})")
+        _print_beside(problem, split, final, prefix[:-1])
     return summary
+
+
+def _print_beside(problem: Problem, split: str, metrics: dict[str, float], prefix: str) -> None:
+    """Prints what the problem wants below the metrics of a split, which bear a prefix."""
+    start = f"{prefix}/"
+    own = {k.removeprefix(start): v for k, v in metrics.items() if k.startswith(start)}
+    text = problem.beside(split, own)
+    if text:
+        print(text, flush=True)
 
 
 def cross_validate(config: RunConfig, build: Build) -> None:
@@ -393,6 +410,8 @@ def cross_validate(config: RunConfig, build: Build) -> None:
         summaries.append(summary)
     names = [name for name in summaries[0] if name.startswith(("eval/", "test/"))]
     values = {name: [summary[name] for summary in summaries] for name in names}
+    # What is not finite in one fold has no mean.
+    names = [name for name in names if None not in values[name]]
     means = {name: float(np.mean(values[name])) for name in names}
     spreads = {f"{name}_std": float(np.std(values[name], ddof=1)) for name in names}
     record = means | spreads | {"folds": values}
@@ -460,6 +479,7 @@ def evaluate(config: RunConfig, build: Build) -> None:
         count = problem.examples[config.split]
         step = int(state.step)
         print(f"{config.split} at step {step}: {describe(measured)}  ({count} {problem.unit})")
+        _print_beside(problem, config.split, measured, config.split)
 
 
 def _open_workdir(config: RunConfig) -> Path:
@@ -538,7 +558,7 @@ def _summary(
         "devices": _devices(),
         "versions": {name: version(name) for name in packages},
         "wall_seconds": round(seconds, 2),
-        **problem.notes(),
+        **{k: json_ready(v) if isinstance(v, float) else v for k, v in problem.notes().items()},
     }
 
 

@@ -6,9 +6,11 @@ examples; all is computed on the host, the same on every one.
 """
 
 import contextlib
+import dataclasses
 import fcntl
 import importlib
 import json
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from experiments import classification, cli, image_data, lenet, training
@@ -125,31 +128,41 @@ def in_chunks(function: Callable[..., tuple[Any, ...]], *arrays: np.ndarray) -> 
 def trained_classifier(config: image_data.ImageDataFlags, mesh: Mesh) -> Path:
     """The folder of a LeNet-5 trained on a run's data: trained now where it was not before.
 
-    It lies in runs/, is called after the data, and serves all runs on it. One process trains; others
-    that need it at the same time wait.
+    It lies in runs/, is called after the data and the images held out of it, and serves all runs on
+    them. One process trains; others that need it at the same time wait.
 
     Raises:
       InputError: a signal stopped its training.
     """
-    parts = [config.dataset, *config.classes, f"{config.channels or ''}"]
-    name = "-".join("".join(c if c.isalnum() else "_" for c in part) for part in parts if part)
-    workdir = Path("runs") / f"classifier_{name}"
-    if (workdir / training.SUMMARY_FILE).exists():
-        return workdir
+    held_out = bool(config.validation or config.folds)
+    classifier = lenet.Config(
+        dataset=config.dataset,
+        data_dir=config.data_dir,
+        classes=config.classes,
+        channels=config.channels,
+        on_corrupt=config.on_corrupt,
+        validation=config.validation,
+        folds=config.folds,
+        fold=config.fold,
+        seed=config.seed if held_out else 0,  # which are held out
+        eval_every=10**9,
+        log_every=500,
+    )
+    code = zlib.crc32(cli.to_flags(classifier).encode())
+    name = "".join(c if c.isalnum() else "_" for c in config.dataset[-32:])
+    workdir = Path("runs") / f"classifier_{name}_{code:08x}"
+    count = len(image_data.load(config).splits["train"])
+    batch_size = min(max(classifier.batch_size, mesh.size), count) // mesh.size * mesh.size
+    classifier = dataclasses.replace(classifier, workdir=str(workdir), batch_size=batch_size)
     first_host = jax.process_index() == 0
     with _locked(workdir.with_suffix(".lock")) if first_host else contextlib.nullcontext():
-        if first_host and not (workdir / training.SUMMARY_FILE).exists():
+        trained = (workdir / training.SUMMARY_FILE).exists()
+        if jax.process_count() > 1:  # all do what the first host sees
+            trained = bool(multihost_utils.broadcast_one_to_all(np.bool_(trained)))
+        if trained:
+            return workdir
+        if first_host:
             print(f"training the classifier to measure with, once: {workdir}", flush=True)
-        classifier = lenet.Config(
-            dataset=config.dataset,
-            data_dir=config.data_dir,
-            classes=config.classes,
-            channels=config.channels,
-            on_corrupt=config.on_corrupt,
-            workdir=str(workdir),
-            eval_every=10**9,
-            log_every=500,
-        )
         if training.train(classifier, lenet.build) is None:
             raise InputError(f"the classifier in {workdir} is not trained; give the command again")
     return workdir
@@ -164,13 +177,17 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def measures(yardstick: Yardstick, conditional: bool) -> tuple[str, ...]:
-    """The names of the metrics of `Reference.measure`."""
+def measures(num_classes: int, conditional: bool) -> tuple[str, ...]:
+    """The names of the metrics of `Reference.measure`, where the data have so many classes."""
     names = ["frechet_distance", "precision", "recall", "diversity"]
-    if yardstick.num_classes:
+    if num_classes:
         names += ["modes_covered", "class_divergence"]
         names += ["class_accuracy"] if conditional else []
     return tuple(names)
+
+
+NEIGHBOURS = 3
+"""Which neighbour's distance is the radius in precision and recall; more examples are needed."""
 
 
 class Reference:
@@ -181,12 +198,20 @@ class Reference:
       held_out: samples that no player saw, [N, ...].
       train: of the training data as many as will be measured of the generator, [M, ...].
       noise: as many of noise.
+      labels: classes that generated samples will be asked to be of, those of `train`, int [M]; None
+        where none is asked for.
     """
 
     def __init__(
-        self, yardstick: Yardstick, held_out: np.ndarray, train: np.ndarray, noise: np.ndarray
+        self,
+        yardstick: Yardstick,
+        held_out: np.ndarray,
+        train: np.ndarray,
+        noise: np.ndarray,
+        labels: np.ndarray | None = None,
     ):
-        self._yardstick, self._samples = yardstick, held_out
+        self._yardstick, self._samples, self.labels = yardstick, held_out, labels
+        self.count = len(train)
         self._features, classes = yardstick.look(held_out)
         self._gaussian = fidelity.fit_gaussian(self._features)
         self._shares = None
@@ -194,21 +219,17 @@ class Reference:
             self._shares = fidelity.class_shares(classes, yardstick.num_classes)
         self.floor, self.ceiling = self.measure(train), self.measure(noise)
 
-    def measure(self, samples: np.ndarray, labels: np.ndarray | None = None) -> dict[str, float]:
-        """The metrics of samples against the held-out data.
-
-        Args:
-          samples: [M, ...].
-          labels: the classes they were asked to be of, int [M], where they were asked.
+    def measure(self, samples: np.ndarray) -> dict[str, float]:
+        """The metrics of samples [M, ...] against the held-out data.
 
         Returns:
           `frechet_distance`, `precision`, `recall`, `diversity`, where there are classes
-          `modes_covered` and `class_divergence` (see `jaxdl.fidelity`), and with labels
-          `class_accuracy`, how often the class is the one that was asked for.
+          `modes_covered` and `class_divergence` (see `jaxdl.fidelity`), and where classes were
+          asked for `class_accuracy`, how often the class is the one that was.
         """
         features, classes = self._yardstick.look(samples)
         distance = fidelity.frechet_distance(fidelity.fit_gaussian(features), self._gaussian)
-        precision, recall = fidelity.precision_recall(self._features, features)
+        precision, recall = fidelity.precision_recall(self._features, features, NEIGHBOURS)
         measured = {
             "frechet_distance": distance,
             "precision": precision,
@@ -219,12 +240,12 @@ class Reference:
             shares = fidelity.class_shares(classes, self._yardstick.num_classes)
             measured["modes_covered"] = float(fidelity.modes_covered(shares, self._shares))
             measured["class_divergence"] = fidelity.class_divergence(shares, self._shares)
-            if labels is not None:
-                measured["class_accuracy"] = float(np.mean(classes == labels))
+            if self.labels is not None:
+                measured["class_accuracy"] = float(np.mean(classes == self.labels))
         return measured
 
     def table(self, measured: Mapping[str, float]) -> str:
-        """The metrics of generated samples, as lines, with floor and ceiling below."""
+        """The metrics of generated samples, as lines, with what data and noise get below."""
         rows = {"generated": measured, "training data": self.floor, "noise": self.ceiling}
         lines = ["".join([" " * 14, *(f"{name:>18}" for name in self.floor)])]
         for title, row in rows.items():

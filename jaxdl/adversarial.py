@@ -20,11 +20,19 @@ from jaxdl import optim
 from jaxdl.losses import SOWN, masked_mean
 from jaxdl.task import Init, Mean, Optimizer, Schedule, Task, initial_state, keyed
 
-PLAYERS = "generator", "discriminator"
-"""Their order in every tuple of two, and the names of their hyperparameters and metrics."""
-
 EVAL_STREAM = 2**31 - 1
 """What a run's key is folded with for the latents of evaluation; steps fold in 0, 1, 2 ..."""
+
+
+class Pair(NamedTuple):
+    """What each of the two players has: parameters, batch statistics, optimizer state, gradient."""
+
+    generator: Any
+    discriminator: Any
+
+
+PLAYERS = Pair._fields
+"""Their order, and the names of their hyperparameters and metrics."""
 
 
 class AdversarialLoss(NamedTuple):
@@ -89,7 +97,7 @@ class Players(NamedTuple):
     """Two networks as pure functions.
 
     Attributes:
-      init: (key) -> (params, extra), each a tuple of the generator's and the discriminator's.
+      init: (key) -> (params, extra), each a Pair.
       latents: (keys [B]) -> what the generator makes samples of, [B, Z].
       generate: (params, extra, latents, labels [B], train) -> (samples, extra).
       discriminate: (params, extra, samples, labels [B], key, train) -> (logits [B], extra).
@@ -118,7 +126,7 @@ def linen_players(
       generator: called as `apply(variables, latents [B, Z], labels [B], train=...)`.
       discriminator: called as `apply(variables, samples, labels [B], train=...)`; its random
         stream is `dropout`.
-      latent_size: Z. Latents are standard normal.
+      latent_size: Z. Latents are standard normal; both papers draw them uniformly.
       sample_shape: of one sample, without the batch axis.
     """
 
@@ -132,7 +140,7 @@ def linen_players(
             variables.pop(SOWN, None)
             params.append(variables.pop("params"))
             extra.append(variables)
-        return tuple(params), tuple(extra)
+        return Pair(*params), Pair(*extra)
 
     def apply(module, params, extra, inputs, labels, train, rngs):
         outputs, updated = module.apply(
@@ -178,9 +186,10 @@ def adversarial(
     The discriminator sees real and generated examples in calls of their own, so that batch
     statistics are of one kind. Its running statistics are those of real examples.
 
-    `State.params`, `extra` and `opt_state` are tuples of the generator's and the discriminator's.
-    `State.average` holds the moving averages of the generator's `params` and `extra`, which
-    `eval` measures and samples should come from.
+    `State.params`, `extra` and `opt_state` are each a Pair. `State.average` holds the moving
+    averages of the generator's `params` and `extra`, which `eval` measures and samples should come
+    from. The latents of `eval` follow from the examples it is shown, so that its batches may be of
+    any size.
 
     Args:
       players: the two networks.
@@ -258,6 +267,9 @@ def adversarial(
         mean = masked_mean(loss.generator(logits), batch["mask"])
         return mean.total, mean
 
+    def count_bad(values):
+        return psum(jnp.sum(~jnp.isfinite(values)))
+
     def play(state, batch):
         """One step: the new state, what it reports, and both players' gradients."""
         hparams = tuple(
@@ -293,10 +305,7 @@ def adversarial(
             d_grads = mean_gradient(d_grads, reported["discriminator_loss"])
             updates, d_opt_state = d_optimizer.update(d_grads, d_opt_state, d_params)
             d_params = optax.apply_updates(d_params, updates)
-            reported = psum(reported) | _reported(1, d_grads, hparams)
-            # Samples that are not finite are the generator's fault, so that is what stops the run.
-            shown = psum(jnp.sum(~jnp.isfinite(fake))) == 0
-            sums.append(jax.tree.map(lambda x, shown=shown: jnp.where(shown, x, 0), reported))
+            sums.append(psum(reported) | _reported(1, d_grads, hparams))
 
         slopes, mean = jax.grad(generator_total, has_aux=True)(
             fake, d_params, d_extra, part, jax.random.fold_in(key, discriminator_steps)
@@ -304,6 +313,16 @@ def adversarial(
         g_grads = mean_gradient(pull(slopes)[0], mean)
         updates, g_opt_state = g_optimizer.update(g_grads, g_opt_state, g_params)
         g_params = optax.apply_updates(g_params, updates)
+        measured = jax.tree.map(lambda *parts: sum(parts), *sums)
+        of_generator = {"generator_loss": psum(mean)} | _reported(0, g_grads, hparams)
+        # A run that diverges names the player at fault: the generator for samples that are not
+        # finite, whatever came of them, and the discriminator for what it makes of those that are.
+        bad_samples = count_bad(fake) > 0
+        bad_slopes = ~bad_samples & (count_bad(slopes) > 0)
+        measured = _void(measured, bad_samples) | _void(of_generator, bad_slopes)
+        told = measured["discriminator_loss"]
+        total = jnp.where(bad_slopes, jnp.nan, told.total)
+        measured["discriminator_loss"] = told._replace(total=total)
         average = optim.ema_update(
             state.average,
             {"params": g_params, "extra": new_g_extra},
@@ -312,35 +331,36 @@ def adversarial(
         )
         new = state._replace(
             step=state.step + 1,
-            params=(g_params, d_params),
-            extra=(new_g_extra, d_extra),
-            opt_state=(g_opt_state, d_opt_state),
+            params=Pair(g_params, d_params),
+            extra=Pair(new_g_extra, d_extra),
+            opt_state=Pair(g_opt_state, d_opt_state),
             average=average,
         )
-        measured = jax.tree.map(lambda *parts: sum(parts), *sums)
-        measured |= {"generator_loss": psum(mean)} | _reported(0, g_grads, hparams)
-        return new, measured, (g_grads, d_grads)
+        return new, measured, Pair(g_grads, d_grads)
 
     def init(key, hparams):
         init_key, key = jax.random.split(key)
         params, extra = players.init(init_key)
-        opt_state = tuple(
-            optimizer(hparams[name]).init(own)
-            for name, optimizer, own in zip(PLAYERS, optimizers, params, strict=True)
+        opt_state = Pair(
+            *(
+                optimizer(hparams[name]).init(own)
+                for name, optimizer, own in zip(PLAYERS, optimizers, params, strict=True)
+            )
         )
         state = initial_state(key, hparams, params, extra, opt_state)
-        return state._replace(average={"params": params[0], "extra": extra[0]})
+        return state._replace(average={"params": params.generator, "extra": extra.generator})
 
     def evaluate(state, batch):
-        batch, key = prepared(batch, jax.random.fold_in(state.key, EVAL_STREAM))
-        labels, mask = batch["label"], batch["mask"]
-        average = state.average
-        fake, _ = players.generate(
-            average["params"], average["extra"], players.latents(batch["key"]), labels, False
-        )
+        key = jax.random.fold_in(state.key, EVAL_STREAM)
+        images, labels, mask = signed(batch["image"]), batch["label"], batch["mask"]
+        # Latents by what an example shows, not where it stands: the same in batches of any size.
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, _fingerprints(images))
+        latents, average = players.latents(keys), state.average
+        fake, _ = players.generate(average["params"], average["extra"], latents, labels, False)
+        params, extra = state.params.discriminator, state.extra.discriminator
         real_logits, fake_logits = (
-            players.discriminate(state.params[1], state.extra[1], images, labels, key, False)[0]
-            for images in (batch["image"], fake)
+            players.discriminate(params, extra, samples, labels, key, False)[0]
+            for samples in (images, fake)
         )
         smoothing = state.hparams["label_smoothing"]
         return psum(
@@ -359,6 +379,18 @@ def adversarial(
         eval=evaluate,
         gradient=lambda state, batch: play(state, batch)[2],
     )
+
+
+def _void(reported: dict[str, Mean], void: Any) -> dict[str, Mean]:
+    """The same, counted as nothing where `void`."""
+    return jax.tree.map(lambda x: jnp.where(void, 0, x), reported)
+
+
+def _fingerprints(images: jax.Array) -> jax.Array:
+    """A number for each float32 image, uint32 [B], that follows from all of its values."""
+    words = jax.lax.bitcast_convert_type(images, jnp.uint32).reshape(len(images), -1)
+    weights = 2 * jax.lax.iota(jnp.uint32, words.shape[1]) + 1
+    return jnp.sum(words * weights[None], axis=1, dtype=jnp.uint32)
 
 
 def _reported(player: int, grads: Any, hparams: tuple[dict[str, Any], ...]) -> dict[str, Mean]:

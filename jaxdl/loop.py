@@ -109,8 +109,8 @@ def fit(
       checkpoint_every: save every so many steps; a state that was evaluated is saved too, so that
         the best is among the saved.
       checkpoints: where to save; None for nowhere.
-      observe: (state, the last metrics under `train/` and `eval/`) -> the state to go on with; called
-        after each evaluation.
+      observe: (state, the last metrics under `train/` and `eval/`) -> the state to go on
+        with, asked after each evaluation.
       done: whether training ends before its last step; asked at the start and after evaluations.
       writer: where metrics go; None for nowhere.
       unit: what the loss counts, for the speed: `images_per_second`. Beside it are reported

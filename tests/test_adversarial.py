@@ -12,7 +12,7 @@ import tiny
 from jax.sharding import PartitionSpec as P
 
 from jaxdl import loop, optim, parallel
-from jaxdl.adversarial import EVAL_STREAM, LOSSES, adversarial, linen_players, signed
+from jaxdl.adversarial import LOSSES, PLAYERS, Pair, adversarial, linen_players, signed
 from jaxdl.cost import cost
 from jaxdl.task import Task, keyed
 
@@ -413,28 +413,41 @@ def test_gradients_are_those_of_the_step():
         assert norm == pytest.approx(float(metrics[f"{name}_gradient_norm"].value), rel=1e-5)
 
 
-def test_evaluation_is_of_the_averages_and_draws_nothing_new():
+def test_evaluation_is_of_the_averages_and_of_the_running_statistics():
     task = build()
     state, _ = run(task, task.init(KEY, hparams()))
-    measured = task.eval(state, batches()[0])
-    again = task.eval(state._replace(step=state.step + 5), batches()[0])
-    for name, mean in measured.items():
-        assert float(mean.value) == float(again[name].value), name
-        assert float(mean.count) == 14
-    keys = keyed(batches()[0], jax.random.fold_in(state.key, EVAL_STREAM), None)[0]["key"]
-    latents = jax.vmap(lambda key: jax.random.normal(key, (LATENTS,)))(keys)
-    average = state.average
-    fake = Generator().apply(
-        {"params": average["params"], **average["extra"]}, latents, None, train=False
-    )
+    batch = batches()[0]
+    measured = task.eval(state, batch)
+    assert all(float(mean.count) == 14 for mean in measured.values())
     variables = {"params": state.params[1], **state.extra[1]}
-    logits = Discriminator().apply(variables, fake, None, train=False)
-    by_hand = jnp.sum((logits <= 0)[2:]) / 14
-    assert float(measured["fake_accuracy"].value) == pytest.approx(float(by_hand))
-    by_hand = jnp.sum(nn.softplus(-logits)[2:]) / 14
-    assert float(measured["generator_loss"].value) == pytest.approx(float(by_hand), rel=1e-5)
+    real = Discriminator().apply(variables, signed(batch["image"]), None, train=False)
+    by_hand = jnp.sum((real > 0)[2:]) / 14
+    assert float(measured["real_accuracy"].value) == pytest.approx(float(by_hand))
+    smoothed = optax.sigmoid_binary_cross_entropy(real, 0.9 * jnp.ones_like(real))
+    of_fake = measured["discriminator_loss"].total - jnp.sum(smoothed[2:])
+    # log(1 + e^l) and log(1 + e^-l) differ by l, so that their totals bracket the samples' logits
+    assert 0 < float(of_fake) < 14 * 5
     stale = state._replace(average={"params": state.params[0], "extra": state.extra[0]})
-    assert float(task.eval(stale, batches()[0])["generator_loss"].value) != float(by_hand)
+    for name in ("generator_loss", "discriminator_loss"):
+        assert float(task.eval(stale, batch)[name].value) != float(measured[name].value)
+
+
+def test_evaluation_does_not_depend_on_how_examples_are_batched():
+    """Each example's latents are its own, at whatever step, in whatever row."""
+    task = build()
+    state, _ = run(task, task.init(KEY, hparams()))
+    batch = batches(masked=0)[1]
+    whole = task.eval(state, batch)
+    parts = [{k: v[rows] for k, v in batch.items()} for rows in (slice(12, 16), slice(0, 12))]
+    for name, mean in whole.items():
+        total = sum(task.eval(state, part)[name].total for part in parts)
+        assert float(total) == pytest.approx(float(mean.total), rel=1e-5), name
+    later = task.eval(state._replace(step=state.step + 5), batch)
+    assert float(later["generator_loss"].value) == float(whole["generator_loss"].value)
+    same = dict(batch, image=np.repeat(batch["image"][:1], 16, 0))
+    assert float(task.eval(state, same)["generator_loss"].value) != pytest.approx(
+        float(whole["generator_loss"].value), rel=1e-3
+    )
 
 
 def test_accuracies_are_of_the_losses_own_boundary():
@@ -444,30 +457,65 @@ def test_accuracies_are_of_the_losses_own_boundary():
     assert not [name for name in metrics if name.endswith("accuracy")]
 
 
-def test_dropout_draws_anew_each_time():
-    """The discriminator sees real and generated examples, and each step, through its own masks."""
-    players = linen_players(Generator(), Discriminator(dropout=0.5), LATENTS, SHAPE)
-    task = compiled(adversarial(players, LOSSES["hinge"], (optim.optimizer("sgd"),) * 2))
-    still = hparams(generator=0.0, discriminator=0.0)
-    state = task.init(KEY, still)
-    losses = []
-    for step in (0, 1):
-        _, metrics = task.train(state._replace(step=jnp.int32(step)), batches()[0])
-        losses.append(float(metrics["discriminator_loss"].value))
-    assert losses[0] != losses[1]
+def test_dropout_draws_anew_for_each_call_and_step():
+    """A generator whose samples never change, before a discriminator that sees through masks."""
+
+    class Still(nn.Module):
+        @nn.compact
+        def __call__(self, latents, labels, *, train):
+            nn.Dense(1)(latents)
+            return jnp.full((len(latents), *SHAPE), 0.3)
+
+    images = np.full((16, *SHAPE), 0.3, np.float32)  # real ones look like that too
+    batch = dict(batches(masked=0)[0], image=images)
+
+    def losses(dropout):
+        network = Discriminator(dropout=dropout, norm=False)
+        players = linen_players(Still(), network, LATENTS, SHAPE)
+        task = compiled(adversarial(players, LOSSES["hinge"], (optim.optimizer("sgd"),) * 2))
+        state = task.init(KEY, hparams(generator=0.0, discriminator=0.0))
+        told = []
+        for step in (0, 1):
+            _, metrics = task.train(state._replace(step=jnp.int32(step)), batch)
+            told.append([float(metrics[f"{name}_loss"].value) for name in PLAYERS])
+        return np.array(told)
+
+    through_masks, plain = losses(0.5), losses(0.0)
+    assert (plain[0] == plain[1]).all()
+    assert (through_masks[0] != through_masks[1]).all()
+    # relu(1 - l) + relu(1 + l') is 2 where both logits, small ones, are of the same mask
+    assert plain[0, 1] == pytest.approx(2, abs=1e-5)
+    assert abs(through_masks[0, 1] - 2) > 1e-3
 
 
-@pytest.mark.parametrize("player", [0, 1])
+@pytest.mark.parametrize("name", PLAYERS)
 @pytest.mark.parametrize("way", ["jit", "pmap"])
-def test_a_nan_in_either_player_stops_the_run_and_names_it(way, player):
+def test_a_nan_in_either_player_stops_the_run_and_names_it(way, name):
     """Either's makes all losses nan in the same step."""
     task = getattr(parallel, way)(build("data" if way == "pmap" else None), mesh(2))
     state = task.init(KEY, hparams())
-    params = list(state.params)
-    params[player] = jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(jnp.nan), params[player])
-    name = ("generator", "discriminator")[player]
+    spoilt = jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(jnp.nan), getattr(state.params, name))
+    state = state._replace(params=state.params._replace(**{name: spoilt}))
     with pytest.raises(loop.Diverged, match=rf"^{name}_\w+ is nan at step 1; nothing was saved"):
-        loop.fit(task, state._replace(params=tuple(params)), lambda start: again(), steps=6)
+        loop.fit(task, state, lambda start: again(), steps=6)
+
+
+@pytest.mark.parametrize("name", PLAYERS)
+def test_an_update_that_is_too_large_names_the_player_that_made_it(name):
+    """The generator's loss is taken with the discriminator's new weights: not its fault."""
+    players = linen_players(Generator(norm=False), Discriminator(norm=False), LATENTS, SHAPE)
+    optimizers = (optim.optimizer("sgd"),) * 2
+    task = parallel.jit(adversarial(players, LOSSES["least_squares"], optimizers), mesh(1))
+    state = task.init(KEY, hparams(**{name: np.inf}))
+    with pytest.raises(loop.Diverged, match=rf"^{name}_\w+ is (nan|inf) at step"):
+        loop.fit(task, state, lambda start: again(), steps=6)
+
+
+def test_parameters_are_named_after_their_players():
+    state = build().init(KEY, hparams())
+    assert all(isinstance(pair, Pair) for pair in (state.params, state.extra, state.opt_state))
+    paths = {jax.tree_util.keystr(p[:1]) for p, _ in jax.tree.leaves_with_path(state.params)}
+    assert paths == {".generator", ".discriminator"}
 
 
 def again():

@@ -172,6 +172,7 @@ class Pipeline:
 
         Raises:
             CorruptImage: for an unreadable image under on_corrupt='fail'.
+            InputError: none could be read.
         """
         source, images = self.dataset.splits[split], []
         for index in map(int, indices):
@@ -182,6 +183,8 @@ class Pipeline:
                 if self._on_corrupt == "fail":
                     raise
                 self._report(split, np.array([index]))
+        if not images:
+            raise InputError(f"{self.dataset.name}: no image of {split} could be read")
         return np.stack(images)
 
     @property

@@ -158,7 +158,7 @@ class DCGANDiscriminator(nn.Module):
     conditional, to float32 logits [B], above 0 for real. Other images raise InputError.
 
     State: `params`, and with batch or spectral norm `batch_stats` which training updates: running
-    averages over real and generated batches alike, or a vector and an estimate of the largest
+    averages over the batches that it was called with, or a vector and an estimate of the largest
     singular value for each layer. Draws no random numbers.
     """
 
