@@ -69,6 +69,8 @@ class Config(MethodFlags, ImageDataFlags):
     )
     width: int | None = flag(None, "of the generator: maps of its last layer but one, or units")
     discriminator_width: int | None = flag(None, "maps of its first layer, or maxout units")
+    depth: int | None = flag(None, "hidden layers of either mlp; 2 when empty")
+    pieces: int | None = flag(None, "of each maxout unit of the mlp discriminator; 5 when empty")
     latent_size: int = flag(64, "numbers that a sample is made of")
     upsampling: str = flag(
         "transposed", "how the generator's maps grow", ("transposed", "resize", "pixel_shuffle")
@@ -171,7 +173,8 @@ class Config(MethodFlags, ImageDataFlags):
         require(self, "model", not (self.on_ring and maps), "mlp for the ring, which has no pixels")
         require(self, "upsampling", maps or self.upsampling == "transposed", "left out with mlp")
         require(self, "kernel_size", maps or self.kernel_size is None, "left out with mlp")
-        require(self, "dropout", not maps or self.dropout is None, "left out with dcgan")
+        for name in ("dropout", "depth", "pieces"):
+            require(self, name, not maps or getattr(self, name) is None, "left out with dcgan")
         batch_norm = maps and self.discriminator_norm in ("", "batch")
         own_slopes = "left out with batch norms; give --discriminator_norm=layer, spectral or none"
         require(self, "penalty", not (self.penalty and batch_norm), own_slopes)
@@ -206,10 +209,12 @@ def make_networks(
     if config.network == "mlp":
         # The paper's dropout is for images; a point has two numbers, too few to hide one.
         rate = 0.0 if config.on_ring and config.dropout is None else config.dropout
-        dropout = {"dropout": rate, "input_dropout": rate}
+        generator |= {"depth": config.depth}
+        discriminator |= {"depth": config.depth, "pieces": config.pieces}
+        discriminator |= {"dropout": rate, "input_dropout": rate}
         return (
             gan.mlp_generator(output_shape=sample_shape, **_given(generator), **both),
-            gan.mlp_discriminator(**_given(discriminator | dropout), **both),
+            gan.mlp_discriminator(**_given(discriminator), **both),
         )
     generator |= {"kernel_size": config.kernel_size, "upsampling": config.upsampling}
     return (

@@ -181,7 +181,7 @@ def adversarial(
     computed twice: for each real example the generator runs once forward and, in the last part,
     once backward; the discriminator runs forward on the real, on the generated, and with its new
     parameters once more on the generated, of which then only the slopes by the samples are taken.
-    Algorithm 1 of the paper draws new latents for the generator; either gradient has the same mean.
+    Algorithm 1 of the paper draws new latents for the generator.
 
     The discriminator sees real and generated examples in calls of their own, so that batch
     statistics are of one kind. Its running statistics are those of real examples.

@@ -214,8 +214,13 @@ def test_contract(player):
     half = build(dtype=jnp.bfloat16)
     shapes = jax.eval_shape(partial(half.init, train=False), jax.random.key(0), inputs, LABELS)
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
-    rough = jax.jit(partial(half.apply, train=False))(variables, inputs, LABELS)
+    capture = jax.jit(partial(half.apply, train=False, capture_intermediates=True))
+    rough, sown = capture(variables, inputs, LABELS)
     assert rough.dtype == jnp.float32
+    for path, (leaf,) in flat(sown["intermediates"]).items():
+        # Dropout of the input comes before any layer that computes.
+        if path not in ("__call__", "Dropout_0/__call__"):
+            assert leaf.dtype == jnp.bfloat16, path
     assert 0 < largest_error(rough, precise) < 3e-2
 
     stored = build(param_dtype=jnp.float16)

@@ -7,14 +7,21 @@ import statistics
 import jax
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageSequence
+from scipy import stats
 
 from experiments import cli, mode_collapse
-from jaxdl import InputError, data, fidelity, parallel
-from jaxdl.pictures import POINT, REFERENCE
+from experiments.mode_collapse import PANEL, SETUPS, TITLE
+from jaxdl import InputError, data, parallel
+from jaxdl.pictures import POINT, REFERENCE, read_png
 
 TINY = ["--steps=6", "--frames=2", "--batch_size=16", "--latent_size=3", "--width=8"]
-TINY += ["--discriminator_width=4", "--depth=2", "--seeds=2"]
+TINY += ["--discriminator_width=4", "--depth=1", "--seeds=2"]
+
+
+@pytest.fixture(autouse=True)
+def few_samples(monkeypatch):
+    monkeypatch.setattr(mode_collapse, "SAMPLES", 64)
 
 
 def tiny_config(*flags):
@@ -22,52 +29,180 @@ def tiny_config(*flags):
     return config
 
 
-def around(centres, counts, offset):
-    """Points at an offset from the centres, so many of each."""
-    return np.repeat(centres, counts, axis=0) + np.float32(offset)
-
-
-@pytest.mark.parametrize("title", ["minimax", "minimax + spectral norm", "Wasserstein + penalty"])
-def test_seeds_trained_as_one_are_the_single_trainings(title, monkeypatch):
-    monkeypatch.setattr(mode_collapse, "SAMPLES", 64)
-    config, setup = tiny_config("--learning_rate=0.01"), mode_collapse.SETUPS[title]
+@pytest.mark.parametrize("title", ["minimax + spectral norm", "Wasserstein + penalty"])
+def test_seeds_trained_as_one_are_the_single_trainings(title):
+    config, setup = tiny_config("--learning_rate=0.01"), SETUPS[title]
     together = mode_collapse.train(config, setup, parallel.data_mesh())
     assert together.shape == (2, 2, 64, 2)
 
     task, hparams = mode_collapse.make_task(config, setup)
     step, players = jax.jit(task.train), mode_collapse.make_players(config, setup)
-    latents = jax.random.normal(jax.random.key(config.seeds), (64, config.latent_size))
-    for seed in range(2):
+    latents = jax.random.normal(jax.random.key(2), (64, 3))
+    alone = []
+    for seed in (0, 1):
         state = task.init(jax.random.key(seed), hparams)
         for i, batch in enumerate(itertools.islice(data.Ring(16).train(), 6)):
             state, _ = step(state, batch)
-            if i % 3 == 2:
+            if i in (2, 5):
                 average = state.average
-                points, _ = players.generate(
-                    average["params"], average["extra"], latents, None, False
+                draw = players.generate(
+                    average["params"], average["extra"], latents, np.zeros(64, int), False
                 )
-                spread = float(np.std(points))
-                np.testing.assert_allclose(together[i // 3, seed], points, atol=1e-3 * spread)
-    # They differ, by the seed and by the steps between.
-    assert np.abs(together[0] - together[1]).max() > 0.1 * spread
-    assert np.abs(together[:, 0] - together[:, 1]).max() > 0.1 * spread
+                alone.append(draw[0])
+    alone = np.reshape(alone, (2, 2, 64, 2)).swapaxes(0, 1)  # frames first
+    size = np.abs(alone).max()
+    np.testing.assert_allclose(together, alone, atol=1e-3 * size, rtol=0)
+    # That holds for no wrong reason: frames differ, and so do seeds.
+    assert np.abs(together[0] - together[1]).max() > 0.05 * size
+    assert np.abs(together[:, 0] - together[:, 1]).max() > 0.05 * size
 
 
-def test_setups_differ_in_what_their_titles_say():
-    assert len(set(mode_collapse.SETUPS.values())) == len(mode_collapse.SETUPS) == 9
-    config = tiny_config()
-    ring = next(data.Ring(16).train())
-    for title, setup in mode_collapse.SETUPS.items():
-        assert title.startswith(
-            {"wasserstein": "Wasserstein"}.get(setup.loss, setup.loss.replace("non_", "non-")[:5])
-        )
-        assert ("R1" in title) == (setup.penalty == "r1")
-        assert ("+ penalty" in title) == (setup.penalty == "gradient")
-        assert ("spectral" in title) == (setup.norm == "spectral")
+def test_setups_are_what_their_titles_say():
+    config, batch = tiny_config(), next(data.Ring(16).train())
+    assert len(set(SETUPS.values())) == 9
+    for title, setup in SETUPS.items():
+        assert "," not in title
+        assert title.split(" + ")[0].lower().replace("-", "_").replace(" ", "_") == setup.loss
+        added = {"": "", "r1": "R1", "gradient": "penalty"}[setup.penalty]
+        added += {"none": "", "spectral": "spectral norm"}[setup.norm]
+        assert title.partition(" + ")[2] == added
+
         task, hparams = mode_collapse.make_task(config, setup)
-        metrics = jax.eval_shape(
-            lambda h, t=task: t.train(t.init(jax.random.key(0), h), ring), hparams
-        )[1]
-        assert ("penalty" in metrics) == bool(setup.penalty)
-    assert float(hparams["generator"]["learning_rate"]) == np.float32(0.001)
-    assert float(hparams["discriminator"]["learning_rate"]) == np.float32(0.002)
+        key = jax.random.key(0)
+        init = jax.eval_shape(task.init, key, hparams)
+        assert bool(init.extra[1]) == (setup.norm == "spectral")
+        _, metrics = jax.eval_shape(task.train, init, batch)
+        assert ("penalty" in metrics) == (setup.penalty != "")
+    rates = {name: float(hparams[name]["learning_rate"]) for name in ("generator", "discriminator")}
+    assert rates == pytest.approx({"generator": 0.001, "discriminator": 0.002})
+    assert float(hparams["penalty_weight"]) == pytest.approx(0.3)
+
+
+def test_samples_are_counted_by_hand():
+    ring = data.Ring(16, held_out=4096)
+    # Two std off a centre is near it, four is not. A mode has 1/8 of the data, so 1/80 is enough.
+    counts = np.array([200, 190, 6, 3, 0, 0, 0, 0])
+    near = np.repeat(ring.centres, counts, axis=0) + np.float32([2 * ring.std, 0])
+    far = ring.centres[:1] + np.float32([4 * ring.std, 0])
+    everywhere = np.repeat(ring.centres, 50, axis=0)
+    nowhere = np.zeros((400, 2), np.float32)
+    measured = mode_collapse.measure(ring, [np.concatenate([near, far]), everywhere, nowhere])
+    assert measured["modes_covered"] == [3, 8, 0]
+    assert measured["share_near"] == pytest.approx([399 / 400, 1.0, 0.0])
+    batches = list(ring.evaluate("test"))
+    points, labels = (np.concatenate([b[name] for b in batches]) for name in ("image", "label"))
+    inside = np.linalg.norm(points - ring.centres[labels], axis=1) <= 3 * ring.std
+    of_data = np.bincount(labels[inside])
+    expected = [stats.entropy(counts, of_data), stats.entropy(np.ones(8), of_data), np.inf]
+    assert measured["class_divergence"] == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_table_has_means_deviations_and_the_worst():
+    modes, near, divergence = [8, 3, 6], [0.5, 0.75, 1.0], [0.1, 0.2, 0.6]
+    found = {
+        "some": {"modes_covered": modes, "share_near": near, "class_divergence": divergence},
+        "lost": {
+            "modes_covered": [0, 1],
+            "share_near": [0.0, 0.1],
+            "class_divergence": [np.inf, 2.0],
+        },
+        "one": {"modes_covered": [7], "share_near": [0.25], "class_divergence": [0.5]},
+    }
+    head, rule, some, lost, one = mode_collapse.table(found).splitlines()
+    assert len({line.count("|") for line in (head, rule, some, lost, one)}) == 1
+    spread = statistics.stdev(modes)
+    cells = f"5.7 ± {spread:.1f} | 3 | 0.750 ± 0.250 | 0.500 | 0.300 ± 0.265 | 0.600"
+    assert some == f"| some | {cells} |"
+    assert lost == "| lost | 0.5 ± 0.7 | 0 | 0.050 ± 0.071 | 0.000 | inf | inf |"
+    assert one == "| one | 7.0 | 7 | 0.250 | 0.250 | 0.500 | 0.500 |"
+
+
+def test_floor_and_ceiling_are_other_points_and_noise(monkeypatch):
+    monkeypatch.setattr(mode_collapse, "SAMPLES", 2048)
+    ring = data.Ring(16, held_out=2048)
+    found = mode_collapse.floor_and_ceiling(ring, 3)
+    assert found["training data"]["modes_covered"] == [8, 8, 8]
+    assert found["noise"]["modes_covered"] == [0, 0, 0]
+    # Three std of the plane's two axes hold 98.9 %; eight such discs are 1.1 % of the square.
+    np.testing.assert_allclose(found["training data"]["share_near"], 0.989, atol=0.01)
+    np.testing.assert_allclose(found["noise"]["share_near"], 0.011, atol=0.008)
+    for measured in found.values():
+        assert len(set(measured["class_divergence"])) == 3  # each seed has points of its own
+    assert 0 < max(found["training data"]["class_divergence"]) < 0.02
+
+
+def test_a_frame_has_a_titled_panel_for_each_setup():
+    ring = data.Ring(16, held_out=512)
+    corner, all_modes = np.ones((64, 2), np.float32), np.repeat(ring.centres, 8, axis=0)
+    samples = {"a": corner, "b": all_modes, "c": corner, "d": corner}
+    picture = mode_collapse.frame(samples, ring)
+    height, width = TITLE + PANEL + 1, PANEL + 1
+    assert picture.shape == (2 * height + 1, 3 * width + 1, 3)
+    panels = [picture[1:height, 1 + i * width : (i + 1) * width] for i in range(3)]
+    panels += [picture[1 + height : 2 * height, 1:width]]
+    for panel, points in zip(panels, samples.values(), strict=True):
+        dots = panel[TITLE:]
+        assert (panel[:TITLE].min(axis=-1) < 128).sum() > 20  # letters
+        assert (dots[0, -1] == POINT).all() == (points is corner)
+        # The mode on the right is under samples, or it shows.
+        right = dots[PANEL // 2, round(1.7 * (PANEL - 1) / 2)]
+        np.testing.assert_array_equal(right, POINT if points is all_modes else REFERENCE)
+    # A title tells its setup and the count: "a: 0 of 8", "b: 8 of 8".
+    titles = {panel[:TITLE].tobytes() for panel in panels}
+    assert len(titles) == 4
+    again = mode_collapse.frame({"a": all_modes}, ring)
+    assert again[1 : 1 + TITLE, 1:width].tobytes() not in titles
+
+
+def test_the_command_writes_what_it_measured(tmp_path, capsys):
+    flags = [*TINY, f"--workdir={tmp_path}", "--learning_rate=0.01", "--setups=minimax"]
+    mode_collapse.run(flags)
+    out = capsys.readouterr().out
+    text = (tmp_path / "table.md").read_text()
+    assert text.strip().split("\n\n")[1] in out
+    assert [line.split(" | ")[0] for line in text.splitlines()[4:]] == [
+        "| minimax",
+        "| training data",
+        "| noise",
+    ]
+    config, _ = cli.parse(mode_collapse.Config, flags)
+    samples = mode_collapse.train(config, SETUPS["minimax"], parallel.data_mesh())
+    ring = data.Ring(16, held_out=64)
+    record = json.loads((tmp_path / "table.json").read_text())
+    measured = mode_collapse.measure(ring, samples[-1])
+    measured["class_divergence"] = [
+        value if np.isfinite(value) else None for value in measured["class_divergence"]
+    ]
+    assert record["measured"]["minimax"] == measured
+    assert (record["steps"], record["setups"]) == (6, ["minimax"])
+    frames = [mode_collapse.frame({"minimax": points[0]}, ring) for points in samples]
+    np.testing.assert_array_equal(read_png(tmp_path / "mode_collapse.png"), frames[-1])
+    with Image.open(tmp_path / "mode_collapse.gif") as gif:
+        drawn = [np.asarray(f.convert("RGB")) for f in ImageSequence.Iterator(gif)]
+    assert len(drawn) == 2
+    for ours, theirs in zip(drawn, frames, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--setups=minimax,maximin"], "--setups=minimax,maximin: it must be out of minimax, "),
+        (["--steps=100"], "--steps=100: it must be a multiple of --frames=40"),
+        (["--steps=0"], "--steps=0: it must be a multiple"),
+        (["--frames=0"], "--frames=0: it must be at least 1"),
+        (["--seeds=0"], "--seeds=0: it must be at least 1"),
+        (["--depth=0"], "--depth=0: it must be at least 1"),
+        (["--b1=1"], "--b1=1.0: it must be at least 0 and less than 1"),
+        (["--penalty_weight=-1"], "--penalty_weight=-1.0: it must be at least 0"),
+        (["--learning_rate=nan"], "--learning_rate=nan: it must be"),
+        (["--batch_size=12"], "batch_size 12 does not divide by the 8 devices"),
+        (["more"], "'more' is no flag"),
+    ],
+)
+def test_bad_input_is_one_line(flags, message, tmp_path):
+    with pytest.raises(InputError) as error:
+        mode_collapse.run([f"--workdir={tmp_path}/run", *flags])
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
