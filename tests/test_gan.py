@@ -1,6 +1,5 @@
 """Generative adversarial networks from the command line: learning, pictures, measures, mistakes."""
 
-import io
 import json
 import shutil
 import subprocess
@@ -40,6 +39,11 @@ def summary_of(command, run="run"):
     return json.loads((command.folder / run / "summary.json").read_text())
 
 
+def size_of(path):
+    with Image.open(path) as picture:
+        return picture.size
+
+
 def assert_same_state(a, b, tolerance=0.0):
     a, b = (jax.tree.leaves_with_path(checkpoint.load(folder)) for folder in (a, b))
     for (path, x), (_, y) in zip(a, b, strict=True):
@@ -70,10 +74,10 @@ def test_digits_are_drawn_measured_and_shown_with_no_classifier_named(command):
         assert animation.n_frames == 2
         assert animation.size == (171, 171)  # ten by ten of 16 pixels and a border
     for name in ("samples/000150.png", "samples/000300.png", "samples.png", "walk.png"):
-        assert Image.open(run / name).size == (171, 171)
+        assert size_of(run / name) == (171, 171)
     last = (run / "samples" / "000300.png").read_bytes()
     assert (run / "samples.png").read_bytes() == last != (run / "walk.png").read_bytes()
-    assert Image.open(run / "nearest.png").size == (171, 4 * 17 + 1)
+    assert size_of(run / "nearest.png") == (171, 4 * 17 + 1)
     row = next(row for row in read_rows(run) if "eval/frechet_distance" in row)
     for name in ("loss", "gradient_norm", "learning_rate"):
         assert {f"train/generator_{name}", f"train/discriminator_{name}"} <= row.keys() | set(
@@ -89,7 +93,7 @@ def test_digits_are_drawn_measured_and_shown_with_no_classifier_named(command):
     command("gan", "--mode=sample", "--workdir=run", "--sample_seed=5")
     for name in ("samples.png", "walk.png", "nearest.png"):
         anew = run / "samples_of_seed_5" / name
-        assert Image.open(anew).size == Image.open(run / name).size
+        assert size_of(anew) == size_of(run / name)
         assert anew.read_bytes() != (run / name).read_bytes()
     done = command("predict", "--workdir=run", "--images=run/walk.png", check=False)
     assert done.stderr == "error: run holds a run of experiments.gan: no classifier\n"
@@ -179,7 +183,7 @@ def test_early_stopping_goes_back_and_shows_that_state(command, classifier):
     summary = summary_of(command)
     assert summary["step"] < 50
     run = command.folder / "run"
-    assert Image.open(run / "samples.gif").size == (171, 171)
+    assert size_of(run / "samples.gif") == (171, 171)
     assert (run / "walk.png").is_file()
     assert "nearest_distance_ratio" in summary
     # What the test images are measured beside is told too.
@@ -268,13 +272,10 @@ def test_classes_are_asked_for_as_often_as_the_data_have_them(tmp_path):
     assert np.bincount(source.labels(100)).tolist() == [12, 4]
     images = source.real("train", 100)
     assert images.shape == (16, 16, 16, 3)
-    again = data.load(config.dataset).splits["train"]
-    first = [
-        i
-        for i in range(16)
-        if (np.asarray(Image.open(io.BytesIO(again[i]["image"]))) == images[0]).all()
-    ]
-    assert again[first[0]]["label"] == source.labels(100)[0]
+    train = data.load(config.dataset).splits["train"]
+    stored = source.pipeline.images("train", range(16))
+    first = next(i for i in range(16) if (stored[i] == images[0]).all())
+    assert train[first]["label"] == source.labels(100)[0]
 
 
 @pytest.mark.parametrize(
