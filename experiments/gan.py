@@ -293,16 +293,16 @@ def image_source(config: Config, mesh: Mesh) -> Source:
     """The images that the flags name, and the classifier to measure with."""
     dataset = image_data.load(config)
     counts = {split: len(source) for split, source in dataset.splits.items()}
-    if len(counts) == 1:
-        raise InputError(f"{dataset.name} has no images to measure by; give --validation=0.1, say")
+    if config.conditional and not dataset.class_names:
+        raise InputError(f"--conditional: {dataset.name} has no classes")
     for split, count in counts.items():
         if count <= yardstick.NEIGHBOURS:
             raise InputError(
-                f"{dataset.name} has {count} {split} images; expected at least "
-                f"{yardstick.NEIGHBOURS + 1}, to measure by their neighbours"
+                f"the {split} split of {dataset.name} holds {count}; expected at least "
+                f"{yardstick.NEIGHBOURS + 1} images, to measure by their neighbours"
             )
-    if config.conditional and not dataset.class_names:
-        raise InputError(f"--conditional: {dataset.name} has no classes")
+    if len(counts) == 1:
+        raise InputError(f"{dataset.name} has no images to measure by; give --validation=0.1, say")
     rows = config.batch_size * config.discriminator_steps
     if rows > counts["train"]:
         raise InputError(

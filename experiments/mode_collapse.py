@@ -39,24 +39,26 @@ class Setup(NamedTuple):
     Attributes:
       loss: a key of `adversarial.LOSSES`.
       penalty: on the discriminator's slopes.
+      penalty_weight: of that; the two penalties are of different things.
       norm: of the discriminator's layers.
     """
 
     loss: str
     penalty: adversarial.Penalty = ""
+    penalty_weight: float = 0.0
     norm: str = "none"
 
 
 SETUPS = {
     "minimax": Setup("minimax"),
-    "minimax + R1": Setup("minimax", penalty="r1"),
+    "minimax + R1": Setup("minimax", penalty="r1", penalty_weight=0.3),
     "minimax + spectral norm": Setup("minimax", norm="spectral"),
     "non-saturating": Setup("non_saturating"),
-    "non-saturating + R1": Setup("non_saturating", penalty="r1"),
+    "non-saturating + R1": Setup("non_saturating", penalty="r1", penalty_weight=0.3),
     "non-saturating + spectral norm": Setup("non_saturating", norm="spectral"),
     "least squares": Setup("least_squares"),
     "hinge": Setup("hinge"),
-    "Wasserstein + penalty": Setup("wasserstein", penalty="gradient"),
+    "Wasserstein + penalty": Setup("wasserstein", penalty="gradient", penalty_weight=0.1),
 }
 """Each by its title, which holds no comma so that --setups can name it."""
 
@@ -87,7 +89,6 @@ class Config:
     learning_rate: float = flag(0.001, "of the generator's Adam")
     discriminator_learning_rate: float = flag(0.002, "of the discriminator's Adam")
     b1: float = flag(0.0, "of both, decay of the averaged gradient")
-    penalty_weight: float = flag(0.3, "of either penalty")
     ema_decay: float = flag(0.999, "of the generator's averages, which draw all samples")
 
     def __post_init__(self) -> None:
@@ -98,7 +99,7 @@ class Config:
             require(self, name, getattr(self, name) >= 1, "at least 1")
         whole = self.steps >= 1 and self.steps % self.frames == 0
         require(self, "steps", whole, f"a multiple of --frames={self.frames}")
-        for name in ("learning_rate", "discriminator_learning_rate", "penalty_weight"):
+        for name in ("learning_rate", "discriminator_learning_rate"):
             require(self, name, getattr(self, name) >= 0, "at least 0")
         for name in ("b1", "ema_decay"):
             require(self, name, 0 <= getattr(self, name) < 1, "at least 0 and less than 1")
@@ -139,7 +140,7 @@ def make_task(config: Config, setup: Setup) -> tuple[Task, dict]:
         },
         "ema_decay": config.ema_decay,
         "label_smoothing": 0.0,
-        "penalty_weight": config.penalty_weight,
+        "penalty_weight": setup.penalty_weight,
     }
     return task, jax.tree.map(jnp.float32, hparams)
 

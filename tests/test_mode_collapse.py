@@ -73,9 +73,10 @@ def test_setups_are_what_their_titles_say():
         assert bool(init.extra[1]) == (setup.norm == "spectral")
         _, metrics = jax.eval_shape(task.train, init, batch)
         assert ("penalty" in metrics) == (setup.penalty != "")
+        assert float(hparams["penalty_weight"]) == np.float32(setup.penalty_weight)
+        assert (setup.penalty_weight > 0) == (setup.penalty != "")
     rates = {name: float(hparams[name]["learning_rate"]) for name in ("generator", "discriminator")}
     assert rates == pytest.approx({"generator": 0.001, "discriminator": 0.002})
-    assert float(hparams["penalty_weight"]) == pytest.approx(0.3)
 
 
 def test_samples_are_counted_by_hand():
@@ -194,7 +195,7 @@ def test_the_command_writes_what_it_measured(tmp_path, capsys):
         (["--seeds=0"], "--seeds=0: it must be at least 1"),
         (["--depth=0"], "--depth=0: it must be at least 1"),
         (["--b1=1"], "--b1=1.0: it must be at least 0 and less than 1"),
-        (["--penalty_weight=-1"], "--penalty_weight=-1.0: it must be at least 0"),
+        (["--discriminator_learning_rate=-1"], "=-1.0: it must be at least 0"),
         (["--learning_rate=nan"], "--learning_rate=nan: it must be"),
         (["--batch_size=12"], "batch_size 12 does not divide by the 8 devices"),
         (["more"], "'more' is no flag"),
