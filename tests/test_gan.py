@@ -300,7 +300,10 @@ def test_classes_are_asked_for_as_often_as_the_data_have_them(tmp_path):
             ("--dataset=folder:one", "--validation=0.5"),
             "validation share 0.5 of 1 train examples leaves a part empty",
         ),
-        (("--dataset=folder:one",), "the train split of folder:one holds 1; expected at least 4 images"),
+        (
+            ("--dataset=folder:one",),
+            "the train split of folder:one holds 1; expected at least 4 images",
+        ),
         (("--dataset=folder:flat",), "has no images to measure by; give --validation=0.1, say"),
         (
             ("--dataset=folder:flat", "--validation=0.5", "--conditional", "--batch_size=2"),
