@@ -140,8 +140,10 @@ def fit(
         """Takes in the metrics of a finished step; reports when one is due."""
         nonlocal totals, clock
         fetched = jax.device_get(metrics)
-        for name in fetched:  # of two players there are two losses and two norms
-            if name.endswith(("loss", "gradient_norm")) and not math.isfinite(fetched[name].total):
+        losses = [name for name in fetched if name.endswith("loss")]  # of two players two
+        norms = [name for name in fetched if name.endswith("gradient_norm")]
+        for name in losses + norms:
+            if not math.isfinite(fetched[name].total):
                 saved = checkpoints.latest if checkpoints else None
                 kept = f"the checkpoint of step {saved} is kept" if saved else "nothing was saved"
                 raise Diverged(

@@ -20,6 +20,7 @@ TINY = (
     *("--dropout=0", "--label_smoothing=0"),
 )
 ACTIVATIONS = (*TINY, "--flag=activation", "--values=tanh,sigmoid", "--seeds=2")
+BY = compare.Compared("eval/accuracy", "train/loss")
 
 
 @pytest.fixture(autouse=True)
@@ -222,8 +223,8 @@ def test_measured_is_what_the_files_say(tmp_path):
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     run = compare.Run("8", 0, mlp.Config(workdir=str(tmp_path)))
     expected = dict(zip(compare.FIGURES, (0.7, 0.8, 0.6, 20, 4.5), strict=True))
-    assert compare.measure(run, "eval/accuracy", 0.5) == expected
-    assert compare.measure(run, "eval/accuracy", 0.3)["steps_to_target"] is None
+    assert compare.measure(run, BY, 0.5) == expected
+    assert compare.measure(run, BY, 0.3)["steps_to_target"] is None
 
 
 def test_table_by_hand():
@@ -239,7 +240,7 @@ def test_table_by_hand():
         },
         "8": {name: compare.spread([None] * 3) for name in compare.FIGURES} | {"diverged": {}},
     }
-    lines = compare.table(found, config, "eval/accuracy").splitlines()
+    lines = compare.table(found, config, BY).splitlines()
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "|" in line]
     heads = ["width", "final eval/accuracy", "best eval/accuracy", "final train/loss"]
     assert cells[0] == [*heads, "steps to train/loss 0.5", "seconds", "runs"]
