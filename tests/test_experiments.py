@@ -387,7 +387,7 @@ def test_two_hosts_equal_one(command, two_hosts):
 def test_images_without_classes_are_not_classified(command):
     (command.folder / "set" / "train").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(command.folder / "set" / "train" / "a.png")
-    done = command("lenet", "--dataset=folder:set", check=False)
+    done = command("lenet", "--dataset=folder:set", "--batch_size=1", check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("error: folder:set has no classes; expected a set with classes")
     assert done.stderr.count("\n") == 1
