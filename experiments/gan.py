@@ -3,15 +3,17 @@
     python -m experiments.gan                                  # digits, in minutes on two cores
     python -m experiments.gan --flagfile=experiments/flags/gan_ring.flags
     python -m experiments.gan --dataset=folder:PATH --classifier=RUN --image_size=64
-    python -m experiments.gan --mode=sample --workdir=RUN      # its pictures, of new latents
+    python -m experiments.gan --mode=sample --workdir=RUN      # pictures of new latents
 
 Beside what every run leaves, its folder holds `samples/STEP.png`, the same latents drawn after each
 evaluation, and at the end `samples.gif` of them all, `walk.png` from latent to latent, and
-`nearest.png` with the training images that are nearest to samples.
+`nearest.png` with the training images that are nearest to samples. --mode=sample writes the same
+pictures into `samples_of_seed_N/`.
 """
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,6 +46,10 @@ IMAGES_ONLY = (
 """Flags that say nothing of points."""
 NEAREST = 3
 """How many training images stand below each sample of nearest.png."""
+POINTS = 2048
+"""How many points are drawn of the ring."""
+GRID, WALK, NEAR, MEASURED = range(4)
+"""What latents are drawn for: each purpose has its own."""
 SECONDS_PER_FRAME = 0.4
 WON, COLLAPSED = 0.99, 0.2
 """When to warn: the share of both kinds that the discriminator tells, and the least diversity."""
@@ -378,14 +384,14 @@ class Artist:
     def grid(self, state: State) -> np.ndarray:
         """The picture of the same latents at any time, uint8 [H, W, C]."""
         if self._config.on_ring:
-            points = self.draw(state, self.latents(0, 2048), self.labels(2048))
-            return pictures.scatter(points, self._source.real("test", 2048))
+            points = self.draw(state, self.latents(GRID, POINTS), self.labels(POINTS))
+            return pictures.scatter(points, self._source.real("test", POINTS))
         count = COLUMNS * ROWS
-        return _grid(self.draw(state, self.latents(0, count), self.labels(count)))
+        return _grid(self.draw(state, self.latents(GRID, count), self.labels(count)))
 
     def walk(self, state: State) -> np.ndarray:
         """A picture whose rows go from one latent to another, uint8 [H, W, C]."""
-        ends = self.latents(1, 2 * ROWS).reshape(2, ROWS, -1)
+        ends = self.latents(WALK, 2 * ROWS).reshape(2, ROWS, -1)
         walks = [pictures.spherical_walk(a, b, COLUMNS) for a, b in zip(*ends, strict=True)]
         latents = np.concatenate(walks).astype(np.float32)
         return _grid(self.draw(state, latents, np.repeat(self.labels(ROWS), COLUMNS)))
@@ -401,11 +407,13 @@ class Artist:
         """
         train = self._source.real("train", self._config.samples)
         held_out = self._source.real("test" if "test" in self._source.splits else "validation", 200)
-        samples = self.draw(state, self.latents(2, 200), self.labels(200))
+        samples = self.draw(state, self.latents(NEAR, 200), self.labels(200))
         indices, distances = fidelity.nearest(samples, train, NEAREST)
         _, of_held_out = fidelity.nearest(held_out, train, 1)
         rows = np.concatenate([samples[:COLUMNS], *train[indices[:COLUMNS].T]])
-        return _grid(rows), float(np.median(distances[:, 0]) / np.median(of_held_out))
+        usual = float(np.median(of_held_out))  # 0 where held-out images stand in training too
+        ratio = float(np.median(distances[:, 0])) / usual if usual else math.inf
+        return _grid(rows), ratio
 
 
 def _grid(images: np.ndarray) -> np.ndarray:
@@ -502,7 +510,7 @@ def build(config: Config, mesh: Mesh) -> Problem:
     def measure(state: State, split: str) -> dict[str, float]:
         against = reference(split)
         labels = artist.labels(against.count) if against.labels is None else against.labels
-        latents = artist.latents(3, against.count)
+        latents = artist.latents(MEASURED, against.count)
         return against.measure(artist.draw(state, latents, labels.astype(np.int32)))
 
     def report(state: State, metrics: dict[str, float], writer: Writer) -> None:
