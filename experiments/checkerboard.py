@@ -118,16 +118,15 @@ def generated(config: gan.Config) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(generate(initial.average)), np.asarray(generate(trained.average))
 
 
-def study(config: Config) -> Found | None:
-    """Trains what is not done; None if a signal stopped it."""
+def study(config: Config) -> Found:
+    """Trains what is not done."""
     runs = [(way, seed) for seed in range(config.seeds) for way in UPSAMPLINGS]
     found: Found = {way: [] for way in UPSAMPLINGS}
     for number, (way, seed) in enumerate(runs, 1):
         run = config.training(way, seed)
         print(f"run {number} of {len(runs)}: {run.workdir}", flush=True)
-        done = (Path(run.workdir) / training.SUMMARY_FILE).exists()
-        if not done and training.train(run, gan.build) is None:
-            return None
+        if not (Path(run.workdir) / training.SUMMARY_FILE).exists():
+            training.train(run, gan.build)
         initial, trained = generated(run)
         found[way].append((look(initial), look(trained)))
     return found
@@ -206,10 +205,8 @@ def run(argv: list[str]) -> None:
     if rest:
         raise InputError(f"{rest[0]!r} is no flag; see --help")
     training.prepare_jax(training.RunConfig())
-    found = study(config)
-    if found is None:
-        print("stopped; the same command goes on")
-        return
+    with cli.if_interrupted("and with the study: the same command"):
+        found = study(config)
     beside = references(config)
     text, workdir = table(found, beside), Path(config.workdir)
     energies: dict[str, Any] = {

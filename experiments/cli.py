@@ -5,20 +5,22 @@ and a function to `main`. Flags live in a set of their own for each call, so any
 experiments can be imported into one process.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import math
 import os
 import sys
+import traceback
 import types
 import typing
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from absl import flags
 
-from jaxdl import InputError
+from jaxdl import InputError, hosts
 
 FLAGS_FILE = "flags.txt"
 C = TypeVar("C")
@@ -187,15 +189,47 @@ def experiment_of(workdir: str | Path) -> str:
     raise InputError(f"{path} names no --experiment")
 
 
+class Interrupted(Exception):
+    """A signal ended a run before its end, and it is saved; `number` is the signal's."""
+
+    def __init__(self, number: int):
+        super().__init__(f"stopped by signal {number}")
+        self.number = number
+
+
+@contextlib.contextmanager
+def if_interrupted(line: str) -> Iterator[None]:
+    """Prints what to know beyond the command that goes on with the interrupted run alone."""
+    try:
+        yield
+    except Interrupted:
+        if hosts.is_first():
+            print(line)
+        raise
+
+
 def main(run: Callable[[list[str]], None]) -> typing.NoReturn:
-    """Runs with the command line; a user's mistake becomes one line and exit code 1."""
+    """Runs with the command line; a user's mistake becomes one line and exit code 1.
+
+    A run that a signal ended exits with 128 and the signal's number, as a shell would tell it.
+    """
     # XLA tells its own concerns at length; errors remain.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
         run(sys.argv[1:])
+    except Interrupted as interrupted:
+        sys.exit(128 + interrupted.number)
     except (InputError, OSError, FloatingPointError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        hosts.fail(" ".join(str(error).split()))
         sys.exit(1)
     except KeyboardInterrupt:
+        hosts.fail("interrupted")
         sys.exit(130)
+    except Exception as error:
+        if hosts.is_consequence(error):
+            hosts.end_with_the_others()
+        if hosts.are_several():  # who wait for this one
+            traceback.print_exc()
+            hosts.fail(type(error).__name__)
+        raise
     sys.exit(0)

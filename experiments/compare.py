@@ -176,7 +176,7 @@ def check(runs: Sequence[Run], config: Config, build: training.Build) -> Compare
             raise InputError("compare runs on one host; start the runs of several hosts singly")
         if run.config.folds:
             raise InputError("compare repeats a run over seeds; give no --folds")
-        if (run.workdir / cli.FLAGS_FILE).exists():
+        if training.holds_run(run.workdir):
             cli.check_same_run(run.config, run.workdir)
         if run.seed > 0:
             continue
@@ -193,8 +193,8 @@ def check(runs: Sequence[Run], config: Config, build: training.Build) -> Compare
     return Compared(metric, loss)
 
 
-def train(runs: Sequence[Run], build: training.Build) -> bool:
-    """Trains what is not done. A run that diverges is a result. False if a signal stopped one."""
+def train(runs: Sequence[Run], build: training.Build) -> None:
+    """Trains what is not done. A run that diverges is a result."""
     for number, run in enumerate(runs, start=1):
         state = ", which is done" if run.done else ""
         print(f"run {number} of {len(runs)}: {run.workdir}{state}", flush=True)
@@ -205,9 +205,6 @@ def train(runs: Sequence[Run], build: training.Build) -> bool:
         except loop.Diverged as error:
             (run.workdir / DIVERGED_FILE).write_text(f"{error}\n")
             print(f"diverged: {error}", flush=True)
-        if not run.done:
-            return False
-    return True
 
 
 def measure(run: Run, by: Compared, target_loss: float | None) -> dict[str, float | None]:
@@ -355,9 +352,8 @@ def run(argv: list[str]) -> None:
     training.prepare_jax(runs[0].config)
     by = check(runs, config, experiment.build)
     command = shlex.join(["python", "-m", "experiments.compare", *argv])
-    if not train(runs, experiment.build):
-        print(f"stopped; the same command goes on: {command}")
-        return
+    with cli.if_interrupted(f"and with the comparison: {command}"):
+        train(runs, experiment.build)
 
     found = results(runs, by, config.target_loss)
     text = table(found, config, by)

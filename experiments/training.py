@@ -3,12 +3,16 @@
 An experiment describes what it trains as a `Problem`; `main` does the rest.
 """
 
+import contextlib
 import dataclasses
+import itertools
 import json
 import math
 import os
+import shutil
+import sys
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -20,8 +24,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from experiments import cli
-from experiments.cli import flag, require
-from jaxdl import InputError, checkpoint, loop, optim, parallel
+from experiments.cli import Interrupted, flag, require
+from jaxdl import InputError, checkpoint, hosts, loop, optim, parallel
 from jaxdl.checkpoint import Checkpoints
 from jaxdl.task import Batch, State, Task, observe
 from jaxdl.writers import Writer, describe, json_ready
@@ -45,8 +49,9 @@ class RunConfig:
     workdir: str = flag("", "the run's folder; empty for a new one in runs/", part_of_run=False)
     resume: str = flag(
         "auto",
-        "go on with the run in --workdir if there is one, never, or refuse to start without one",
-        ("auto", "never", "must"),
+        "go on with the run in --workdir if there is one, never, refuse to start without one, or "
+        "train it further than it was meant to go, by more --steps or --epochs",
+        ("auto", "never", "must", "extend"),
         part_of_run=False,
     )
     seed: int = flag(0, "of the weights, the order of the data and all noise")
@@ -85,6 +90,11 @@ class RunConfig:
     eval_every: int = flag(200, "steps between evaluations", part_of_run=False)
     checkpoint_every: int = flag(200, "steps between checkpoints", part_of_run=False)
     keep: int = flag(2, "how many of the latest checkpoints stay, and the best", part_of_run=False)
+    histograms: bool = flag(
+        True,
+        "show those of weights and gradients after evaluations, by a program more",
+        part_of_run=False,
+    )
     profile_steps: int = flag(0, "trace so many steps for TensorBoard", part_of_run=False)
     debug_nans: bool = flag(False, "name the operation that makes a nan (slow)", part_of_run=False)
 
@@ -118,6 +128,7 @@ class RunConfig:
             raise InputError(
                 "a run of several hosts needs --workdir, a folder that all of them see"
             )
+        require(self, "workdir", "://" not in self.workdir, "a folder of this machine")
         require(self, "debug_nans", not self.debug_nans or self.parallel == "jit", "off with pmap")
 
 
@@ -197,7 +208,8 @@ def main(config_type: type[RunConfig], build: Build, **modes: Callable[[Any, Bui
             require(config, "workdir", config.workdir != "", f"a run's, for --mode={config.mode}")
             cli.experiment_of(config.workdir)
             saved = f"--flagfile={Path(config.workdir) / cli.FLAGS_FILE}"
-            config, rest = cli.parse(config_type, [saved, *argv])
+            alone = "--coordinator="  # how many hosts trained it is no matter
+            config, rest = cli.parse(config_type, [saved, alone, *argv])
             if config.folds and config.fold is None:
                 raise InputError(f"{config.workdir} holds folds; give the --workdir of one of them")
         if rest:
@@ -217,7 +229,7 @@ def prepare_jax(config: RunConfig) -> None:
     """Sets up JAX; call it before anything touches a device."""
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", "~/.cache/jaxdl/compiled")
     jax.config.update("jax_compilation_cache_dir", str(Path(cache).expanduser()))
-    parallel.start_hosts(config.coordinator or None, config.num_processes, config.process_id)
+    hosts.start(config.coordinator or None, config.num_processes, config.process_id)
 
 
 def task_of(
@@ -235,7 +247,7 @@ def task_of(
 def check_inputs(workdir: str, inputs: dict[str, Any]) -> None:
     """Raises InputError when the run in a folder was told other inputs: it had other data."""
     path = Path(workdir) / INPUTS_FILE
-    if not workdir or not path.exists():
+    if not workdir or not path.exists() or not holds_run(workdir):
         return
     saved, now = json.loads(path.read_text()), json.loads(json.dumps(inputs))
     other = [name for name in now if saved.get(name) != now[name]]
@@ -252,6 +264,12 @@ def _prepare(config: RunConfig, build: Build) -> tuple[Problem, Task, State]:
     parallel.check_batch_size(config.batch_size, mesh)
     problem = build(config, mesh)
     check_inputs(config.workdir, problem.inputs)
+    if problem.eval_split not in problem.examples:
+        there = " and ".join(problem.examples)
+        raise InputError(
+            f"there is nothing to evaluate by: the data has the split {there} alone; hold some of "
+            "it out, by --validation=0.1, say"
+        )
     axis_name = parallel.DATA if config.parallel == "pmap" else None
     task, hparams = task_of(config, problem, axis_name)
     if config.parallel == "pmap":
@@ -286,16 +304,22 @@ def _watch(
     return after, lambda state: int(state.monitor.since_best) >= patience
 
 
-def train(config: RunConfig, build: Build) -> dict[str, Any] | None:
+def train(config: RunConfig, build: Build) -> dict[str, Any]:
     """Trains, or goes on training, and leaves the whole record in the workdir.
 
     Returns:
-      What summary.json holds; None when a signal stopped the run before its end.
+      What summary.json holds.
+
+    Raises:
+      Interrupted: a signal stopped the run before its end; it is saved.
     """
+    with _opened(config) as workdir:
+        return _train(dataclasses.replace(config, workdir=str(workdir)), build)
+
+
+def _train(config: RunConfig, build: Build) -> dict[str, Any]:
     began = time.perf_counter()
-    workdir = _open_workdir(config)
-    config = dataclasses.replace(config, workdir=str(workdir))
-    first_host = jax.process_index() == 0
+    workdir = Path(config.workdir)
     problem, task, state = _prepare(config, build)
     for name in ("early_stop", "plateau"):
         if getattr(config, name) is not None and problem.eval_split == "test":
@@ -303,30 +327,34 @@ def train(config: RunConfig, build: Build) -> dict[str, Any] | None:
                 f"--{name} would choose by the test split; give --validation or --folds"
             )
     observe_evaluation, done = _watch(config, problem)
+    show = _Showing()
+
+    def begin(state, batch):
+        if int(state.step) > 0:
+            return
+        show("the model's table", lambda: writer.text("model", problem.table()))
+        if problem.show is not None:
+            inputs = problem.show(jax.random.fold_in(state.key, 0), batch)
+            show("inputs", lambda: writer.images(0, "inputs", np.asarray(inputs)))
 
     def seen(state, metrics):
-        if first_host:
+        if hosts.is_first():
             _print_beside(problem, problem.eval_split, metrics, "eval")
-            problem.report(state, metrics, writer)
+            show("a report", lambda: problem.report(state, metrics, writer))
         return observe_evaluation(state, metrics)
 
     with Checkpoints(workdir, config.keep, problem.best, problem.best_is_least) as checkpoints:
         restored = checkpoints.restore(state)
-        if restored is None and config.resume == "must":
-            raise InputError(f"--resume=must, but {workdir} holds no checkpoint")
+        if restored is None and config.resume in ("must", "extend"):
+            raise InputError(f"--resume={config.resume}, but {workdir} holds no checkpoint")
         state = restored or state
         step = int(state.step)
-        if first_host:
+        _check_length(config, problem, step)
+        if hosts.is_first():
             _write(workdir / INPUTS_FILE, json.dumps(problem.inputs, indent=2))
             _write_flags(config, workdir)
             print(_first_line(problem, state, workdir), flush=True)
-        with Writer(workdir if first_host else None, step) as writer:
-            if step == 0:
-                writer.text("model", problem.table())
-                if problem.show is not None:
-                    first = next(problem.batches(0))
-                    key = jax.random.fold_in(state.key, 0)
-                    writer.images(0, "inputs", np.asarray(problem.show(key, first)))
+        with Writer(workdir if hosts.is_first() else None, step) as writer:
             result = loop.fit(
                 task,
                 state,
@@ -337,36 +365,39 @@ def train(config: RunConfig, build: Build) -> dict[str, Any] | None:
                 log_every=config.log_every,
                 checkpoint_every=config.checkpoint_every,
                 checkpoints=checkpoints,
+                begin=begin,
                 observe=seen,
                 done=done,
                 writer=writer,
+                histograms=config.histograms,
                 unit=problem.unit,
                 profile=(workdir / "tensorboard", config.profile_steps)
                 if config.profile_steps
                 else None,
             )
+            checkpoints.wait()  # whatever comes now, what was trained is safe
             if result.stopped:
-                if first_host:
-                    step = int(result.state.step)
+                if hosts.is_first():
+                    again = _again(config, workdir)
                     print(
-                        f"stopped at step {step} and saved; go on with: {_again(config, workdir)}"
+                        f"stopped at step {int(result.state.step)} and saved; go on with: {again}"
                     )
-                return None
+                raise Interrupted(result.stopped)
             if config.early_stop is not None:
                 best = checkpoints.restore_best(result.state)
                 if int(best.step) < int(result.state.step):
                     trained = {k: v for k, v in result.metrics.items() if k.startswith("train/")}
-                    result = loop.Result(best, trained, stopped=False)
+                    result = loop.Result(best, trained, stopped=0)
             metrics = result.metrics | _final_metrics(problem, task, result)
-            if first_host and problem.best not in result.metrics:  # this state was not reported on
-                problem.report(result.state, metrics, writer)
-            if first_host:
-                problem.finish(result.state)
+            if hosts.is_first() and problem.best not in result.metrics:  # it was not reported on
+                show("a report", lambda: problem.report(result.state, metrics, writer))
+            if hosts.is_first():
+                show("what the run came to", lambda: problem.finish(result.state))
             writer.hparams(dataclasses.asdict(config), metrics)
         best_step = checkpoints.best
     summary = _summary(problem, result.state, metrics, time.perf_counter() - began)
     summary |= {"best_metric": problem.best, "best_step": best_step}
-    if first_host:
+    if hosts.is_first():
         _write(workdir / SUMMARY_FILE, json.dumps(summary, indent=2))
         split = "test" if "test" in problem.examples else problem.eval_split
         prefix = "test/" if split == "test" else "eval/"
@@ -374,6 +405,41 @@ def train(config: RunConfig, build: Build) -> dict[str, Any] | None:
         print(f"{split}: {describe(final)}  ({problem.examples[split]} {problem.unit})")
         _print_beside(problem, split, final, prefix[:-1])
     return summary
+
+
+class _Showing:
+    """Shows what a run has to show; what fails at it is told once and ends nothing."""
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+
+    def __call__(self, what: str, show: Callable[[], None]) -> None:
+        try:
+            show()
+        except Exception as error:  # of pictures, of a full disk, of whatever an experiment shows
+            if what not in self._told:
+                self._told.add(what)
+                reason = " ".join(str(error).split()) or type(error).__name__
+                print(f"{what} could not be shown ({reason}); training goes on", file=sys.stderr)
+
+
+def _check_length(config: RunConfig, problem: Problem, step: int) -> None:
+    """Raises InputError for a length that does not fit what was trained already."""
+    if config.resume == "extend" and problem.steps < step:
+        raise InputError(
+            f"--resume=extend: {config.workdir} is trained to step {step}, and {problem.steps} "
+            "steps were given; give more --steps or --epochs"
+        )
+    if not config.profile_steps or step == problem.steps:
+        return
+    most = problem.steps - step - loop.COMPILING
+    require(
+        config,
+        "profile_steps",
+        config.profile_steps <= most,
+        f"at most {max(most, 0)}: steps {step} to {problem.steps} without the first "
+        f"{loop.COMPILING}, which compile",
+    )
 
 
 def _print_beside(problem: Problem, split: str, metrics: dict[str, float], prefix: str) -> None:
@@ -391,23 +457,25 @@ def cross_validate(config: RunConfig, build: Build) -> None:
     A fold is an ordinary run: the same command goes on where it was stopped, and trains no fold
     again that is done.
     """
-    workdir = _open_workdir(config)
-    config = dataclasses.replace(config, workdir=str(workdir))
-    first_host = jax.process_index() == 0
-    if first_host:
+    with _opened(config) as workdir:
+        _cross_validate(dataclasses.replace(config, workdir=str(workdir)), build)
+
+
+def _cross_validate(config: RunConfig, build: Build) -> None:
+    workdir = Path(config.workdir)
+    if hosts.is_first():
         _write_flags(config, workdir)
     summaries = []
     for fold in range(config.folds or 0):
-        if first_host:
+        if hosts.is_first():
             print(f"fold {fold} of {config.folds}", flush=True)
-        folder = workdir / f"fold{fold}"  # to --resume=must it is enough that WORKDIR is there
-        run = dataclasses.replace(config, fold=fold, workdir=str(folder), resume="auto")
-        summary = train(run, build)
-        if summary is None:
-            if first_host:
-                print(f"and with the folds after it: {_again(config, workdir)}")
-            return
-        summaries.append(summary)
+        folder = workdir / f"fold{fold}"
+        # To --resume=must it is enough that WORKDIR is there; a fold may not have begun.
+        extend = config.resume == "extend" and holds_run(folder)
+        resume = "extend" if extend else "auto"
+        run = dataclasses.replace(config, fold=fold, workdir=str(folder), resume=resume)
+        with cli.if_interrupted(f"and with the folds after it: {_again(config, workdir)}"):
+            summaries.append(train(run, build))
     names = [name for name in summaries[0] if name.startswith(("eval/", "test/"))]
     values = {name: [summary[name] for summary in summaries] for name in names}
     # What is not finite in one fold has no mean.
@@ -415,20 +483,25 @@ def cross_validate(config: RunConfig, build: Build) -> None:
     means = {name: float(np.mean(values[name])) for name in names}
     spreads = {f"{name}_std": float(np.std(values[name], ddof=1)) for name in names}
     record = means | spreads | {"folds": values}
-    if first_host:
+    if hosts.is_first():
         _write(workdir / SUMMARY_FILE, json.dumps(record, indent=2))
         for name in names:
             print(f"{name}: {means[name]:.4g} +- {spreads[f'{name}_std']:.2g} (std of the folds)")
 
 
 def _write_flags(config: RunConfig, workdir: Path) -> None:
-    """Writes the flagfile that goes on with a run, also with one that began as --resume=never."""
-    _write(workdir / cli.FLAGS_FILE, cli.to_flags(dataclasses.replace(config, resume="auto")))
+    """Writes the flagfile that goes on with a run, on however many hosts and however it began."""
+    alone = {"coordinator": "", "num_processes": None, "process_id": None}
+    run = dataclasses.replace(config, resume="auto", **alone)  # type: ignore[arg-type]
+    _write(workdir / cli.FLAGS_FILE, cli.to_flags(run))
 
 
 def _again(config: RunConfig, workdir: Path) -> str:
     """The command that goes on with a run."""
-    return f"python -m experiments.{config.experiment} --flagfile={workdir / cli.FLAGS_FILE}"
+    command = f"python -m experiments.{config.experiment} --flagfile={workdir / cli.FLAGS_FILE}"
+    if jax.process_count() == 1:
+        return command
+    return f"{command} and each process's --coordinator, --num_processes and --process_id"
 
 
 def restore(config: RunConfig, build: Build) -> tuple[Problem, Task, State]:
@@ -436,14 +509,7 @@ def restore(config: RunConfig, build: Build) -> tuple[Problem, Task, State]:
     workdir = Path(config.workdir)
     cli.check_same_run(config, workdir)
     problem, task, state = _prepare(config, build)
-    with Checkpoints(workdir, config.keep, problem.best, problem.best_is_least) as checkpoints:
-        if went_back_to(workdir) is None:
-            restored = checkpoints.restore(state)
-        else:
-            restored = checkpoints.restore_best(state)
-    if restored is None:
-        raise InputError(f"{workdir} holds no checkpoint")
-    return problem, task, restored
+    return problem, task, checkpoint.restore(workdir, state, went_back_to(workdir))
 
 
 def trained_params(workdir: str | Path) -> Any:
@@ -475,26 +541,55 @@ def evaluate(config: RunConfig, build: Build) -> None:
         there = ", ".join(problem.examples)
         raise InputError(f"--split={config.split}: this data set has {there}")
     measured = measure(problem, task, state, config.split, config.split)
-    if jax.process_index() == 0:
+    if hosts.is_first():
         count = problem.examples[config.split]
         step = int(state.step)
         print(f"{config.split} at step {step}: {describe(measured)}  ({count} {problem.unit})")
         _print_beside(problem, config.split, measured, config.split)
 
 
-def _open_workdir(config: RunConfig) -> Path:
-    """Makes the run's folder, or checks that the one named may be gone on with."""
+@contextlib.contextmanager
+def _opened(config: RunConfig) -> Iterator[Path]:
+    """The run's folder, made where it was not, and held against other processes."""
     if not config.workdir:
-        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-        for suffix in ("", *(f"-{n}" for n in range(2, 1000))):
-            workdir = Path("runs") / f"{config.experiment}-{stamp}{suffix}"
-            try:
-                workdir.mkdir(parents=True)
-            except FileExistsError:
-                continue
-            return workdir
+        workdir = _new_workdir(config)
+        with checkpoint.lock(workdir):
+            yield workdir
+        return
     workdir = Path(config.workdir)
-    if (workdir / cli.FLAGS_FILE).exists():
+    check = lambda: _check_workdir(config, workdir)
+    hosts.agree(check)  # nothing is made where it is refused
+    with checkpoint.lock(workdir):
+        hosts.agree(check)  # another run may have begun and ended since
+        if hosts.is_first() and not holds_run(workdir):  # what an earlier start has left
+            shutil.rmtree(workdir / "tensorboard", ignore_errors=True)
+        yield workdir
+
+
+def _new_workdir(config: RunConfig) -> Path:
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    for number in itertools.count(1):
+        suffix = f"-{number}" if number > 1 else ""
+        workdir = Path("runs") / f"{config.experiment}-{stamp}{suffix}"
+        try:
+            workdir.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return workdir
+    raise AssertionError  # there is no end of numbers
+
+
+def holds_run(workdir: str | Path) -> bool:
+    """Whether anything was trained in a folder: a start that failed before that is no run yet."""
+    folders = (Path(workdir), *Path(workdir).glob("fold*"))
+    return any(checkpoint.steps(folder) for folder in folders)
+
+
+def _check_workdir(config: RunConfig, workdir: Path) -> None:
+    """Raises InputError unless a folder is new, or holds a run that may be gone on with."""
+    if workdir.exists() and not workdir.is_dir():
+        raise InputError(f"--workdir={workdir} is no folder")
+    if holds_run(workdir):
         if config.resume == "never":
             raise InputError(f"{workdir} holds a run and --resume=never; take another --workdir")
         there = cli.experiment_of(workdir)
@@ -502,13 +597,14 @@ def _open_workdir(config: RunConfig) -> Path:
             raise InputError(
                 f"{workdir} holds a run of experiments.{there}; take another --workdir"
             )
-        cli.check_same_run(config, workdir)
-    elif workdir.exists() and any(workdir.iterdir()) and jax.process_index() == 0:
-        raise InputError(f"{workdir} holds other files and no run; take another --workdir")
-    elif config.resume == "must":
-        raise InputError(f"--resume=must, but there is no run in {workdir}")
-    workdir.mkdir(parents=True, exist_ok=True)
-    return workdir
+        longer = ("steps", "epochs") if config.resume == "extend" else ()
+        cli.check_same_run(config, workdir, apart_from=longer)
+    elif config.resume in ("must", "extend"):
+        raise InputError(f"--resume={config.resume}, but there is no run in {workdir}")
+    elif workdir.exists() and not (workdir / cli.FLAGS_FILE).exists():
+        strangers = [path.name for path in workdir.iterdir() if path.name != checkpoint.LOCK_FILE]
+        if strangers:
+            raise InputError(f"{workdir} holds other files and no run; take another --workdir")
 
 
 def _count(tree: Any) -> int:

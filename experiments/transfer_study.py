@@ -54,8 +54,8 @@ class Config:
         require(self, "steps", self.steps >= 1, "at least 1")
 
 
-def train(experiment: Any, workdir: Path, arguments: Sequence[str]) -> dict[str, Any] | None:
-    """The summary of a run, which is trained unless it is done; None if a signal stopped it."""
+def train(experiment: Any, workdir: Path, arguments: Sequence[str]) -> dict[str, Any]:
+    """The summary of a run, which is trained unless it is done."""
     own = (f"--workdir={workdir}", "--eval_every=1000000", "--checkpoint_every=1000000")
     config, _ = cli.parse(experiment.Config, [*arguments, *own])
     summary = workdir / training.SUMMARY_FILE
@@ -65,8 +65,8 @@ def train(experiment: Any, workdir: Path, arguments: Sequence[str]) -> dict[str,
     return json.loads(summary.read_text())
 
 
-def study(config: Config) -> Accuracies | None:
-    """Trains what is not done; None if a signal stopped it."""
+def study(config: Config) -> Accuracies:
+    """Trains what is not done."""
     digits = data.only(data.load("digits"), NEW_CLASSES.split(","))
     data.few(digits, max(config.per_class), seed=0)  # are there as many?
     workdir = Path(config.workdir)
@@ -82,8 +82,7 @@ def study(config: Config) -> Accuracies | None:
     for seed in range(config.seeds):
         trained = workdir / "pretrained" / f"seed{seed}"
         first = [f"--seed={seed}", "--width=8", f"--classes={OLD_CLASSES}"]
-        if run(resnet, trained, [*first, f"--epochs={config.pretraining_epochs}"]) is None:
-            return None
+        run(resnet, trained, [*first, f"--epochs={config.pretraining_epochs}"])
         for count in config.per_class:
             task = [f"--seed={seed}", f"--classes={NEW_CLASSES}", f"--per_class={count}"]
             task += ["--augment=", "--learning_rate=0.1", "--batch_size=25"]
@@ -93,8 +92,6 @@ def study(config: Config) -> Accuracies | None:
                 scratch = way == "scratch"
                 origin = "--width=8" if scratch else f"--from_run={trained}"
                 summary = run(resnet if scratch else transfer, folder, [*task, origin, *frozen])
-                if summary is None:
-                    return None
                 found[way][count].append(summary["test/accuracy"])
     return found
 
@@ -142,10 +139,8 @@ def run(argv: list[str]) -> None:
     if rest:
         raise InputError(f"{rest[0]!r} is no flag; see --help")
     training.prepare_jax(training.RunConfig())
-    found = study(config)
-    if found is None:
-        print("stopped; the same command goes on")
-        return
+    with cli.if_interrupted("and with the study: the same command"):
+        found = study(config)
     text, workdir = table(found), Path(config.workdir)
     record = dataclasses.asdict(config) | {"test/accuracy": found}
     (workdir / "table.json").write_text(json.dumps(record, indent=2) + "\n")

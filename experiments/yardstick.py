@@ -18,11 +18,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from experiments import classification, cli, image_data, lenet, training
-from jaxdl import InputError, augment, checkpoint, data, fidelity, transfer
+from jaxdl import InputError, augment, checkpoint, data, fidelity, hosts, transfer
 from jaxdl.losses import SOWN
 
 CHUNK = 256
@@ -132,7 +131,7 @@ def trained_classifier(config: image_data.ImageDataFlags, mesh: Mesh) -> Path:
     them. One process trains; others that need it at the same time wait.
 
     Raises:
-      InputError: a signal stopped its training.
+      Interrupted: a signal stopped its training.
     """
     held_out = bool(config.validation or config.folds)
     classifier = lenet.Config(
@@ -154,17 +153,15 @@ def trained_classifier(config: image_data.ImageDataFlags, mesh: Mesh) -> Path:
     count = len(image_data.load(config).splits["train"])
     batch_size = min(max(classifier.batch_size, mesh.size), count) // mesh.size * mesh.size
     classifier = dataclasses.replace(classifier, workdir=str(workdir), batch_size=batch_size)
-    first_host = jax.process_index() == 0
-    with _locked(workdir.with_suffix(".lock")) if first_host else contextlib.nullcontext():
-        trained = (workdir / training.SUMMARY_FILE).exists()
-        if jax.process_count() > 1:  # all do what the first host sees
-            trained = bool(multihost_utils.broadcast_one_to_all(np.bool_(trained)))
-        if trained:
+    with contextlib.ExitStack() as held:
+        if hosts.is_first():
+            held.enter_context(_locked(workdir.with_suffix(".lock")))
+        if hosts.agree((workdir / training.SUMMARY_FILE).exists):
             return workdir
-        if first_host:
+        if hosts.is_first():
             print(f"training the classifier to measure with, once: {workdir}", flush=True)
-        if training.train(classifier, lenet.build) is None:
-            raise InputError(f"the classifier in {workdir} is not trained; give the command again")
+        with cli.if_interrupted("that is the classifier to measure with; give the same command"):
+            training.train(classifier, lenet.build)
     return workdir
 
 

@@ -3,15 +3,26 @@
 A checkpoint is `<workdir>/checkpoints/<step>/`, written in the background and complete or absent:
 Orbax writes beside it and renames. Every checkpoint carries a fingerprint of its arrays, because
 a flipped byte in a file of plain floats is otherwise restored without complaint.
+
+A run has one writer, who holds `lock` and uses `Checkpoints`, and any number of readers, who use
+`load` and `restore` and change nothing.
 """
 
-import functools
+import contextlib
+import errno
+import fcntl
 import json
 import logging
+import math
+import os
+import re
 import shutil
+import socket
 import sys
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import flax.serialization
@@ -21,10 +32,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from jaxdl import InputError
+from jaxdl import InputError, hosts
 from jaxdl.task import State
 
 FOLDER = "checkpoints"
+LOCK_FILE = ".lock"
+_UNFINISHED = "*.orbax-checkpoint-tmp*"  # what Orbax calls a checkpoint that it is still writing
 # Orbax tells each save at length through absl's logger; what users must hear is raised or printed.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
@@ -44,80 +57,175 @@ def _from_tree(tree: dict[str, Any], template: State) -> State:
     return state._replace(key=jax.random.wrap_key_data(state.key, impl=impl))
 
 
-@jax.jit
-def fingerprint(tree: Any) -> jax.Array:
+def fingerprint(tree: Any) -> Any:
     """uint32 [] that changes with any change of a single word of any array.
 
-    Words are summed modulo 2^32 with odd weights: exact, and the same in whatever order and on
-    however many devices the sum is taken.
+    Words are summed modulo 2^32 with odd weights: exact, and the same in whatever order, on however
+    many devices, and on the host: numpy arrays are summed there, and take no room on a device.
     """
+    leaves = jax.tree.leaves_with_path(tree)
+    if all(isinstance(leaf, np.ndarray | np.generic) for _, leaf in leaves):
+        return _fingerprint_on_host(leaves)
+    return _fingerprint_on_device(tree)
+
+
+@jax.jit
+def _fingerprint_on_device(tree: Any) -> jax.Array:
     total = jnp.uint32(0)
     for place, (path, leaf) in enumerate(jax.tree.leaves_with_path(tree)):
-        name = sum(map(ord, jax.tree_util.keystr(path))) + place
         if leaf.dtype == jnp.bool_:
             leaf = leaf.astype(jnp.uint8)
-        word = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
-        words = jax.lax.bitcast_convert_type(leaf, word).astype(jnp.uint32).ravel()
-        weights = jax.lax.iota(jnp.uint32, words.size) * 2 + jnp.uint32(2 * name + 1)
+        words = jax.lax.bitcast_convert_type(leaf, _word(leaf.dtype)).astype(jnp.uint32).ravel()
+        weights = jax.lax.iota(jnp.uint32, words.size) * 2 + jnp.uint32(_first_weight(path, place))
         total += jnp.sum(words * weights, dtype=jnp.uint32)
     return total
+
+
+def _fingerprint_on_host(leaves: list[tuple[Any, Any]]) -> np.uint32:
+    total, chunk = 0, 1 << 22
+    for place, (path, leaf) in enumerate(leaves):
+        words = np.ascontiguousarray(leaf).ravel().view(_word(leaf.dtype))
+        for start in range(0, words.size, chunk):
+            part = words[start : start + chunk].astype(np.uint32)
+            weights = np.arange(start, start + part.size, dtype=np.uint32) * np.uint32(2)
+            weights += np.uint32(_first_weight(path, place))
+            total += int(np.sum(part * weights, dtype=np.uint32))
+    return np.uint32(total % 2**32)
+
+
+def _word(dtype: Any) -> Any:
+    """The unsigned integers that an array's bytes are summed as; 8 bytes are two of them."""
+    return np.dtype(f"uint{8 * min(np.dtype(dtype).itemsize, 4)}")
+
+
+def _first_weight(path: Any, place: int) -> int:
+    name = sum(map(ord, jax.tree_util.keystr(path))) + place
+    return (2 * name + 1) % 2**32
+
+
+@contextlib.contextmanager
+def lock(workdir: str | Path) -> Iterator[None]:
+    """Holds a run's folder against other writers; readers need no lock.
+
+    It ends with the process that holds it, however that ends. Of several hosts the first holds it
+    for all.
+
+    Raises:
+      InputError: another process holds it.
+    """
+    path = Path(workdir) / LOCK_FILE
+    with contextlib.ExitStack() as held:
+        hosts.agree(lambda: _lock(path, held))
+        yield
+
+
+def _lock(path: Path, held: contextlib.ExitStack) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = held.enter_context(path.open("a+"))
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        raise InputError(f"{path.parent} is in use by {holder}") from None
+    except OSError as error:  # a network's file system may have no locks
+        print(
+            f"{path.parent} cannot be locked ({error}): train nothing else in it", file=sys.stderr
+        )
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
 
 
 class Checkpoints:
     """The checkpoints of one run: saves in the background, keeps the latest and the best.
 
-    Use it as a context manager: leaving waits for what is being written, and raises if that failed.
+    Use it as a context manager, holding `lock(workdir)`. Entering finds the newest sound checkpoint
+    and sets damaged ones after it aside; leaving waits for what is being written.
 
     Args:
       workdir: the run's folder.
       keep: how many of the latest to keep.
       best: the metric whose greatest value marks the one more checkpoint to keep; None for none.
+        What is not finite is never better than what is.
       least: whether it is the least value that is best.
+
+    Attributes:
+      totals: what was saved with the restored state as its `totals`; empty when nothing was.
+
+    Raises:
+      InputError: on entering, when there are checkpoints but all are damaged.
+      OSError: on leaving, when what was being written could not be.
     """
 
     def __init__(
         self, workdir: str | Path, keep: int = 2, best: str | None = None, least: bool = False
     ):
         self.folder = Path(workdir).absolute() / FOLDER
+        self.totals: dict[str, tuple[float, float]] = {}
         self._keep, self._best, self._least = keep, best, least
+        self._sound: tuple[int, dict[str, Any]] | None = None
 
-    @functools.cached_property
-    def _manager(self) -> ocp.CheckpointManager:
-        """Orbax's manager, which reads the metrics of every checkpoint as soon as it is made."""
-        for step in _steps(self.folder):
-            try:
-                _read_metrics(self.folder / str(step))
-            except DamagedCheckpoint as damage:
-                self._set_aside(step, damage)
+    def __enter__(self) -> "Checkpoints":
+        step = hosts.agree(self._find_sound)
+        if step is not None and self._sound is None:
+            self._sound = step, _read(self.folder, step)  # on the hosts beside the first
         kept: list[Any] = [policies.LatestN(self._keep)]
         rank = None if self._best is None else self._rank
         if rank is not None:
             kept.append(
                 policies.BestN(get_metric_fn=rank, n=1, keep_checkpoints_without_metrics=False)
             )
-        return ocp.CheckpointManager(
+        # It reads the metrics of every checkpoint at once.
+        self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy(kept), best_fn=rank
             ),
         )
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            self.wait()
+            self._manager.close()
+        except OSError:
+            if error is None:  # else that is what to tell of
+                raise
+
+    def _find_sound(self) -> int | None:
+        """The newest sound step; damaged checkpoints are set aside, unfinished ones removed."""
+        for unfinished in self.folder.glob(_UNFINISHED):
+            shutil.rmtree(unfinished, ignore_errors=True)
+        steps = _steps(self.folder)
+        damaged: dict[int, DamagedCheckpoint] = {}
+        for step in reversed(steps):
+            try:
+                if self._sound is None:
+                    self._sound = step, _read(self.folder, step)
+                else:
+                    _read_metrics(self.folder / str(step))
+            except DamagedCheckpoint as found:
+                damaged[step] = found
+        if steps and self._sound is None:
+            raise InputError(f"every checkpoint in {self.folder} is damaged; {damaged[steps[-1]]}")
+        for step, damage in damaged.items():
+            aside = self.folder / f"{step}.damaged"
+            shutil.rmtree(aside, ignore_errors=True)
+            (self.folder / str(step)).rename(aside)
+            print(f"{damage}; set aside as {aside.name}, going back", file=sys.stderr)
+        return None if self._sound is None else self._sound[0]
 
     def _rank(self, metrics: Mapping[str, float]) -> float:
         value = metrics[self._best or ""]
+        if not math.isfinite(value):
+            return -math.inf
         return -value if self._least else value
-
-    def _set_aside(self, step: int, damage: "DamagedCheckpoint") -> None:
-        aside = self.folder / f"{step}.damaged"
-        shutil.rmtree(aside, ignore_errors=True)
-        (self.folder / str(step)).rename(aside)
-        print(f"{damage}; set aside as {aside.name}, going back", file=sys.stderr)
-
-    def __enter__(self) -> "Checkpoints":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
 
     @property
     def latest(self) -> int | None:
@@ -129,19 +237,76 @@ class Checkpoints:
         """The saved step whose metric is best; None when none was measured."""
         return None if self._best is None else self._manager.best_step()
 
-    def save(self, state: State, metrics: Mapping[str, float] | None = None) -> None:
+    def save(
+        self,
+        state: State,
+        metrics: Mapping[str, float] | None = None,
+        totals: Mapping[str, tuple[float, float]] | None = None,
+    ) -> None:
         """Starts saving a state under its step; returns once its arrays may be donated.
 
         Args:
           state: what to save. A step that is saved already is not saved again.
           metrics: what was measured of it, among them `best`; None when nothing was.
+          totals: what a run that goes on from here counts on from.
+
+        Raises:
+          OSError: there is no room for it, or the save before it could not be written.
         """
         step = int(state.step)
         if step == self.latest:
             return
         tree = _to_tree(state)
+        tree["totals"] = {name: _words(pair) for name, pair in (totals or {}).items()}
         tree["fingerprint"] = fingerprint(tree)
-        self._manager.save(step, args=ocp.args.StandardSave(tree), metrics=metrics, force=True)
+        if metrics is not None:
+            metrics = dict(metrics) | {CHECKSUM: _checksum(metrics)}
+        self.wait()
+        try:
+            _check_room(self.folder, sum(leaf.nbytes for leaf in jax.tree.leaves(tree)))
+            self._manager.save(step, args=ocp.args.StandardSave(tree), metrics=metrics, force=True)
+        except Exception as error:
+            raise self._not_written(error) from error
+
+    def wait(self) -> None:
+        """Waits until all that was given to `save` is on disk.
+
+        Raises:
+          OSError: it could not be written.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:  # whatever Orbax's threads came upon
+            raise self._not_written(error) from error
+
+    def _not_written(self, error: Exception) -> OSError:
+        """What to tell of a save that failed; what it left is removed."""
+        for unfinished in self.folder.glob(_UNFINISHED):
+            shutil.rmtree(unfinished, ignore_errors=True)
+        steps = _steps(self.folder)
+        kept = f"those of steps {', '.join(map(str, steps))} are kept" if steps else "there is none"
+        return OSError(
+            f"a checkpoint could not be written to {self.folder} ({_reason(error)}); {kept}; mend "
+            "that and give the same command again"
+        )
+
+    def restore(self, template: State) -> State | None:
+        """The newest sound checkpoint as a State like `template`; None when there is none at all.
+
+        The number of devices need not be that of the run that saved.
+
+        Args:
+          template: a State with the structure, shapes, dtypes and shardings wanted.
+
+        Raises:
+          InputError: the checkpoint is of another model or optimizer.
+        """
+        if self._sound is None:
+            return None
+        step, tree = self._sound
+        self._sound = None
+        self.totals = {name: _pair(words) for name, words in tree.pop("totals", {}).items()}
+        return _like(tree, template, self.folder / str(step))
 
     def restore_best(self, template: State) -> State:
         """The saved state whose metric is best, as a State like `template`.
@@ -149,44 +314,18 @@ class Checkpoints:
         Raises:
           DamagedCheckpoint: it cannot be read back.
         """
-        self._manager.wait_until_finished()
-        step = self.best
+        self.wait()
+        step = hosts.agree(lambda: self.best)
         assert step is not None, "restore_best is for runs that were evaluated"
-        return _from_tree(_read(self.folder, step), template)
-
-    def restore(self, template: State) -> State | None:
-        """The newest sound checkpoint as a State like `template`; None when there is none at all.
-
-        A damaged checkpoint is reported on stderr, set aside as `<step>.damaged`, and the one
-        before it used. The number of devices need not be that of the run that saved.
-
-        Args:
-          template: a State with the structure, shapes, dtypes and shardings wanted.
-
-        Raises:
-          InputError: the checkpoint is of another model or optimizer, or all are damaged.
-        """
-        steps = _steps(self.folder)
-        for step in reversed(steps):
-            try:
-                _read_metrics(self.folder / str(step))
-                tree = _read(self.folder, step)
-            except DamagedCheckpoint as damage:
-                self._set_aside(step, damage)
-                continue
-            _check_alike(tree, template, self.folder / str(step))
-            return _from_tree(tree, template)
-        if steps:
-            raise InputError(f"every checkpoint in {self.folder} is damaged")
-        return None
+        return _like(_read(self.folder, step), template, self.folder / str(step))
 
 
 class DamagedCheckpoint(InputError):
-    """A checkpoint that cannot be read back as it was written."""
+    """A checkpoint that is not what was saved."""
 
 
 def load(workdir: str | Path, step: int | None = None) -> dict[str, Any]:
-    """Reads a run's checkpoint without its model's code.
+    """Reads a run's checkpoint without its model's code; also while the run goes on.
 
     Args:
       workdir: the run's folder.
@@ -199,8 +338,32 @@ def load(workdir: str | Path, step: int | None = None) -> dict[str, Any]:
 
     Raises:
       InputError: there is no such checkpoint, or it is damaged; the message lists those there are.
+      OSError: it cannot be read now, whatever is in it.
+    """
+    tree = _load(Path(workdir).absolute() / FOLDER, step)
+    tree.pop("totals", None)
+    return tree
+
+
+def restore(workdir: str | Path, template: State, step: int | None = None) -> State:
+    """What `load` reads, as a State like `template`.
+
+    Raises:
+      InputError: also when the checkpoint is of another model or optimizer.
     """
     folder = Path(workdir).absolute() / FOLDER
+    trees: list[dict[str, Any]] = []
+
+    def choose() -> int:
+        trees.append(_load(folder, step))
+        return int(trees[0]["step"])
+
+    chosen = hosts.agree(choose)  # while its run goes on, hosts could find different ones
+    tree = trees[0] if trees else _load(folder, chosen)
+    return _like(tree, template, folder / str(chosen))
+
+
+def _load(folder: Path, step: int | None) -> dict[str, Any]:
     steps = _steps(folder)
     if step is not None and step not in steps:
         there = f"there are {', '.join(map(str, steps))}" if steps else "there is none"
@@ -209,39 +372,140 @@ def load(workdir: str | Path, step: int | None = None) -> dict[str, Any]:
         try:
             return _read(folder, candidate)
         except DamagedCheckpoint as damage:
+            if not (folder / str(candidate)).exists():  # the run that goes on has removed it
+                return _load(folder, step)
             if step is not None or candidate == steps[0]:
                 raise
             print(f"{damage}; going back to the one before", file=sys.stderr)
     raise InputError(f"no checkpoint in {folder}")
 
 
+def steps(workdir: str | Path) -> list[int]:
+    """The steps whose checkpoints are complete, in order; those set aside as damaged left out."""
+    return _steps(Path(workdir) / FOLDER)
+
+
 def _steps(folder: Path) -> list[int]:
     return sorted(int(p.name) for p in folder.glob("*") if p.name.isdecimal() and p.is_dir())
 
 
+CHECKSUM = "checksum"
+"""Of the metrics that are saved with a checkpoint, among them."""
+
+
+def _checksum(metrics: Mapping[str, float]) -> int:
+    pairs = sorted((name, float(value)) for name, value in metrics.items() if name != CHECKSUM)
+    return zlib.crc32(repr(pairs).encode())
+
+
 def _read_metrics(path: Path) -> None:
-    """Checks that the metrics saved with a checkpoint, if there are any, can be read."""
+    """Checks that the metrics saved with a checkpoint, if there are any, are those that were."""
     file = path / "metrics" / "metrics"
+    if not file.exists():
+        return
     try:
-        json.loads(file.read_text() if file.exists() else "{}")
-    except ValueError as error:
+        metrics = json.loads(file.read_bytes())
+        sound = metrics.get(CHECKSUM, _checksum(metrics)) == _checksum(metrics)
+    except (ValueError, TypeError, AttributeError) as error:
         raise DamagedCheckpoint(f"checkpoint {path} is damaged ({file.name}: {error})") from error
+    if not sound:
+        raise DamagedCheckpoint(f"checkpoint {path} is damaged ({file.name} are not those saved)")
 
 
 def _read(folder: Path, step: int) -> dict[str, Any]:
-    """Reads a checkpoint into numpy arrays on this host and checks its fingerprint."""
+    """Reads a checkpoint into numpy arrays on this host and checks its fingerprint.
+
+    Raises:
+      DamagedCheckpoint: files are missing or cannot be decoded, or the fingerprint is another.
+      OSError: files cannot be read now.
+    """
     path = folder / str(step)
-    try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            shapes = reader.metadata(path / "default").item_metadata
-            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes.tree)
-            tree = reader.restore(path / "default", args=ocp.args.PyTreeRestore(None, as_numpy))
-        if tree.pop("fingerprint") != np.asarray(fingerprint(tree)):
-            raise ValueError("its arrays are not those that were saved")
-    except Exception as error:  # Orbax raises whatever the broken file led to
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise DamagedCheckpoint(f"checkpoint {path} is damaged ({reason})") from error
+    _read_metrics(path)
+    # The handler itself, for what wraps it hides errors and waits for other hosts.
+    handler = ocp.PyTreeCheckpointHandler()
+    with _without_noise():
+        try:
+            shapes = handler.metadata(path / "default").tree
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+            tree = handler.restore(path / "default", args=ocp.args.PyTreeRestore(None, as_numpy))
+            saved = tree.pop("fingerprint")
+        except Exception as error:
+            if not _is_damage(error):
+                if isinstance(error, OSError | MemoryError):
+                    raise
+                raise OSError(f"checkpoint {path} cannot be read ({_reason(error)})") from error
+            raise DamagedCheckpoint(f"checkpoint {path} is damaged ({_reason(error)})") from error
+    if saved != fingerprint(tree):
+        raise DamagedCheckpoint(
+            f"checkpoint {path} is damaged (its arrays are not those that were saved)"
+        )
     return tree
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether a failed read shows that files are missing or hold what cannot be decoded.
+
+    A rename follows from it, so whatever else may have failed (memory, a device, a network's file
+    system) is no damage.
+    """
+    if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
+        return True
+    status = re.match(r"([A-Z]+_?[A-Z_]*): ", str(error))  # TensorStore's, which are ValueErrors
+    if isinstance(error, ValueError) and status:
+        return status[1] in (
+            *("DATA_LOSS", "FAILED_PRECONDITION", "INVALID_ARGUMENT", "NOT_FOUND"),
+            *("OUT_OF_RANGE", "UNIMPLEMENTED"),
+        )
+    return isinstance(error, ValueError | LookupError | TypeError | AttributeError)
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+
+
+@contextlib.contextmanager
+def _without_noise() -> Iterator[None]:
+    """Keeps a failed read from printing a traceback for each array that it had begun to read.
+
+    Orbax closes its event loop at the first error; the reads under way then find it closed, also
+    after this function's end, so after an error their complaint stays unheard.
+    """
+    before = sys.unraisablehook
+
+    def heard(unraisable: Any) -> None:
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            before(unraisable)
+
+    sys.unraisablehook = heard
+    yield
+    sys.unraisablehook = before
+
+
+def _check_room(folder: Path, size: int) -> None:
+    """Raises OSError where a checkpoint would not fit, which Orbax tells late and at length."""
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / "probe.orbax-checkpoint-tmp"  # no folder can be made on a full disk either
+    probe.mkdir(exist_ok=True)
+    probe.rmdir()
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise OSError(errno.ENOSPC, f"no space left: it takes {size:,} bytes and {free:,} are free")
+
+
+def _words(pair: tuple[float, float]) -> np.ndarray:
+    """Two doubles as uint32 [4], which JAX does not round."""
+    return np.asarray(pair, np.float64).view(np.uint32)
+
+
+def _pair(words: np.ndarray) -> tuple[float, float]:
+    total, count = np.asarray(words, np.uint32).view(np.float64)
+    return float(total), float(count)
+
+
+def _like(tree: dict[str, Any], template: State, path: Path) -> State:
+    tree.pop("totals", None)
+    _check_alike(tree, template, path)
+    return _from_tree(tree, template)
 
 
 def _check_alike(tree: dict[str, Any], template: State, path: Path) -> None:

@@ -2,22 +2,25 @@
 
 import contextlib
 import math
+import os
 import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import multihost_utils
 
-from jaxdl import InputError, cost
+from jaxdl import InputError, cost, hosts
 from jaxdl.checkpoint import Checkpoints
 from jaxdl.task import Batch, Metrics, State, Task
 from jaxdl.writers import Progress, Writer, describe
 
+COMPILING = 3
+"""How many of the first steps a profile leaves out, in which programs compile."""
 IN_FLIGHT = 2
 """How many steps are sent beyond the one whose metrics are fetched."""
 
@@ -27,35 +30,38 @@ class Diverged(InputError):
 
 
 class Result(NamedTuple):
-    """How a run ended: its state, its last metrics, and whether a signal stopped it early."""
+    """How a run ended.
+
+    Attributes:
+      state: its last.
+      metrics: its last, under `train/` and `eval/`.
+      stopped: the number of the signal that stopped it early; 0 for none.
+    """
 
     state: State
     metrics: dict[str, float]
-    stopped: bool
+    stopped: int
 
 
 class _Totals:
-    """Sums metrics on the host; their quotients are the means."""
+    """Sums metrics on the host; their quotients are the means.
 
-    def __init__(self) -> None:
-        self._sums: dict[str, list[float]] = {}
-        self.steps = 0
+    Args:
+      sums: {metric: (total, count)} to count on from.
+    """
+
+    def __init__(self, sums: Mapping[str, tuple[float, float]] | None = None) -> None:
+        self.sums = dict(sums or {})
 
     def add(self, metrics: Metrics) -> None:
-        self.steps += 1
         for name, mean in jax.device_get(metrics).items():
-            sums = self._sums.setdefault(name, [0.0, 0.0])
-            sums[0] += float(mean.total)
-            sums[1] += float(mean.count)
-
-    def count(self) -> float:
-        """What the loss, or the first of several, was taken over: examples, or tokens."""
-        return next(count for name, (_, count) in self._sums.items() if name.endswith("loss"))
+            total, count = self.sums.get(name, (0.0, 0.0))
+            self.sums[name] = total + float(mean.total), count + float(mean.count)
 
     def means(self, prefix: str) -> dict[str, float]:
-        order = sorted(self._sums, key=lambda name: (name != "loss", name))
+        order = sorted(self.sums, key=lambda name: (name != "loss", name))
         divide = lambda total, count: total / count if count else math.nan
-        return {f"{prefix}/{name}": divide(*self._sums[name]) for name in order}
+        return {f"{prefix}/{name}": divide(*self.sums[name]) for name in order}
 
 
 def evaluate(task: Task, state: State, batches: Iterable[Batch], prefix: str) -> dict[str, float]:
@@ -73,6 +79,90 @@ def evaluate(task: Task, state: State, batches: Iterable[Batch], prefix: str) ->
     return totals.means(prefix)
 
 
+class _Reports:
+    """Takes in the metrics of finished steps, and reports their means and the speed when due.
+
+    Args:
+      start: the step that training begins or goes on at.
+      steps: the last.
+      log_every: report every so many steps.
+      unit: what the loss counts.
+      writer: where rows go.
+      progress: what a person sees.
+      checkpoints: which hold the totals that a run goes on from.
+    """
+
+    def __init__(
+        self,
+        start: int,
+        steps: int,
+        log_every: int,
+        unit: str,
+        writer: Writer,
+        progress: Progress,
+        checkpoints: Checkpoints | None,
+    ):
+        self._start, self._steps, self._log_every, self._unit = start, steps, log_every, unit
+        self._writer, self._progress, self._checkpoints = writer, progress, checkpoints
+        self.last: dict[str, float] = {}
+        self.totals = _Totals(checkpoints.totals if checkpoints and start else None)
+        self.step_flops: float | None = None
+        self.devices = jax.devices()
+        self._began = self._clock = time.perf_counter()
+        self._timed_steps, self._timed_examples = 0, 0.0
+
+    def receive(self, step: int, metrics: Metrics) -> None:
+        """Takes in one step; raises Diverged."""
+        fetched = jax.device_get(metrics)
+        losses = [name for name in fetched if name.endswith("loss")]  # of two players two
+        norms = [name for name in fetched if name.endswith("gradient_norm")]
+        for name in losses + norms:
+            if not math.isfinite(fetched[name].total):
+                saved = self._checkpoints.latest if self._checkpoints else None
+                kept = f"the checkpoint of step {saved} is kept" if saved else "nothing was saved"
+                raise Diverged(
+                    f"{name} is {fetched[name].total} at step {step}; {kept}; "
+                    "a lower learning_rate, a warm-up or clip_global_norm may help"
+                )
+        self.totals.add(fetched)
+        self._timed_steps += 1
+        self._timed_examples += float(fetched[losses[0]].count)
+        self._progress.step()
+        if step % self._log_every == 0:
+            self.report(step)
+
+    def report(self, step: int) -> None:
+        """Writes what came since the last report, if anything."""
+        if not self.totals.sums:
+            return
+        now = time.perf_counter()
+        values = self.totals.means("train")
+        self.last.update(values)
+        values |= self._speed(now - self._clock)
+        self._writer.scalars(step, values)
+        seconds_left = (now - self._began) / (step - self._start) * (self._steps - step)
+        self._progress.train(step, values, seconds_left)
+        self.totals = _Totals()
+        self._clock, self._timed_steps, self._timed_examples = now, 0, 0.0
+
+    def _speed(self, seconds: float) -> dict[str, float]:
+        speed = {f"{self._unit}_per_second": self._timed_examples / seconds}
+        if self.step_flops is not None:
+            speed["model_flops_per_second"] = self.step_flops * self._timed_steps / seconds
+            peak = cost.peak_flops(self.devices[0])
+            if peak is not None:
+                used = speed["model_flops_per_second"] / (peak * len(self.devices))
+                speed["model_flops_utilization"] = used
+        return speed
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """What is done meanwhile does not count against the speed of training."""
+        paused = time.perf_counter()
+        yield
+        self._clock += time.perf_counter() - paused
+
+
 def fit(
     task: Task,
     state: State,
@@ -84,9 +174,11 @@ def fit(
     log_every: int = 100,
     checkpoint_every: int = 1000,
     checkpoints: Checkpoints | None = None,
+    begin: Callable[[State, Batch], None] = lambda state, batch: None,
     observe: Callable[[State, dict[str, float]], State] = lambda state, measured: state,
     done: Callable[[State], bool] = lambda state: False,
     writer: Writer | None = None,
+    histograms: bool = True,
     unit: str = "images",
     profile: tuple[Path, int] | None = None,
 ) -> Result:
@@ -94,7 +186,7 @@ def fit(
 
     The metrics of a step are fetched once the next two were sent, so the device never waits for
     the host and the host never runs far ahead. SIGTERM or Ctrl-C finishes the step, saves, and
-    returns.
+    returns. Of several hosts all stop after the same step, and go by what the first one measured.
 
     Args:
       task: a Task as `jaxdl.parallel.jit` or `pmap` returns it.
@@ -105,115 +197,106 @@ def fit(
       measure: (state) -> its metrics on the evaluation set, such as `evaluate` gives them under the
         prefix `eval`; None for no evaluation.
       eval_every: evaluate after every so many steps, and after the last.
-      log_every: report training metrics, averaged since the last report, every so many steps.
+      log_every: report training metrics, averaged since the last report, every so many steps; they
+        are also reported before an evaluation.
       checkpoint_every: save every so many steps; a state that was evaluated is saved too, so that
-        the best is among the saved.
+        the best is among the saved. What was not yet reported is saved with it.
       checkpoints: where to save; None for nowhere.
+      begin: (state, the first batch) -> None: sees what is trained on, before the first step.
       observe: (state, the last metrics under `train/` and `eval/`) -> the state to go on
         with, asked after each evaluation.
       done: whether training ends before its last step; asked at the start and after evaluations.
       writer: where metrics go; None for nowhere.
+      histograms: whether evaluations show those of weights and gradients, for which the gradient
+        is computed by a program of its own.
       unit: what the loss counts, for the speed: `images_per_second`. Beside it are reported
         `model_flops_per_second`, of the products in the step (`jaxdl.cost`), and where the devices'
         peak is known the share of it, `model_flops_utilization`.
-      profile: (folder, n): write a profiler trace of n steps, once the first three have compiled.
+      profile: (folder, n): write a profiler trace of n steps, after the first `COMPILING`; of fewer
+        where the run ends before.
 
     Returns:
-      The final state, the last metrics under `train/` and `eval/`, and whether a signal stopped it.
+      The final state, the last metrics under `train/` and `eval/`, and the signal that stopped it.
 
     Raises:
       Diverged: a loss or gradient norm of a step is not finite. That state was not saved.
     """
     writer = writer or Writer(None)
-    start = int(state.step)
-    last: dict[str, float] = {}
-    totals, clock = _Totals(), time.perf_counter()
-    began, step = clock, start
-    step_flops: float | None = None
-    devices = state.step.sharding.device_set
-    peak = cost.peak_flops(next(iter(devices)))
+    start = step = int(state.step)
+    stop = 0
     in_flight: deque[tuple[int, Metrics]] = deque()
     stream = batches(start)
-    quiet = jax.process_index() > 0
-
-    def receive(step: int, metrics: Metrics) -> None:
-        """Takes in the metrics of a finished step; reports when one is due."""
-        nonlocal totals, clock
-        fetched = jax.device_get(metrics)
-        losses = [name for name in fetched if name.endswith("loss")]  # of two players two
-        norms = [name for name in fetched if name.endswith("gradient_norm")]
-        for name in losses + norms:
-            if not math.isfinite(fetched[name].total):
-                saved = checkpoints.latest if checkpoints else None
-                kept = f"the checkpoint of step {saved} is kept" if saved else "nothing was saved"
-                raise Diverged(
-                    f"{name} is {fetched[name].total} at step {step}; {kept}; "
-                    "a lower learning_rate, a warm-up or clip_global_norm may help"
-                )
-        totals.add(fetched)
-        progress.step()
-        if step % log_every == 0:
-            report(step)
-
-    def report(step: int) -> None:
-        nonlocal totals, clock
-        now = time.perf_counter()
-        speed = {f"{unit}_per_second": totals.count() / (now - clock)}
-        if step_flops is not None:
-            speed["model_flops_per_second"] = step_flops * totals.steps / (now - clock)
-            if peak is not None:
-                used = speed["model_flops_per_second"] / (peak * len(devices))
-                speed["model_flops_utilization"] = used
-        values = totals.means("train")
-        last.update(values)
-        writer.scalars(step, values | speed)
-        seconds_left = (now - began) / (step - start) * (steps - step)
-        progress.train(step, values | speed, seconds_left)
-        totals, clock = _Totals(), now
-
     with (
         _stop_signal() as stop_asked,
         contextlib.closing(stream),
-        Progress(steps, start, quiet) as progress,
+        Progress(steps, start, quiet=not hosts.is_first()) as progress,
+        _Trace(profile, start) as trace,
     ):
+        reports = _Reports(start, steps, log_every, unit, writer, progress, checkpoints)
         for step in range(start + 1, start + 1 if done(state) else steps + 1):
             batch = next(stream)
             if step == start + 1:
-                step_flops = _flops(task.train, state, batch)
-            if profile and step == start + 4:
-                jax.profiler.start_trace(profile[0])
+                reports.step_flops = _flops(task.train, state, batch)
+                begin(state, batch)
+            trace.before(step)
             state, metrics = task.train(state, batch)
             in_flight.append((step, metrics))
             if len(in_flight) > IN_FLIGHT:
-                receive(*in_flight.popleft())
-            if profile and step == start + 3 + profile[1]:
-                jax.block_until_ready(metrics)
-                jax.profiler.stop_trace()
+                reports.receive(*in_flight.popleft())
+            trace.after(step, metrics)
 
             stop = stop_asked(step)
             due_eval = measure is not None and (step % eval_every == 0 or step == steps)
             if not (stop or due_eval or step % checkpoint_every == 0 or step == steps):
                 continue
             while in_flight:
-                receive(*in_flight.popleft())
-            if step % log_every:
-                report(step)  # a run that goes on from here reports the same from here
-            paused = time.perf_counter()
-            measured = None
-            if due_eval and measure is not None:
-                measured = measure(state)
-                last.update(measured)
-                writer.scalars(step, measured)
-                writer.histograms(step, "weights", state.params)
-                writer.histograms(step, "gradients", task.gradient(state, batch))
-                progress.say(f"step {step}/{steps}  eval: {describe(measured)}")
-                state = observe(state, last)
-            if checkpoints is not None:
-                checkpoints.save(state, measured)
-            clock += time.perf_counter() - paused  # the speed reported is that of training
+                reports.receive(*in_flight.popleft())
+            if due_eval or step == steps:
+                reports.report(step)
+            with reports.pause():
+                measured = None
+                if due_eval and measure is not None:
+                    measured = hosts.agree_on(measure(state))
+                    reports.last.update(measured)
+                    writer.scalars(step, measured)
+                    if histograms:
+                        writer.histograms(step, "weights", state.params)
+                        writer.histograms(step, "gradients", task.gradient(state, batch))
+                    progress.say(f"step {step}/{steps}  eval: {describe(measured)}")
+                    state = observe(state, reports.last)
+                    hosts.wait()  # for the first, which may have shown much
+                if checkpoints is not None:
+                    checkpoints.save(state, measured, reports.totals.sums)
             if stop or (due_eval and done(state)):
                 break
-    return Result(state, last, stopped=step < steps and not done(state))
+    return Result(state, reports.last, stop if step < steps and not done(state) else 0)
+
+
+class _Trace:
+    """A profiler trace of some steps, ended in any case."""
+
+    def __init__(self, wanted: tuple[Path, int] | None, start: int):
+        self._wanted = wanted
+        self._first = start + COMPILING + 1
+        self._running = False
+
+    def __enter__(self) -> "_Trace":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._running:
+            jax.profiler.stop_trace()
+
+    def before(self, step: int) -> None:
+        if self._wanted and step == self._first:
+            jax.profiler.start_trace(self._wanted[0])
+            self._running = True
+
+    def after(self, step: int, metrics: Metrics) -> None:
+        if self._wanted and self._running and step == self._first + self._wanted[1] - 1:
+            jax.block_until_ready(metrics)
+            jax.profiler.stop_trace()
+            self._running = False
 
 
 def _flops(function: Callable[..., Any], *args: Any) -> float | None:
@@ -225,26 +308,32 @@ def _flops(function: Callable[..., Any], *args: Any) -> float | None:
 
 
 @contextlib.contextmanager
-def _stop_signal() -> Iterator[Callable[[int], bool]]:
-    """Yields (step) -> whether to stop after it; SIGTERM and the first Ctrl-C ask for that."""
-    if jax.process_count() > 1:
-        # All hosts must stop after the same step: JAX's own SIGTERM handler agrees on it.
-        yield multihost_utils.reached_preemption_sync_point
-        return
+def _stop_signal() -> Iterator[Callable[[int], int]]:
+    """Yields (step) -> the signal that asks to stop after it, or 0: SIGTERM or the first Ctrl-C."""
     if threading.current_thread() is not threading.main_thread():
-        yield lambda step: False  # signals are the main thread's
+        yield lambda step: 0  # signals are the main thread's
         return
-    asked = threading.Event()
-    before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
+    asked: list[int] = []
+    several = jax.process_count() > 1
 
     def ask(number, frame):
-        asked.set()
+        asked.append(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C stops at once
+        if several:
+            os.kill(os.getpid(), signal.SIGTERM)
 
+    def stop_asked(step: int) -> int:
+        if several and multihost_utils.reached_preemption_sync_point(step):
+            return asked[0] if asked else int(signal.SIGTERM)
+        return asked[0] if asked and not several else 0
+
+    # All hosts must stop after the same step: JAX's own SIGTERM handler agrees on it.
+    numbers = [signal.SIGINT] if several else [signal.SIGTERM, signal.SIGINT]
+    before = {number: signal.getsignal(number) for number in numbers}
     try:
         for number in before:
             signal.signal(number, ask)
-        yield lambda step: asked.is_set()
+        yield stop_asked
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

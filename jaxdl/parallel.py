@@ -27,21 +27,6 @@ BATCH = P(DATA)
 """A batch's layout: its first axis over the mesh. `P(None, DATA)` is that of k stacked batches."""
 
 
-def start_hosts(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
-    """Joins the processes of a multi-host run; call it before anything touches a device.
-
-    Args:
-      coordinator: None for a run of one process; "auto" where the cluster tells (Cloud TPU, Slurm,
-        Open MPI); else `host:port` of process 0, the same on every process.
-      num_processes: how many there are; None with "auto".
-      process_id: which this is, from 0; None with "auto".
-    """
-    if coordinator == "auto":
-        jax.distributed.initialize()
-    elif coordinator is not None:
-        jax.distributed.initialize(coordinator, num_processes, process_id)
-
-
 def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh of one axis, `data`, over the given devices (all by default, of all processes)."""
     # Auto axes: the compiler places what the shardings below leave open.

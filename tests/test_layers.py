@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 # are named behind the bar.
 FLOORS = """
 jaxdl
-nn recurrent attention
+nn recurrent attention hosts
 data.images data.sources data.digits data.pipeline data.ring data.text data.pairs data.words | data
 models
 task decoding
