@@ -5,6 +5,7 @@ An experiment describes what it trains as a `Problem`; `main` does the rest.
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -28,7 +29,7 @@ from experiments.cli import Interrupted, flag, require
 from jaxdl import InputError, checkpoint, hosts, loop, optim, parallel
 from jaxdl.checkpoint import Checkpoints
 from jaxdl.task import Batch, State, Task, observe
-from jaxdl.writers import Writer, describe, json_ready
+from jaxdl.writers import Writer, describe, json_ready, read_rows
 
 INPUTS_FILE = "inputs.json"
 SUMMARY_FILE = "summary.json"
@@ -102,8 +103,8 @@ class RunConfig:
         """Raises InputError for a value, or a pair of values, that cannot be."""
         for name in ("batch_size", "log_every", "eval_every", "checkpoint_every", "keep"):
             require(self, name, getattr(self, name) >= 1, "at least 1")
-        for name in ("seed", "profile_steps"):
-            require(self, name, getattr(self, name) >= 0, "at least 0")
+        require(self, "profile_steps", self.profile_steps >= 0, "at least 0")
+        require(self, "seed", 0 <= self.seed < 2**32, "at least 0 and less than 2^32")
         require(self, "epochs", self.epochs > 0, "more than 0")
         for name in ("plateau", "early_stop"):
             value = getattr(self, name)
@@ -122,14 +123,28 @@ class RunConfig:
             f"at least 0 and less than --folds={self.folds}" if folds else "given with --folds",
         )
         require(self, "steps", self.steps is None or self.steps >= 1, "at least 1")
-        if self.coordinator not in ("", "auto") and None in (self.num_processes, self.process_id):
+        self._check_hosts()
+        require(self, "workdir", "://" not in self.workdir, "a folder of this machine")
+        require(self, "debug_nans", not self.debug_nans or self.parallel == "jit", "off with pmap")
+
+    def _check_hosts(self) -> None:
+        number, count = self.process_id, self.num_processes
+        if self.coordinator in ("", "auto"):
+            for name in ("num_processes", "process_id"):
+                alone = getattr(self, name) is None
+                require(self, name, alone, "left out without --coordinator=host:port")
+        elif number is None or count is None:
             raise InputError("--coordinator=host:port needs --num_processes and --process_id")
+        else:
+            host, _, port = self.coordinator.rpartition(":")
+            known = host != "" and port.isdecimal() and 1 <= int(port) < 2**16
+            require(self, "coordinator", known, "host:port of process 0, or auto")
+            require(self, "num_processes", count >= 1, "at least 1")
+            require(self, "process_id", 0 <= number < count, f"at least 0 and less than {count}")
         if self.coordinator and not self.workdir:
             raise InputError(
                 "a run of several hosts needs --workdir, a folder that all of them see"
             )
-        require(self, "workdir", "://" not in self.workdir, "a folder of this machine")
-        require(self, "debug_nans", not self.debug_nans or self.parallel == "jit", "off with pmap")
 
 
 class Problem(NamedTuple):
@@ -330,12 +345,13 @@ def _train(config: RunConfig, build: Build) -> dict[str, Any]:
     show = _Showing()
 
     def begin(state, batch):
-        if int(state.step) > 0:
+        if int(state.step) > 0 or not hosts.is_first():
             return
         show("the model's table", lambda: writer.text("model", problem.table()))
         if problem.show is not None:
-            inputs = problem.show(jax.random.fold_in(state.key, 0), batch)
-            show("inputs", lambda: writer.images(0, "inputs", np.asarray(inputs)))
+            key, rows = jax.random.fold_in(state.key, 0), parallel.own_rows(batch)
+            inputs = functools.partial(problem.show, key, rows)
+            show("inputs", lambda: writer.images(0, "inputs", np.asarray(inputs())))
 
     def seen(state, metrics):
         if hosts.is_first():
@@ -351,8 +367,8 @@ def _train(config: RunConfig, build: Build) -> dict[str, Any]:
         step = int(state.step)
         _check_length(config, problem, step)
         if hosts.is_first():
-            _write(workdir / INPUTS_FILE, json.dumps(problem.inputs, indent=2))
             _write_flags(config, workdir)
+            _write(workdir / INPUTS_FILE, json.dumps(problem.inputs, indent=2))
             print(_first_line(problem, state, workdir), flush=True)
         with Writer(workdir if hosts.is_first() else None, step) as writer:
             result = loop.fit(
@@ -388,7 +404,9 @@ def _train(config: RunConfig, build: Build) -> dict[str, Any]:
                 if int(best.step) < int(result.state.step):
                     trained = {k: v for k, v in result.metrics.items() if k.startswith("train/")}
                     result = loop.Result(best, trained, stopped=0)
-            metrics = result.metrics | _final_metrics(problem, task, result)
+            metrics = (
+                _last_trained(workdir) | result.metrics | _final_metrics(problem, task, result)
+            )
             if hosts.is_first() and problem.best not in result.metrics:  # it was not reported on
                 show("a report", lambda: problem.report(result.state, metrics, writer))
             if hosts.is_first():
@@ -602,8 +620,9 @@ def _check_workdir(config: RunConfig, workdir: Path) -> None:
     elif config.resume in ("must", "extend"):
         raise InputError(f"--resume={config.resume}, but there is no run in {workdir}")
     elif workdir.exists() and not (workdir / cli.FLAGS_FILE).exists():
-        strangers = [path.name for path in workdir.iterdir() if path.name != checkpoint.LOCK_FILE]
-        if strangers:
+        # A start that failed early may have left these.
+        own = {checkpoint.LOCK_FILE, checkpoint.FOLDER, f"{cli.FLAGS_FILE}.tmp"}
+        if {path.name for path in workdir.iterdir()} - own:
             raise InputError(f"{workdir} holds other files and no run; take another --workdir")
 
 
@@ -624,6 +643,13 @@ def _first_line(problem: Problem, state: State, workdir: Path) -> str:
         f"{problem.title} on {_devices()}: {_count(state.params):,} parameters, "
         f"{examples} {problem.unit}, {steps}, in {workdir}"
     )
+
+
+def _last_trained(workdir: Path) -> dict[str, float]:
+    """The last training metrics of a run; a process that finds it complete has none of its own."""
+    rows = [{k: v for k, v in row.items() if k.startswith("train/")} for row in read_rows(workdir)]
+    last = next(filter(None, reversed(rows)), {})
+    return {name: math.nan if value is None else value for name, value in last.items()}
 
 
 def _final_metrics(problem: Problem, task: Task, result: loop.Result) -> dict[str, float]:
@@ -660,6 +686,9 @@ def _summary(
 
 def _write(path: Path, text: str) -> None:
     """Writes beside and renames, so that the file is there whole or not at all."""
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(text.rstrip("\n") + "\n")
+    scratch = path.with_name(f"{path.name}.tmp")
+    try:
+        scratch.write_text(text.rstrip("\n") + "\n")
+    except OSError as error:  # one of a full disk does not say where
+        raise OSError(error.errno, error.strerror, str(path)) from None
     scratch.replace(path)

@@ -23,7 +23,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import flax.serialization
 import jax
@@ -37,7 +37,6 @@ from jaxdl.task import State
 
 FOLDER = "checkpoints"
 LOCK_FILE = ".lock"
-_UNFINISHED = "*.orbax-checkpoint-tmp*"  # what Orbax calls a checkpoint that it is still writing
 # Orbax tells each save at length through absl's logger; what users must hear is raised or printed.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
@@ -133,8 +132,11 @@ def _lock(path: Path, held: contextlib.ExitStack) -> None:
             f"{path.parent} cannot be locked ({error}): train nothing else in it", file=sys.stderr
         )
     file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
+    try:
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+    except OSError as error:  # one of a full disk does not say where
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 class Checkpoints:
@@ -194,14 +196,13 @@ class Checkpoints:
         try:
             self.wait()
             self._manager.close()
-        except OSError:
+        except Exception:
             if error is None:  # else that is what to tell of
                 raise
 
     def _find_sound(self) -> int | None:
         """The newest sound step; damaged checkpoints are set aside, unfinished ones removed."""
-        for unfinished in self.folder.glob(_UNFINISHED):
-            shutil.rmtree(unfinished, ignore_errors=True)
+        _remove_unfinished(self.folder)
         steps = _steps(self.folder)
         damaged: dict[int, DamagedCheckpoint] = {}
         for step in reversed(steps):
@@ -263,10 +264,11 @@ class Checkpoints:
             metrics = dict(metrics) | {CHECKSUM: _checksum(metrics)}
         self.wait()
         try:
-            _check_room(self.folder, sum(leaf.nbytes for leaf in jax.tree.leaves(tree)))
+            if hosts.is_first():
+                _check_room(self.folder, sum(leaf.nbytes for leaf in jax.tree.leaves(tree)))
             self._manager.save(step, args=ocp.args.StandardSave(tree), metrics=metrics, force=True)
         except Exception as error:
-            raise self._not_written(error) from error
+            self._tell_of(error)
 
     def wait(self) -> None:
         """Waits until all that was given to `save` is on disk.
@@ -277,18 +279,20 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
         except Exception as error:  # whatever Orbax's threads came upon
-            raise self._not_written(error) from error
+            self._tell_of(error)
 
-    def _not_written(self, error: Exception) -> OSError:
-        """What to tell of a save that failed; what it left is removed."""
-        for unfinished in self.folder.glob(_UNFINISHED):
-            shutil.rmtree(unfinished, ignore_errors=True)
+    def _tell_of(self, error: Exception) -> NoReturn:
+        """Removes what a failed save left, and tells of it."""
+        if hosts.is_consequence(error):
+            raise error
+        if hosts.is_first():
+            _remove_unfinished(self.folder)
         steps = _steps(self.folder)
         kept = f"those of steps {', '.join(map(str, steps))} are kept" if steps else "there is none"
-        return OSError(
+        raise OSError(
             f"a checkpoint could not be written to {self.folder} ({_reason(error)}); {kept}; mend "
             "that and give the same command again"
-        )
+        ) from error
 
     def restore(self, template: State) -> State | None:
         """The newest sound checkpoint as a State like `template`; None when there is none at all.
@@ -387,6 +391,11 @@ def steps(workdir: str | Path) -> list[int]:
 
 def _steps(folder: Path) -> list[int]:
     return sorted(int(p.name) for p in folder.glob("*") if p.name.isdecimal() and p.is_dir())
+
+
+def _remove_unfinished(folder: Path) -> None:
+    for path in folder.glob("*.orbax-checkpoint-tmp*"):  # what Orbax calls one it still writes
+        shutil.rmtree(path, ignore_errors=True)
 
 
 CHECKSUM = "checksum"

@@ -44,16 +44,25 @@ def start(coordinator: str | None, num_processes: int | None, process_id: int | 
         Open MPI); else `host:port` of process 0, the same on every process.
       num_processes: how many there are; None with "auto".
       process_id: which this is, from 0; None with "auto".
+
+    Raises:
+      InputError: the cluster tells nothing, or not all came within five minutes.
     """
     if coordinator is None:
         return
     _end_quietly()
-    jax.distributed.initialize(
-        None if coordinator == "auto" else coordinator,
-        num_processes,
-        process_id,
-        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-    )
+    try:
+        jax.distributed.initialize(
+            None if coordinator == "auto" else coordinator,
+            num_processes,
+            process_id,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        )
+    except (ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"the processes of the run could not join at {coordinator}: {reason}"
+        ) from error
     if are_several():
         threading.Thread(target=_watch, daemon=True).start()
 

@@ -18,7 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxdl import InputError
-from jaxdl.task import Task
+from jaxdl.task import Batch, Task
 
 DATA = "data"
 """The mesh axis that batches are spread over."""
@@ -37,6 +37,18 @@ def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """How `jit` and `pmap` want a batch: its first axis spread over the mesh."""
     return NamedSharding(mesh, BATCH)
+
+
+def own_rows(batch: Batch) -> Batch:
+    """The rows of a global batch that this host's devices hold, in order; all, of a single host."""
+
+    def rows(array):
+        if not isinstance(array, jax.Array) or array.is_fully_addressable:
+            return array
+        held = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+        return np.concatenate([held[start] for start in sorted(held)])
+
+    return jax.tree.map(rows, batch)
 
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:

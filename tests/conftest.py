@@ -80,11 +80,11 @@ runpy.run_module(f"experiments.{name}", run_name="__main__")
 def two_hosts(tmp_path, environment):
     """Runs an experiment as two processes of two devices each; returns what each printed."""
 
-    def run(name, *flags):
+    def start(name, *flags):
         with socket.socket() as probe:
             probe.bind(("localhost", 0))
             port = str(probe.getsockname()[1])
-        hosts = [
+        return [
             subprocess.Popen(
                 [sys.executable, "-c", HOST, str(process), port, name, *flags],
                 cwd=tmp_path,
@@ -95,10 +95,18 @@ def two_hosts(tmp_path, environment):
             )
             for process in range(2)
         ]
+
+    def end(hosts, codes=(0, 0)):
+        """What each printed, on stdout and on stderr."""
         said = [host.communicate(timeout=240) for host in hosts]
-        assert [host.returncode for host in hosts] == [0, 0], "".join(err for _, err in said)
+        codes_and_errors = [(h.returncode, err) for h, (_, err) in zip(hosts, said, strict=True)]
+        assert [code for code, _ in codes_and_errors] == list(codes), codes_and_errors
         # Gloo tells of its connections, from several threads at once.
         own = lambda line: "[Gloo]" not in line and "peer ranks" not in line
-        return ["".join(filter(own, out.splitlines(True))) for out, _ in said]
+        return [("".join(filter(own, out.splitlines(True))), err) for out, err in said]
 
+    def run(name, *flags):
+        return [out for out, _ in end(start(name, *flags))]
+
+    run.start, run.end = start, end
     return run

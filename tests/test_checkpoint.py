@@ -1,6 +1,11 @@
 """Checkpoints: whole, exact, on any number of devices, and honest about damage."""
 
+import os
+import resource
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -122,6 +127,160 @@ def test_keeps_the_latest_and_the_best(tmp_path, least):
     assert kept == [4, 7, 8]
 
 
+@pytest.mark.parametrize("least", [False, True])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_never_the_best(tmp_path, bad, least):
+    _, state = prepare()
+    scores = [0.5, bad, 0.9, 0.7] if least else [0.9, bad, 0.5, 0.7]
+    with Checkpoints(tmp_path, 1, "eval/score", least) as checkpoints:
+        for step, score in enumerate(scores):
+            checkpoints.save(state._replace(step=jnp.int32(step)), {"eval/score": score})
+        assert checkpoints.best == 0
+    assert checkpoint.steps(tmp_path) == [0, 3]
+
+
+def test_a_changed_metric_is_damage(tmp_path, capsys):
+    _, state = prepare()
+    with Checkpoints(tmp_path, 1, "eval/score") as checkpoints:
+        for step, score in enumerate([0.5, 0.25]):
+            checkpoints.save(state._replace(step=jnp.int32(step)), {"eval/score": score})
+    path = tmp_path / "checkpoints" / "1" / "metrics" / "metrics"
+    path.write_text(path.read_text().replace("0.25", "0.75"))
+    with Checkpoints(tmp_path, 1, "eval/score") as checkpoints:
+        assert checkpoints.best == checkpoints.latest == 0
+    assert "metrics are not those saved" in capsys.readouterr().err
+
+
+ERRORS = {
+    "memory": (MemoryError("no memory"), MemoryError),
+    "device": (RuntimeError("RESOURCE_EXHAUSTED: Out of memory"), OSError),
+    "network": (OSError(5, "Input/output error"), OSError),
+    "files": (ValueError("RESOURCE_EXHAUSTED: [OS error 24: EMFILE Too many open files]"), OSError),
+    "rights": (ValueError("PERMISSION_DENIED: [OS error 13: EACCES]"), OSError),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_only_damage_is_damage(run, broken, monkeypatch, capsys, name):
+    """What a read fails for otherwise is raised as itself, and nothing is renamed."""
+    error, raised = ERRORS[name]
+
+    def failing(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(checkpoint.ocp.PyTreeCheckpointHandler, "restore", failing)
+    with pytest.raises(raised) as caught, Checkpoints(broken):
+        pass
+    assert not isinstance(caught.value, InputError)
+    with pytest.raises(raised):
+        checkpoint.load(broken)
+    monkeypatch.undo()
+    assert capsys.readouterr().err == ""
+    assert checkpoint.steps(broken) == [1, 2, 3, 4, 5]
+
+
+def test_restoring_computes_nothing_on_the_device(run, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_fingerprint_on_device", None)
+    assert int(checkpoint.load(run[0])["step"]) == 5
+
+
+def test_a_damaged_checkpoint_of_many_arrays_is_one_line(tmp_path):
+    """Orbax leaves a complaint for each array that it had begun to read to the interpreter."""
+    code = """
+import sys
+from pathlib import Path
+import jax, jax.numpy as jnp, numpy as np
+from jaxdl import checkpoint
+from jaxdl.task import initial_state
+params = {str(i): jnp.asarray(np.random.default_rng(i).normal(size=(90, 90))) for i in range(60)}
+state = initial_state(jax.random.key(0), {}, params, {}, ())
+with checkpoint.Checkpoints("run") as checkpoints:
+    for step in range(2):
+        checkpoints.save(state._replace(step=jnp.int32(step)))
+for path in Path("run/checkpoints/1/default").rglob("d/*"):
+    content = bytearray(path.read_bytes())
+    for place in (len(content) // 3, len(content) // 2):
+        content[place] ^= 16
+    path.write_bytes(content)
+with checkpoint.Checkpoints("run") as checkpoints:
+    assert int(checkpoints.restore(state).step) == 0
+"""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "set aside as 1.damaged" in done.stderr
+
+
+def test_a_full_disk_is_told_at_once_and_loses_nothing(tmp_path, monkeypatch):
+    _, state = prepare()
+    usage = shutil.disk_usage(tmp_path)
+
+    def fill_the_disk():
+        with Checkpoints(tmp_path) as checkpoints:
+            checkpoints.save(state)
+            checkpoints.wait()
+            monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
+            checkpoints.save(state._replace(step=jnp.int32(1)))
+
+    with pytest.raises(OSError, match=r"no space left: it takes [\d,]+ bytes and 100 are free"):
+        fill_the_disk()
+    assert checkpoint.steps(tmp_path) == [0]
+    monkeypatch.undo()
+    with Checkpoints(tmp_path) as checkpoints:
+        assert int(checkpoints.restore(state).step) == 0
+        checkpoints.save(state._replace(step=jnp.int32(1)))
+    assert checkpoint.steps(tmp_path) == [0, 1]
+
+
+def test_a_save_that_fails_in_the_background_is_one_line(tmp_path):
+    _, state = prepare()
+    noise = np.random.default_rng(0).normal(size=(300, 1000)).astype(np.float32)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def outgrow_the_limit():
+        with Checkpoints(tmp_path) as checkpoints:
+            checkpoints.save(state)
+            checkpoints.wait()
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
+            try:
+                large = state._replace(step=jnp.int32(1), params={"w": jnp.asarray(noise)})
+                checkpoints.save(large)
+                checkpoints.wait()
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
+    with pytest.raises(OSError, match=r"could not be written .*those of steps 0 are kept") as told:
+        outgrow_the_limit()
+    assert "\n" not in str(told.value)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["0"]  # and no remains
+
+
+def test_remains_of_a_killed_save_are_removed(broken):
+    remains = broken / "checkpoints" / "6.orbax-checkpoint-tmp-123"
+    remains.mkdir()
+    checkpoint.load(broken)
+    assert remains.exists()  # a reader does not know whose they are
+    with Checkpoints(broken):
+        assert not remains.exists()
+
+
+def test_a_reader_follows_the_run_it_reads(broken, monkeypatch):
+    """The checkpoint that it was about to read is gone: the run has newer ones."""
+    read, (workdir, _) = checkpoint._read, (broken, None)
+
+    def vanishing(folder, step):
+        if step == 5 and (folder / "5").exists():
+            (folder / "5").rename(folder / "6")
+        return read(folder, step)
+
+    monkeypatch.setattr(checkpoint, "_read", vanishing)
+    assert int(checkpoint.load(workdir)["step"]) == 5  # as it calls itself
+    assert checkpoint.steps(workdir) == [1, 2, 3, 4, 6]
+
+
 @pytest.mark.parametrize("how", ["flip", "cut", "delete"])
 def test_damaged_newest_is_reported_and_the_one_before_used(run, broken, capsys, how):
     damage(broken, 5, how)
@@ -190,7 +349,6 @@ def test_half_written_checkpoint_is_not_seen(run, broken):
 def test_all_damaged(broken):
     for step in range(1, 6):
         damage(broken, step, "delete")
-    _, template = prepare()
     with pytest.raises(InputError, match="is damaged"):
         checkpoint.load(broken)
     before = sorted(p.name for p in (broken / "checkpoints").iterdir())
@@ -231,5 +389,9 @@ def test_fingerprint_sees_every_word_and_its_place():
         tree | {"c": jnp.int32(5)},
     ]
     assert all(int(checkpoint.fingerprint(changed)) != first for changed in changes)
+    wide = {"d": np.array([1.0, 2.0])}  # float64: a change in either half shows
+    for flipped in (1 << 1, 1 << 40):
+        words = wide["d"].view(np.uint64) ^ np.array([0, flipped], np.uint64)
+        assert checkpoint.fingerprint({"d": words.view(np.float64)}) != checkpoint.fingerprint(wide)
     spread = jax.device_put(jnp.arange(16.0), parallel.batch_sharding(parallel.data_mesh()))
     assert checkpoint.fingerprint(spread) == checkpoint.fingerprint(jnp.arange(16.0))

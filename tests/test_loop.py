@@ -194,6 +194,45 @@ def test_flops_of_the_step_are_reported(tmp_path):
     assert per_image == pytest.approx(2 * multiply_adds / 14)  # two of sixteen are masked
 
 
+def test_a_checkpoint_keeps_what_was_not_reported(tmp_path):
+    """Saving often makes no more rows, and a run that goes on reports what one whole run does."""
+    options = {"eval_every": 12, "log_every": 8, "checkpoint_every": 3}
+    fit(tmp_path / "whole", **options)
+    fit(tmp_path / "parts", steps=6, **(options | {"eval_every": 100}))
+    (tmp_path / "parts" / "metrics.jsonl").unlink()  # its last row is of a run that ended there
+    fit(tmp_path / "parts", **options)
+    whole, parts = (rows_without_speed(tmp_path / name) for name in ("whole", "parts"))
+    assert [row["step"] for row in whole] == [8, 12, 12]
+    rates = [row["images_per_second"] for row in read_rows(tmp_path / "parts")[:1]]
+    assert 0 < rates[0] < 1e6
+    assert parts[1:] == whole[1:]
+
+
+def test_the_first_batch_is_seen_once_before_the_first_step(tmp_path):
+    seen = []
+    begin = lambda state, batch: seen.append((int(state.step), batch["label"].shape))
+    fit(tmp_path, steps=6, begin=begin)
+    assert seen == [(0, (16,))]
+    fit(tmp_path, begin=begin)
+    assert seen[1:] == [(6, (16,))]
+
+
+def test_histograms_are_a_choice(tmp_path):
+    task, _ = prepare()
+    asked = []
+    task = task._replace(gradient=lambda state, batch: asked.append(1) or state.params)
+    measure = lambda state: {"eval/accuracy": 0.5}
+    for histograms in (False, True):
+        options = {"measure": measure, "eval_every": 1, "histograms": histograms}
+        loop.fit(task, task.init(KEY, tiny.hparams()), batches, steps=2, **options)
+        assert len(asked) == 2 * histograms
+
+
+def test_a_trace_of_a_run_that_ends_before_is_written(tmp_path):
+    fit(tmp_path, steps=5, profile=(tmp_path / "tensorboard", 20))
+    assert list((tmp_path / "tensorboard").rglob("*.xplane.pb"))
+
+
 def test_profile_is_written(tmp_path):
     fit(tmp_path, profile=(tmp_path / "tensorboard", 2))
     assert list((tmp_path / "tensorboard").rglob("*.xplane.pb"))
