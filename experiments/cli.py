@@ -42,6 +42,9 @@ def flag(default: Any, help: str, choices: Sequence[str] = (), *, part_of_run: b
 def parse(config_type: type[C], argv: Sequence[str]) -> tuple[C, list[str]]:
     """Reads `--name=value` arguments and flagfiles into a config.
 
+    A field `given` that is no flag gets the names of the flags that the arguments or a flagfile
+    gave, be it at their defaults.
+
     Returns:
       The config, validated by its own `__post_init__`, and the arguments that are no flags.
 
@@ -49,8 +52,7 @@ def parse(config_type: type[C], argv: Sequence[str]) -> tuple[C, list[str]]:
       InputError: an unknown flag, a value of the wrong type, not among the choices or not finite.
     """
     values = flags.FlagValues()
-    # C is any class; that it is a dataclass is this function's condition.
-    fields = dataclasses.fields(config_type)  # type: ignore[arg-type]
+    fields = _flags_of(config_type)
     hints = typing.get_type_hints(config_type)
     for field in fields:
         _define(values, field, hints[field.name])
@@ -66,15 +68,21 @@ def parse(config_type: type[C], argv: Sequence[str]) -> tuple[C, list[str]]:
     if values["help"].value:
         print(_usage(config_type, values))
         raise SystemExit(0)
-    given = {f.name: values[f.name].value for f in fields}
-    as_tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-    config = config_type(**as_tuples)
+    read = {f.name: values[f.name].value for f in fields}
+    as_tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in read.items()}
+    given = {"given": frozenset(f.name for f in fields if values[f.name].present)}
+    config = config_type(**as_tuples, **(given if hasattr(config_type, "given") else {}))
     # Afterwards, so that a flag with bounds of its own is told of those.
     for name, value in as_tuples.items():
         numbers = value if isinstance(value, tuple) else (value,)
         finite = all(math.isfinite(n) for n in numbers if isinstance(n, float))
         require(config, name, finite, "finite")
     return config, list(rest)
+
+
+def _flags_of(config: Any) -> list[dataclasses.Field]:
+    """The fields of a config, or of its class, that are flags."""
+    return [field for field in dataclasses.fields(config) if "help" in field.metadata]
 
 
 def _define(values: flags.FlagValues, field: dataclasses.Field, hint: Any) -> None:
@@ -125,7 +133,7 @@ class _ListParser(flags.ArgumentParser):
 def _usage(config_type: type, values: flags.FlagValues) -> str:
     doc = (config_type.__doc__ or "").strip()
     lines = [doc, "", "flags (or --flagfile=FILE with one to a line):"]
-    for field in dataclasses.fields(config_type):
+    for field in _flags_of(config_type):
         choices = f" <{'|'.join(field.metadata['choices'])}>" if field.metadata["choices"] else ""
         lines.append(f"  --{field.name}={_to_text(field.default)}{choices}")
         lines.append(f"      {field.metadata['help']}")
@@ -140,9 +148,14 @@ def _to_text(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
+def to_dict(config: Any) -> dict[str, Any]:
+    """The value of each flag by its name."""
+    return {field.name: getattr(config, field.name) for field in _flags_of(config)}
+
+
 def to_flags(config: Any) -> str:
     """A config as the text of a flagfile that gives it back."""
-    pairs = ((f.name, getattr(config, f.name)) for f in dataclasses.fields(config))
+    pairs = to_dict(config).items()
     return "".join(f"--{name}={_to_text(value)}\n" for name, value in pairs if value is not None)
 
 
@@ -161,7 +174,7 @@ def check_same_run(config: Any, workdir: Path, apart_from: Collection[str] = ())
       apart_from: flags that may differ all the same, as what uses a trained run takes them anew.
     """
     saved, _ = parse(type(config), [f"--flagfile={workdir / FLAGS_FILE}"])
-    for field in dataclasses.fields(config):
+    for field in _flags_of(config):
         was, now = getattr(saved, field.name), getattr(config, field.name)
         checked = field.metadata["part_of_run"] and field.name not in apart_from
         if checked and was != now:

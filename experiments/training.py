@@ -87,6 +87,9 @@ class RunConfig:
     keep: int = flag(2, "how many of the latest checkpoints stay, and the best", part_of_run=False)
     profile_steps: int = flag(0, "trace so many steps for TensorBoard", part_of_run=False)
     debug_nans: bool = flag(False, "name the operation that makes a nan (slow)", part_of_run=False)
+    # No flag: the names of those that were given. What a run wrote down was all given to it, so
+    # that nothing that depends on this changes when it goes on.
+    given: frozenset[str] = dataclasses.field(default=frozenset(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         """Raises InputError for a value, or a pair of values, that cannot be."""
@@ -362,7 +365,7 @@ def train(config: RunConfig, build: Build) -> dict[str, Any] | None:
                 problem.report(result.state, metrics, writer)
             if first_host:
                 problem.finish(result.state)
-            writer.hparams(dataclasses.asdict(config), metrics)
+            writer.hparams(cli.to_dict(config), metrics)
         best_step = checkpoints.best
     summary = _summary(problem, result.state, metrics, time.perf_counter() - began)
     summary |= {"best_metric": problem.best, "best_step": best_step}
