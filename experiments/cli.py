@@ -7,8 +7,10 @@ experiments can be imported into one process.
 
 import dataclasses
 import difflib
+import itertools
 import math
 import os
+import re
 import sys
 import types
 import typing
@@ -42,6 +44,9 @@ def flag(default: Any, help: str, choices: Sequence[str] = (), *, part_of_run: b
 def parse(config_type: type[C], argv: Sequence[str]) -> tuple[C, list[str]]:
     """Reads `--name=value` arguments and flagfiles into a config.
 
+    Later arguments win over earlier ones. What a flagfile says for its own method is left out
+    where the command line names another method: see the class's `BELONGS_TO`.
+
     A field `given` that is no flag gets the names of the flags that the arguments or a flagfile
     gave, be it at their defaults.
 
@@ -51,6 +56,27 @@ def parse(config_type: type[C], argv: Sequence[str]) -> tuple[C, list[str]]:
     Raises:
       InputError: an unknown flag, a value of the wrong type, not among the choices or not finite.
     """
+    values, rest = _read(config_type, argv)
+    if values["help"].value:
+        print(_usage(config_type))
+        raise SystemExit(0)
+    for name in _left_behind(config_type, values, argv):
+        values[name].unparse()
+    names = [field.name for field in _flags_of(config_type)]
+    read = {name: values[name].value for name in names}
+    as_tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in read.items()}
+    given = {"given": frozenset(name for name in names if values[name].present)}
+    config = config_type(**as_tuples, **(given if hasattr(config_type, "given") else {}))
+    # Afterwards, so that a flag with bounds of its own is told of those.
+    for name, value in as_tuples.items():
+        numbers = value if isinstance(value, tuple) else (value,)
+        finite = all(math.isfinite(n) for n in numbers if isinstance(n, float))
+        require(config, name, finite, "finite")
+    return config, rest
+
+
+def _read(config_type: type, argv: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
+    """The flags of a class with the values of the arguments, and what of these is no flag."""
     values = flags.FlagValues()
     fields = _flags_of(config_type)
     hints = typing.get_type_hints(config_type)
@@ -58,26 +84,39 @@ def parse(config_type: type[C], argv: Sequence[str]) -> tuple[C, list[str]]:
         _define(values, field, hints[field.name])
     flags.DEFINE_bool("help", False, "show this text", short_name="h", flag_values=values)
     try:
-        rest = values(["", *argv])[1:]
+        return values, values(["", *argv])[1:]
     except flags.UnrecognizedFlagError as error:
         close = difflib.get_close_matches(error.flagname, [f.name for f in fields], 1)
         hint = f"; did you mean --{close[0]}?" if close else "; see --help"
         raise InputError(f"no flag --{error.flagname}{hint}") from None
     except flags.Error as error:  # absl marks a missing flagfile "ERROR:: "
         raise InputError(str(error).removeprefix("ERROR:: ")) from None
-    if values["help"].value:
-        print(_usage(config_type, values))
-        raise SystemExit(0)
-    read = {f.name: values[f.name].value for f in fields}
-    as_tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in read.items()}
-    given = {"given": frozenset(f.name for f in fields if values[f.name].present)}
-    config = config_type(**as_tuples, **(given if hasattr(config_type, "given") else {}))
-    # Afterwards, so that a flag with bounds of its own is told of those.
-    for name, value in as_tuples.items():
-        numbers = value if isinstance(value, tuple) else (value,)
-        finite = all(math.isfinite(n) for n in numbers if isinstance(n, float))
-        require(config, name, finite, "finite")
-    return config, list(rest)
+    except UnicodeDecodeError:
+        raise InputError(f"a flagfile is no text: {' '.join(argv)}") from None
+
+
+def _left_behind(config_type: type, values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
+    """The flags that only a flagfile gives, where the command line changes what they belong to.
+
+    The class's `BELONGS_TO` holds it: {flag: (values) -> what the flag belongs to}.
+    """
+    on_line, in_files, arguments = [], [], iter(argv)
+    for argument in arguments:
+        if not re.fullmatch("--?flagfile(=.*)?", argument):
+            on_line.append(argument)
+        else:
+            in_files += (
+                [argument] if "=" in argument else [argument, *itertools.islice(arguments, 1)]
+            )
+    belongs_to = getattr(config_type, "BELONGS_TO", {})
+    if not (belongs_to and on_line and in_files):
+        return []
+    (own, _), (filed, _) = _read(config_type, on_line), _read(config_type, in_files)
+    return [
+        name
+        for name, owner in belongs_to.items()
+        if filed[name].present and not own[name].present and owner(filed) != owner(values)
+    ]
 
 
 def _flags_of(config: Any) -> list[dataclasses.Field]:
@@ -130,9 +169,15 @@ class _ListParser(flags.ArgumentParser):
         return f"comma-separated {self._item.__name__}s"
 
 
-def _usage(config_type: type, values: flags.FlagValues) -> str:
+def _usage(config_type: type) -> str:
     doc = (config_type.__doc__ or "").strip()
     lines = [doc, "", "flags (or --flagfile=FILE with one to a line):"]
+    if hasattr(config_type, "BELONGS_TO"):
+        lines[-1:] = [
+            "flags (or --flagfile=FILE with one to a line, of which the penalties, the decay and",
+            "the arguments of its --optimizer and --schedule are left out where the command line",
+            "names others):",
+        ]
     for field in _flags_of(config_type):
         choices = f" <{'|'.join(field.metadata['choices'])}>" if field.metadata["choices"] else ""
         lines.append(f"  --{field.name}={_to_text(field.default)}{choices}")

@@ -358,6 +358,7 @@ def build(config: Config, mesh: Mesh) -> Problem:
     return Problem(
         title=f"{config.kind} with attention {config.attention} learning {pairs.name}",
         task=task,
+        method=config.method_in_words,
         hparams=hparams,
         steps=steps,
         examples={split: spread.tokens(split) for split in pairs.splits},

@@ -151,6 +151,7 @@ class Problem(NamedTuple):
       finish: (state) -> None: shows what a run came to, once, on the first host alone.
       inputs: what a trained model must be told with, for prediction: shapes, names of classes.
       notes: () -> what the summary should hold beside all else.
+      method: how it is minimized and what decays, for the run's first line.
     """
 
     title: str
@@ -172,6 +173,7 @@ class Problem(NamedTuple):
     beside: Callable[[str, dict[str, float]], str] = lambda split, metrics: ""
     report: Callable[[State, dict[str, float], Writer], None] = lambda state, metrics, writer: None
     finish: Callable[[State], None] = lambda state: None
+    method: str = ""
 
     @property
     def eval_split(self) -> str:
@@ -527,8 +529,9 @@ def _first_line(problem: Problem, state: State, workdir: Path) -> str:
     examples = ", ".join(f"{count} {split}" for split, count in problem.examples.items())
     step = int(state.step)
     steps = f"steps {step} to {problem.steps}" if step else f"{problem.steps} steps"
+    by = f" by {problem.method}" if problem.method else ""
     return (
-        f"{problem.title} on {_devices()}: {_count(state.params):,} parameters, "
+        f"{problem.title}{by} on {_devices()}: {_count(state.params):,} parameters, "
         f"{examples} {problem.unit}, {steps}, in {workdir}"
     )
 

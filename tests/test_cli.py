@@ -99,6 +99,12 @@ def test_mistakes_are_one_line(argv, message):
     assert "ERROR" not in str(error.value)
 
 
+def test_a_picture_is_no_flagfile(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\xff")
+    with pytest.raises(InputError, match=r"a flagfile is no text: .*a\.png"):
+        parse(f"--flagfile={tmp_path / 'a.png'}")
+
+
 def test_same_run_but_for_flags_that_may_change(tmp_path):
     (tmp_path / "flags.txt").write_text(cli.to_flags(Config()))
     cli.check_same_run(Config(rate=5.0), tmp_path)
