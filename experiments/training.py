@@ -68,7 +68,11 @@ class RunConfig:
     early_stop: int | None = flag(
         None, "stop after so many evaluations without a better one, and go back to the best"
     )
-    folds: int | None = flag(None, "cross-validate: train once for each of so many folds")
+    folds: int | None = flag(
+        None,
+        "cross-validate: train once for each of so many folds of the training split, which that "
+        "run is tested on in place of the test split",
+    )
     fold: int | None = flag(None, "with --folds: which to hold out; all in turn when not given")
     parallel: str = flag(
         "jit",
@@ -302,11 +306,7 @@ def train(config: RunConfig, build: Build) -> dict[str, Any] | None:
     config = dataclasses.replace(config, workdir=str(workdir))
     first_host = jax.process_index() == 0
     problem, task, state = _prepare(config, build)
-    for name in ("early_stop", "plateau"):
-        if getattr(config, name) is not None and problem.eval_split == "test":
-            raise InputError(
-                f"--{name} would choose by the test split; give --validation or --folds"
-            )
+    _check_choice(config, problem)
     observe_evaluation, done = _watch(config, problem)
 
     def seen(state, metrics):
@@ -371,14 +371,25 @@ def train(config: RunConfig, build: Build) -> dict[str, Any] | None:
         best_step = checkpoints.best
     summary = _summary(problem, result.state, metrics, time.perf_counter() - began)
     summary |= {"best_metric": problem.best, "best_step": best_step}
+    summary["best_split"] = problem.eval_split
     if first_host:
         _write(workdir / SUMMARY_FILE, json.dumps(summary, indent=2))
         split = "test" if "test" in problem.examples else problem.eval_split
         prefix = "test/" if split == "test" else "eval/"
         final = {k: v for k, v in metrics.items() if k.startswith(prefix)}
+        by = f"{problem.best.removeprefix('eval/')} on the {problem.eval_split} split"
+        print(f"best checkpoint, by {by}: step {best_step}")
         print(f"{split}: {describe(final)}  ({problem.examples[split]} {problem.unit})")
         _print_beside(problem, split, final, prefix[:-1])
     return summary
+
+
+def _check_choice(config: RunConfig, problem: Problem) -> None:
+    """Raises InputError when a run would be chosen by what it is tested on."""
+    for name in ("early_stop", "plateau"):
+        if getattr(config, name) is not None and problem.eval_split == "test":
+            tested = "fold held out" if config.folds else "test split"
+            raise InputError(f"--{name} would choose by the {tested}; give --validation")
 
 
 def _print_beside(problem: Problem, split: str, metrics: dict[str, float], prefix: str) -> None:
@@ -393,9 +404,14 @@ def _print_beside(problem: Problem, split: str, metrics: dict[str, float], prefi
 def cross_validate(config: RunConfig, build: Build) -> None:
     """Trains once for each fold, in WORKDIR/fold0 and so on, and prints the mean over the folds.
 
+    Each run is tested on the fold that it was not shown. With --validation it makes its choices by
+    a share of the others.
+
     A fold is an ordinary run: the same command goes on where it was stopped, and trains no fold
     again that is done.
     """
+    # What cannot be trained is told before the folder is its.
+    _check_choice(config, build(dataclasses.replace(config, fold=0), parallel.data_mesh()))
     workdir = _open_workdir(config)
     config = dataclasses.replace(config, workdir=str(workdir))
     first_host = jax.process_index() == 0
@@ -422,8 +438,9 @@ def cross_validate(config: RunConfig, build: Build) -> None:
     record = means | spreads | {"folds": values}
     if first_host:
         _write(workdir / SUMMARY_FILE, json.dumps(record, indent=2))
-        for name in names:
-            print(f"{name}: {means[name]:.4g} +- {spreads[f'{name}_std']:.2g} (std of the folds)")
+        for name in (name for name in names if name.startswith("test/")):
+            spread = spreads[f"{name}_std"]
+            print(f"{name}: {means[name]:.4g} +- {spread:.2g} (mean and std of the folds held out)")
 
 
 def _write_flags(config: RunConfig, workdir: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from experiments import cli, lenet, transfer
+from experiments import cli, image_data, lenet, transfer
 from jaxdl import augment, checkpoint, data, models
 from jaxdl.writers import read_rows
 
@@ -52,6 +52,9 @@ def test_resnet_learns_and_leaves_the_whole_record(command):
     assert summary["versions"]["jax"]
     assert summary["wall_seconds"] > 0
     assert summary["best_step"] in (60, 120, 180)
+    assert summary["best_split"] == "test"
+    best = f"best checkpoint, by accuracy on the test split: step {summary['best_step']}"
+    assert done.stdout.splitlines()[-2] == best
     rows = read_rows(run)
     assert {"train/loss", "train/accuracy", "train/learning_rate", "images_per_second"} <= set(
         rows[0]
@@ -262,14 +265,17 @@ MISTAKES = {
     "eval nothing": (["--mode=eval", "--workdir=new"], "no run in new"),
     "eval without folder": (["--mode=eval"], "--workdir=: it must be a run's, for --mode=eval"),
     "grad_accum": (["--grad_accum=3"], "a divisor of the batch_size 32"),
-    "early stop on test": (["--early_stop=3"], "give --validation or --folds"),
+    "early stop on test": (["--early_stop=3"], "by the test split; give --validation"),
+    "early stop on the fold": (
+        ["--folds=3", "--early_stop=3", "--workdir=new"],
+        "--early_stop would choose by the fold held out; give --validation",
+    ),
     "factor without plateau": (["--plateau_factor=0.5"], "it must be left out without --plateau"),
     "endless": (["--epochs=inf"], "--epochs=inf: it must be finite"),
     "no number": (["--mean=nan"], "--mean=nan: it must be finite"),
     "plateau of test": (["--plateau=3"], "--plateau would choose by the test split"),
     "fold without folds": (["--fold=1"], "--fold=1: it must be given with --folds"),
     "fold beyond": (["--fold=5", "--folds=5"], "at least 0 and less than --folds=5"),
-    "folds of a split set": (["--folds=3", "--validation=0.1"], "--validation"),
     "argument of another optimizer": (
         ["--optimizer=sgd", "--momentum=0.9"],
         "optimizer sgd takes no momentum",
@@ -410,7 +416,7 @@ def test_early_stopping_goes_back_to_the_best(command):
     assert summary["eval/accuracy"] == max(measured.values())
     assert summary["train/loss"] > 0
     again = command("lenet", *flags, "--workdir=run").stdout
-    assert "step" not in again.splitlines()[1]
+    assert not again.splitlines()[1].startswith("step")
     assert json.loads((run / "summary.json").read_text())["step"] == summary["step"]
 
     evaluated = command("lenet", "--mode=eval", "--split=validation", "--workdir=run").stdout
@@ -460,15 +466,37 @@ def test_cross_validation_trains_each_fold_and_goes_on(command):
         json.loads((command.folder / "cv" / f"fold{i}" / "summary.json").read_text())
         for i in range(3)
     ]
-    assert [fold["examples"]["validation"] for fold in folds] == [479, 479, 479]
-    accuracies = [fold["eval/accuracy"] for fold in folds]
+    assert [fold["examples"] for fold in folds] == [{"train": 958, "test": 479}] * 3
+    accuracies = [fold["test/accuracy"] for fold in folds]
     assert len(set(accuracies)) > 1
     summary = json.loads((command.folder / "cv" / "summary.json").read_text())
-    assert summary["eval/accuracy"] == pytest.approx(np.mean(accuracies))
-    assert summary["eval/accuracy_std"] == pytest.approx(np.std(accuracies, ddof=1))
-    assert f"eval/accuracy: {np.mean(accuracies):.4g} +- " in done.stdout
+    assert summary["test/accuracy"] == pytest.approx(np.mean(accuracies))
+    assert summary["test/accuracy_std"] == pytest.approx(np.std(accuracies, ddof=1))
+    assert f"test/accuracy: {np.mean(accuracies):.4g} +- " in done.stdout
     command("lenet", *SMALL, "--folds=3", "--fold=1", "--workdir=alone")
     assert_same_state(command.folder / "alone", command.folder / "cv" / "fold1")
+
+
+def test_a_fold_that_is_held_out_chooses_nothing():
+    """With --validation the choices are made by a share of the other folds."""
+    images = lambda source: {source[i]["image"] for i in range(len(source))}
+    every, seen = images(data.load("digits").splits["train"]), []
+    for fold in range(3):
+        flags = ["--folds=3", f"--fold={fold}"]
+        plain = image_data.load(cli.parse(lenet.Config, flags)[0]).splits
+        assert list(plain) == ["train", "test"]
+        flags += ["--validation=0.25", "--early_stop=2"]
+        nested = image_data.load(cli.parse(lenet.Config, flags)[0]).splits
+        parts = {split: images(source) for split, source in nested.items()}
+        assert {split: len(part) for split, part in parts.items()} == {
+            "train": 718,
+            "validation": 240,
+            "test": 479,
+        }
+        assert parts["test"] == images(plain["test"])
+        assert set.union(*parts.values()) == every
+        seen.append(parts["test"])
+    assert set.union(*seen) == every
 
 
 def test_averages_are_evaluated_saved_and_predict(command):
