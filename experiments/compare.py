@@ -184,7 +184,7 @@ def check(runs: Sequence[Run], config: Config, build: training.Build) -> Compare
             cli.check_same_run(run.config, run.workdir)
         if run.seed > 0:
             continue
-        parallel.check_batch_size(run.config.batch_size, mesh)
+        training.check_devices(run.config)
         problem = build(run.config, mesh)
         task, hparams = training.task_of(run.config, problem)
         state = jax.eval_shape(task.init, jax.random.key(0), hparams)

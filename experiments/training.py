@@ -302,6 +302,7 @@ def train(config: RunConfig, build: Build) -> dict[str, Any] | None:
       What summary.json holds; None when a signal stopped the run before its end.
     """
     began = time.perf_counter()
+    check_devices(config)
     workdir = _open_workdir(config)
     config = dataclasses.replace(config, workdir=str(workdir))
     first_host = jax.process_index() == 0
@@ -384,6 +385,12 @@ def train(config: RunConfig, build: Build) -> dict[str, Any] | None:
     return summary
 
 
+def check_devices(config: RunConfig) -> None:
+    """Raises InputError when a batch, or a part by --grad_accum, does not go round the devices."""
+    parts = getattr(config, "grad_accum", 1)  # not every experiment has that flag
+    parallel.check_batch_size(config.batch_size, parallel.data_mesh(), parts)
+
+
 def _check_choice(config: RunConfig, problem: Problem) -> None:
     """Raises InputError when a run would be chosen by what it is tested on."""
     for name in ("early_stop", "plateau"):
@@ -411,6 +418,7 @@ def cross_validate(config: RunConfig, build: Build) -> None:
     again that is done.
     """
     # What cannot be trained is told before the folder is its.
+    check_devices(config)
     _check_choice(config, build(dataclasses.replace(config, fold=0), parallel.data_mesh()))
     workdir = _open_workdir(config)
     config = dataclasses.replace(config, workdir=str(workdir))

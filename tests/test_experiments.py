@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from experiments import cli, image_data, lenet, transfer
-from jaxdl import augment, checkpoint, data, models
+from experiments import cli, image_data, lenet, training, transfer
+from jaxdl import InputError, augment, checkpoint, data, models
 from jaxdl.writers import read_rows
 
 ROOT = Path(__file__).parent.parent
@@ -308,6 +308,17 @@ def test_mistakes_are_one_line_and_exit_1(command, name):
     assert message in done.stderr
     assert done.stdout == ""
     assert not (command.folder / "new").exists()
+
+
+@pytest.mark.parametrize("way", ["jit", "pmap"])
+@pytest.mark.parametrize("folds", [[], ["--folds=3"]])
+def test_a_batch_is_not_cut_into_parts_that_do_not_go_round(way, folds, tmp_path):
+    flags = [f"--parallel={way}", "--batch_size=16", "--grad_accum=4", f"--workdir={tmp_path}/new"]
+    config, _ = cli.parse(lenet.Config, [*flags, *folds])
+    train = training.cross_validate if folds else training.train
+    with pytest.raises(InputError, match=r"the 2 rows that each of the 8 .*take grad_accum 2, or"):
+        train(config, lenet.build)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_workdir_is_not_for_two_experiments(command):
