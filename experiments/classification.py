@@ -15,7 +15,7 @@ from experiments import image_data
 from experiments.augmentation import AugmentFlags
 from experiments.cli import flag, require
 from experiments.image_data import ImageDataFlags
-from experiments.method import GRADIENT_DESCENT, MethodFlags
+from experiments.method import GRADIENT_DESCENT, MethodFlags, warmup_steps
 from experiments.training import Problem
 from jaxdl import augment, data, losses, models
 from jaxdl.nn import INITIALIZERS, initializer
@@ -131,7 +131,7 @@ def build(
     examples = {split: pipeline.examples(split) for split in dataset.splits}
     steps_per_epoch = examples["train"] / config.batch_size
     steps = config.steps or max(1, round(config.epochs * steps_per_epoch))
-    warmup = min(round(config.warmup_epochs * steps_per_epoch), steps - 1)
+    warmup = warmup_steps(config, "warmup_epochs", steps, steps_per_epoch)
     for name in ("mean", "std"):
         fits = len(getattr(config, name)) in (1, channels)
         require(config, name, fits, f"one number, or one for each of {channels} channels")
@@ -174,7 +174,7 @@ def build(
     return Problem(
         title=f"{config.model} learning {config.dataset}",
         task=task,
-        method=config.method_in_words,
+        method=config.method_in_words(warmup),
         hparams=config.hparams | {"label_smoothing": config.label_smoothing},
         steps=steps,
         examples=examples,

@@ -162,13 +162,13 @@ class MethodFlags(ScheduleArguments):
         defaults = optim.arguments(self.optimizer)
         return {k: v for k, v in defaults.items() if k == "momentum"} | given
 
-    @property
-    def method_in_words(self) -> str:
-        """The optimizer and what decays, in words."""
+    def method_in_words(self, warmup_steps: int = 0) -> str:
+        """The optimizer, what decays and the warm-up, in words."""
         decays = optim.decay_of(self.optimizer, self.hparams).items()
-        return f"{self.optimizer} with " + (
-            " and ".join(f"{name} {value:g}" for name, value in decays) or "no decay"
-        )
+        parts = [f"{name} {value:g}" for name, value in decays] or ["no decay"]
+        if warmup_steps:
+            parts.append(f"{warmup_steps} steps of warm-up")
+        return f"{self.optimizer} with {' and '.join(parts)}"
 
     def make_optimizer(self) -> Optimizer:
         """The optimizer that the flags describe."""
@@ -189,3 +189,21 @@ class MethodFlags(ScheduleArguments):
             least_momentum=self.least_momentum,
             **self.schedule_arguments,
         )
+
+
+def warmup_steps(config: Any, name: str, steps: int, unit: float = 1.0) -> int:
+    """The steps of the warm-up that a flag asks for; its default gives way to a shorter run.
+
+    Args:
+      config: the flags of a run with a method.
+      name: the flag of the warm-up.
+      steps: of the whole run.
+      unit: how many steps the flag counts as one.
+
+    Raises:
+      InputError: another warm-up than the default leaves no step after it.
+    """
+    asked, is_default = getattr(config, name), getattr(config, name) == getattr(type(config), name)
+    fits = round(asked * unit) < steps or is_default or config.mode != "train"
+    require(config, name, fits, f"less than {steps / unit:.3g}, the {steps} steps of the run")
+    return min(round(asked * unit), steps - 1)

@@ -70,10 +70,10 @@ def check_batch_size(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
         )
     rows = batch_size // mesh.size
     if rows % accumulate:
-        fits = max(n for n in range(1, accumulate) if rows % n == 0)
+        less = max(n for n in range(1, accumulate) if rows % n == 0)
         raise InputError(
             f"grad_accum {accumulate} does not divide the {rows} rows that each of the {mesh.size} "
-            f"devices has of a batch_size of {batch_size}; take grad_accum {fits}, or a batch_size "
+            f"devices has of a batch_size of {batch_size}; take grad_accum {less}, or a batch_size "
             f"that divides by {accumulate * mesh.size}"
         )
 

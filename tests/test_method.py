@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import cli, mlp, resnet, schedule
+from experiments import char_rnn, cli, mlp, resnet, schedule
 from experiments.method import MethodFlags, ScheduleArguments
-from jaxdl import InputError, optim
+from jaxdl import InputError, optim, parallel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +93,7 @@ def test_the_optimizer_and_the_schedule_are_those_of_the_flags():
 )
 def test_a_penalty_that_was_not_asked_for_is_of_its_own_method_alone(argv, words, tmp_path):
     config = cli.parse(resnet.Config, argv)[0]
-    assert config.method_in_words == words
+    assert config.method_in_words() == words
     (tmp_path / cli.FLAGS_FILE).write_text(cli.to_flags(config))
     assert cli.parse(resnet.Config, [f"--flagfile={tmp_path / cli.FLAGS_FILE}"])[0] == config
 
@@ -104,6 +104,28 @@ def test_a_run_from_when_all_methods_had_the_penalty_keeps_it(tmp_path):
     for again in ([], ["--epochs=5"], ["--optimizer=adamw"], ["--weight_decay=0.05"]):
         config = cli.parse(resnet.Config, [f"--flagfile={flags}", *again])[0]
         assert (config.l2_penalty, config.weight_decay) == (0.0005, 0.05)
+
+
+def test_a_warm_up_that_was_asked_for_is_not_cut():
+    def begun(*flags):
+        config = cli.parse(resnet.Config, flags)[0]
+        return resnet.build(config, parallel.data_mesh()).method
+
+    penalty = "nesterov with l2_penalty 0.0005"
+    assert begun() == f"{penalty} and 45 steps of warm-up"
+    assert begun("--warmup_epochs=0") == penalty
+    assert begun("--steps=20") == f"{penalty} and 19 steps of warm-up"  # only a default
+    assert begun("--steps=91", "--warmup_epochs=2") == f"{penalty} and 90 steps of warm-up"
+    with pytest.raises(
+        InputError,
+        match=r"--warmup_epochs=2.0: it must be less than 1, the 45 steps of the run$",
+    ):
+        begun("--epochs=1", "--warmup_epochs=2")
+    text = ["--text=README.md", "--steps=20", "--warmup_steps=30", "--batch_size=8"]
+    with pytest.raises(
+        InputError, match="--warmup_steps=30: it must be less than 20, the 20 steps"
+    ):
+        char_rnn.build(cli.parse(char_rnn.Config, text)[0], parallel.data_mesh())
 
 
 RECIPE = "--optimizer=momentum\n--momentum=0.8\n--l2_penalty=1e-4\n--schedule=step\n"
