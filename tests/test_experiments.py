@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import signal
 import subprocess
 import time
@@ -238,6 +239,29 @@ def test_flagfiles_parse_and_have_honest_headers(path):
     assert "Hardware:" in text
     assert "Expect:" in text
     assert "Run:" in text
+
+
+# (recipe, what the rate is multiplied with in its epochs), as the papers have it
+RATES = {
+    "inception_v3_imagenet": {1.9: 1.0, 2.1: 0.94, 50.1: 0.94**25, 99.9: 0.94**49},
+    "densenet121_imagenet": {29.9: 1.0, 30.1: 0.1, 59.9: 0.1, 60.1: 0.01},
+    "densenet_cifar10": {149.9: 1.0, 150.1: 0.1, 224.9: 0.1, 225.1: 0.01},
+    "alexnet_imagenet": {20: 1.0, 89.9: 1e-3},
+    "vgg16_imagenet": {18: 1.0, 73.9: 1e-3},
+}
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_rates_of_recipes_fall_when_they_should(name):
+    path = ROOT / "experiments" / "flags" / f"{name}.flags"
+    experiment = re.search(r"python -m (experiments\.\w+)", path.read_text()).group(1)
+    config_type = importlib.import_module(experiment).Config
+    config, _ = cli.parse(config_type, [f"--flagfile={path}"])
+    schedule = config.make_schedule(100 * round(config.epochs), 0)
+    for epoch, factor in RATES[name].items():
+        at = schedule({"learning_rate": 1.0}, round(100 * epoch))["learning_rate"]
+        assert float(at) == pytest.approx(factor, rel=1e-5), epoch
+    assert config.warmup_epochs == 0
 
 
 MISTAKES = {
