@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 
 from experiments import cli, training
 from experiments.cli import flag, require
-from experiments.method import MethodFlags
+from experiments.method import MethodFlags, warmup_steps
 from experiments.training import Problem, RunConfig
 from jaxdl import InputError, losses, optim, parallel
 from jaxdl.data.text import TextPipeline, Vocabulary, read_corpus
@@ -164,13 +164,14 @@ def build(config: Config, mesh: Mesh) -> Problem:
         sharding=parallel.batch_sharding(mesh),
     )
     steps = config.steps or max(1, round(config.epochs * pipeline.steps_per_epoch))
+    warmup = warmup_steps(config, "warmup_steps", steps)
     model = build_model(config, vocabulary.size)
 
     def task(axis_name: str | None) -> Task:
         return supervised(
             *losses.language_modeling(model, config.batch_size, axis_name),
             config.make_optimizer(),
-            config.make_schedule(steps, min(config.warmup_steps, steps - 1)),
+            config.make_schedule(steps, warmup),
             accumulate=config.grad_accum,
             loss_scaling=config.precision == "float16",
             axis_name=axis_name,
@@ -195,6 +196,7 @@ def build(config: Config, mesh: Mesh) -> Problem:
     return Problem(
         title=f"{config.kind} learning {config.text or 'the standard library'}",
         task=task,
+        method=config.method_in_words(warmup),
         hparams=config.hparams,
         steps=steps,
         examples={split: pipeline.examples(split) for split in splits},

@@ -15,12 +15,13 @@ from experiments import image_data
 from experiments.augmentation import AugmentFlags
 from experiments.cli import flag, require
 from experiments.image_data import ImageDataFlags
-from experiments.method import MethodFlags
+from experiments.method import GRADIENT_DESCENT, MethodFlags, warmup_steps
 from experiments.training import Problem
 from jaxdl import augment, data, losses, models
 from jaxdl.nn import INITIALIZERS, initializer
 from jaxdl.task import Init, Loss, Optimizer, Schedule, Task, supervised
 
+L2_PENALTY = 5e-4
 AUGMENT = AugmentFlags.__dataclass_fields__["augment"]
 
 
@@ -35,7 +36,12 @@ class Config(MethodFlags, AugmentFlags, ImageDataFlags):
     std: tuple[float, ...] = flag((0.5,), "what that is divided by")
     model: str = flag("resnet20_cifar", "a name of jaxdl.models.names()")
     warmup_epochs: float = flag(1.0, "passes over which the learning rate rises in a line")
-    l2_penalty: float | None = flag(5e-4, "weight of |params|^2 / 2 in what is minimized")
+    l2_penalty: float | None = flag(
+        None,
+        f"weight of |params|^2 / 2 in what is minimized; when empty {L2_PENALTY:g} for "
+        f"{', '.join(GRADIENT_DESCENT)} without --weight_decay; a flagfile's is left out where the "
+        "command line has another --optimizer or --weight_decay",
+    )
     label_smoothing: float = flag(0.1, "share of the uniform distribution in the target")
     init: str = flag(
         "",
@@ -60,6 +66,10 @@ class Config(MethodFlags, AugmentFlags, ImageDataFlags):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # A penalty is tuned for a method: no other method inherits it.
+        descends = self.optimizer in GRADIENT_DESCENT
+        if descends and self.l2_penalty is None and self.weight_decay is None:
+            object.__setattr__(self, "l2_penalty", L2_PENALTY)
         self.check_method()
         self.check_augmentation()
         self.check_image_data()
@@ -121,7 +131,7 @@ def build(
     examples = {split: pipeline.examples(split) for split in dataset.splits}
     steps_per_epoch = examples["train"] / config.batch_size
     steps = config.steps or max(1, round(config.epochs * steps_per_epoch))
-    warmup = min(round(config.warmup_epochs * steps_per_epoch), steps - 1)
+    warmup = warmup_steps(config, "warmup_epochs", steps, steps_per_epoch)
     for name in ("mean", "std"):
         fits = len(getattr(config, name)) in (1, channels)
         require(config, name, fits, f"one number, or one for each of {channels} channels")
@@ -164,6 +174,7 @@ def build(
     return Problem(
         title=f"{config.model} learning {config.dataset}",
         task=task,
+        method=config.method_in_words(warmup),
         hparams=config.hparams | {"label_smoothing": config.label_smoothing},
         steps=steps,
         examples=examples,

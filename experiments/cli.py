@@ -8,8 +8,10 @@ experiments can be imported into one process.
 import contextlib
 import dataclasses
 import difflib
+import itertools
 import math
 import os
+import re
 import sys
 import traceback
 import types
@@ -44,39 +46,84 @@ def flag(default: Any, help: str, choices: Sequence[str] = (), *, part_of_run: b
 def parse(config_type: type[C], argv: Sequence[str]) -> tuple[C, list[str]]:
     """Reads `--name=value` arguments and flagfiles into a config.
 
+    Later arguments win over earlier ones. What a flagfile says for its own method is left out
+    where the command line names another method: see the class's `BELONGS_TO`.
+
+    A field `given` that is no flag gets the names of the flags that the arguments or a flagfile
+    gave, be it at their defaults.
+
     Returns:
       The config, validated by its own `__post_init__`, and the arguments that are no flags.
 
     Raises:
       InputError: an unknown flag, a value of the wrong type, not among the choices or not finite.
     """
+    values, rest = _read(config_type, argv)
+    if values["help"].value:
+        print(_usage(config_type))
+        raise SystemExit(0)
+    for name in _left_behind(config_type, values, argv):
+        values[name].unparse()
+    names = [field.name for field in _flags_of(config_type)]
+    read = {name: values[name].value for name in names}
+    as_tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in read.items()}
+    given = {"given": frozenset(name for name in names if values[name].present)}
+    config = config_type(**as_tuples, **(given if hasattr(config_type, "given") else {}))
+    # Afterwards, so that a flag with bounds of its own is told of those.
+    for name, value in as_tuples.items():
+        numbers = value if isinstance(value, tuple) else (value,)
+        finite = all(math.isfinite(n) for n in numbers if isinstance(n, float))
+        require(config, name, finite, "finite")
+    return config, rest
+
+
+def _read(config_type: type, argv: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
+    """The flags of a class with the values of the arguments, and what of these is no flag."""
     values = flags.FlagValues()
-    # C is any class; that it is a dataclass is this function's condition.
-    fields = dataclasses.fields(config_type)  # type: ignore[arg-type]
+    fields = _flags_of(config_type)
     hints = typing.get_type_hints(config_type)
     for field in fields:
         _define(values, field, hints[field.name])
     flags.DEFINE_bool("help", False, "show this text", short_name="h", flag_values=values)
     try:
-        rest = values(["", *argv])[1:]
+        return values, values(["", *argv])[1:]
     except flags.UnrecognizedFlagError as error:
         close = difflib.get_close_matches(error.flagname, [f.name for f in fields], 1)
         hint = f"; did you mean --{close[0]}?" if close else "; see --help"
         raise InputError(f"no flag --{error.flagname}{hint}") from None
     except flags.Error as error:  # absl marks a missing flagfile "ERROR:: "
         raise InputError(str(error).removeprefix("ERROR:: ")) from None
-    if values["help"].value:
-        print(_usage(config_type, values))
-        raise SystemExit(0)
-    given = {f.name: values[f.name].value for f in fields}
-    as_tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-    config = config_type(**as_tuples)
-    # Afterwards, so that a flag with bounds of its own is told of those.
-    for name, value in as_tuples.items():
-        numbers = value if isinstance(value, tuple) else (value,)
-        finite = all(math.isfinite(n) for n in numbers if isinstance(n, float))
-        require(config, name, finite, "finite")
-    return config, list(rest)
+    except UnicodeDecodeError:
+        raise InputError(f"a flagfile is no text: {' '.join(argv)}") from None
+
+
+def _left_behind(config_type: type, values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
+    """The flags that only a flagfile gives, where the command line changes what they belong to.
+
+    The class's `BELONGS_TO` holds it: {flag: (values) -> what the flag belongs to}.
+    """
+    on_line, in_files, arguments = [], [], iter(argv)
+    for argument in arguments:
+        if not re.fullmatch("--?flagfile(=.*)?", argument):
+            on_line.append(argument)
+        else:
+            in_files += (
+                [argument] if "=" in argument else [argument, *itertools.islice(arguments, 1)]
+            )
+    belongs_to = getattr(config_type, "BELONGS_TO", {})
+    if not (belongs_to and on_line and in_files):
+        return []
+    (own, _), (filed, _) = _read(config_type, on_line), _read(config_type, in_files)
+    return [
+        name
+        for name, owner in belongs_to.items()
+        if filed[name].present and not own[name].present and owner(filed) != owner(values)
+    ]
+
+
+def _flags_of(config: Any) -> list[dataclasses.Field]:
+    """The fields of a config, or of its class, that are flags."""
+    return [field for field in dataclasses.fields(config) if "help" in field.metadata]
 
 
 def _define(values: flags.FlagValues, field: dataclasses.Field, hint: Any) -> None:
@@ -124,10 +171,16 @@ class _ListParser(flags.ArgumentParser):
         return f"comma-separated {self._item.__name__}s"
 
 
-def _usage(config_type: type, values: flags.FlagValues) -> str:
+def _usage(config_type: type) -> str:
     doc = (config_type.__doc__ or "").strip()
     lines = [doc, "", "flags (or --flagfile=FILE with one to a line):"]
-    for field in dataclasses.fields(config_type):
+    if hasattr(config_type, "BELONGS_TO"):
+        lines[-1:] = [
+            "flags (or --flagfile=FILE with one to a line, of which the penalties, the decay and",
+            "the arguments of its --optimizer and --schedule are left out where the command line",
+            "names others):",
+        ]
+    for field in _flags_of(config_type):
         choices = f" <{'|'.join(field.metadata['choices'])}>" if field.metadata["choices"] else ""
         lines.append(f"  --{field.name}={_to_text(field.default)}{choices}")
         lines.append(f"      {field.metadata['help']}")
@@ -142,9 +195,14 @@ def _to_text(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
+def to_dict(config: Any) -> dict[str, Any]:
+    """The value of each flag by its name."""
+    return {field.name: getattr(config, field.name) for field in _flags_of(config)}
+
+
 def to_flags(config: Any) -> str:
     """A config as the text of a flagfile that gives it back."""
-    pairs = ((f.name, getattr(config, f.name)) for f in dataclasses.fields(config))
+    pairs = to_dict(config).items()
     return "".join(f"--{name}={_to_text(value)}\n" for name, value in pairs if value is not None)
 
 
@@ -163,7 +221,7 @@ def check_same_run(config: Any, workdir: Path, apart_from: Collection[str] = ())
       apart_from: flags that may differ all the same, as what uses a trained run takes them anew.
     """
     saved, _ = parse(type(config), [f"--flagfile={workdir / FLAGS_FILE}"])
-    for field in dataclasses.fields(config):
+    for field in _flags_of(config):
         was, now = getattr(saved, field.name), getattr(config, field.name)
         checked = field.metadata["part_of_run"] and field.name not in apart_from
         if checked and was != now:

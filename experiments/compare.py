@@ -154,10 +154,14 @@ class Compared(NamedTuple):
     Attributes:
       metric: `--metric`, or the one by which a run keeps its best checkpoint.
       loss: the training loss; of two players, the discriminator's.
+      best: the one by which a run keeps its best checkpoint.
+      split: what `eval/` is measured on, the best chosen by.
     """
 
     metric: str
     loss: str
+    best: str
+    split: str
 
 
 def check(runs: Sequence[Run], config: Config, build: training.Build) -> Compared:
@@ -170,7 +174,7 @@ def check(runs: Sequence[Run], config: Config, build: training.Build) -> Compare
       InputError: a folder holds another run, or a value does not fit the data or the devices.
     """
     mesh = parallel.data_mesh()
-    metric, loss = config.metric, ""
+    metric, loss, best, splits = config.metric, "", "", set()
     for run in runs:
         if run.config.coordinator:
             raise InputError("compare runs on one host; start the runs of several hosts singly")
@@ -180,7 +184,7 @@ def check(runs: Sequence[Run], config: Config, build: training.Build) -> Compare
             cli.check_same_run(run.config, run.workdir)
         if run.seed > 0:
             continue
-        parallel.check_batch_size(run.config.batch_size, mesh)
+        training.check_devices(run.config)
         problem = build(run.config, mesh)
         task, hparams = training.task_of(run.config, problem)
         state = jax.eval_shape(task.init, jax.random.key(0), hparams)
@@ -188,9 +192,10 @@ def check(runs: Sequence[Run], config: Config, build: training.Build) -> Compare
         means = sorted(jax.eval_shape(task.eval, state, batch))
         loss = "train/" + next(name for name in means if name.endswith("loss"))
         measured = [f"eval/{name}" for name in (*means, *problem.measures)]
-        metric = metric or problem.best
+        metric, best = metric or problem.best, best or problem.best
+        splits.add(problem.eval_split)
         require(config, "metric", metric in measured, f"one of {', '.join(measured)}")
-    return Compared(metric, loss)
+    return Compared(metric, loss, best, " or ".join(sorted(splits)))
 
 
 def train(runs: Sequence[Run], build: training.Build) -> None:
@@ -259,7 +264,8 @@ def results(runs: Sequence[Run], by: Compared, target_loss: float | None) -> dic
 def table(found: Mapping[str, Any], config: Config, by: Compared) -> str:
     """The results in Markdown, mean ± sample standard deviation over the seeds."""
     goal = "" if config.target_loss is None else f"steps to {by.loss} {config.target_loss:g}"
-    heads = (f"final {by.metric}", f"best {by.metric}", f"final {by.loss}", goal, "seconds")
+    best = f"best {by.metric}" if by.metric == by.best else f"{by.metric} at the best {by.best}"
+    heads = (f"final {by.metric}", best, f"final {by.loss}", goal, "seconds")
     shown = [(name, head) for name, head in zip(FIGURES, heads, strict=True) if head]
     rows = [[config.flag, *(head for _, head in shown), "runs"]]
     for value, figures in found.items():
@@ -272,7 +278,8 @@ def table(found: Mapping[str, Any], config: Config, by: Compared) -> str:
         "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |"
         for row in rows
     ]
-    notes = [
+    notes = [f"eval/ is of the {by.split} split, which the best was chosen by."]
+    notes += [
         f"{config.flag}={value}, seed {seed}: {how}"
         for value, figures in found.items()
         for seed, how in figures["diverged"].items()
@@ -357,7 +364,7 @@ def run(argv: list[str]) -> None:
 
     found = results(runs, by, config.target_loss)
     text = table(found, config, by)
-    record = dataclasses.asdict(config) | {"metric": by.metric, "results": found}
+    record = dataclasses.asdict(config) | by._asdict() | {"results": found}
     (workdir / "table.json").write_text(json.dumps(record, indent=2) + "\n")
     (workdir / "table.md").write_text(f"`{command}`\n\n{text}\n")
     draw(runs, config, by)

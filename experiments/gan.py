@@ -538,6 +538,7 @@ def build(config: Config, mesh: Mesh) -> Problem:
     return Problem(
         title=f"{config.network} with the {config.loss} loss learning to draw {config.dataset}",
         task=task,
+        method=" and ".join(dict.fromkeys(method.method_in_words() for method in methods)),
         hparams={
             **{
                 player: method.hparams

@@ -38,7 +38,6 @@ class ImageDataFlags(RunConfig):
         require(self, "crop_share", 0 < self.crop_share <= 1, "more than 0 and at most 1")
         require(self, "channels", self.channels in (None, 1, 3), "1 or 3")
         require(self, "per_class", self.per_class is None or self.per_class >= 1, "at least 1")
-        require(self, "folds", not (self.folds and self.validation), "left out with --validation")
         require(self, "workers", self.workers >= 0, "at least 0")
 
 
@@ -52,10 +51,12 @@ def load(config: ImageDataFlags) -> data.Dataset:
     dataset = data.load(config.dataset, config.data_dir or None)
     if config.classes:
         dataset = data.only(dataset, config.classes)
+    if config.folds and config.fold is not None:
+        # What is held out is the test split: nothing may be chosen by what is to be estimated.
+        cut = data.fold(dataset, config.folds, config.fold, config.seed).splits
+        dataset = dataset._replace(splits={"train": cut["train"], "test": cut["validation"]})
     if config.validation:
         dataset = data.split_off(dataset, config.validation, config.seed)
-    if config.folds and config.fold is not None:
-        dataset = data.fold(dataset, config.folds, config.fold, config.seed)
     if config.per_class:
         dataset = data.few(dataset, config.per_class, config.seed)
     return dataset

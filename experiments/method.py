@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from experiments.cli import flag, require
 from jaxdl import InputError, optim
@@ -64,9 +64,28 @@ _RANGES: list[tuple[str, Callable[[float], bool], tuple[str, ...]]] = [
 ]
 
 
+GRADIENT_DESCENT = ("sgd", "momentum", "nesterov")
+"""Gradient descent, with momentum or without: the penalty that suits one suits the others."""
+
+
+def _method(values: Any) -> str:
+    return GRADIENT_DESCENT[0] if values.optimizer in GRADIENT_DESCENT else values.optimizer
+
+
 @dataclasses.dataclass(frozen=True)
 class MethodFlags(ScheduleArguments):
     """How to minimize, and at what rate; what is not given is as the method has it."""
+
+    # What a flagfile says of these, it says of its own method: see cli.parse.
+    BELONGS_TO: ClassVar[dict[str, Callable[[Any], Any]]] = {
+        **{name: _method for method in optim.OPTIMIZERS for name in optim.arguments(method)},
+        **dict.fromkeys(("least_momentum", "l1_penalty", "weight_decay"), _method),
+        "l2_penalty": lambda values: (_method(values), values.weight_decay),
+        **{
+            field.name: lambda values: values.schedule
+            for field in dataclasses.fields(ScheduleArguments)
+        },
+    }
 
     optimizer: str = flag("nesterov", "the method", tuple(optim.OPTIMIZERS))
     learning_rate: float = flag(0.1, "its peak")
@@ -92,9 +111,15 @@ class MethodFlags(ScheduleArguments):
     learning_rate_power: float | None = flag(None, "of ftrl: at most 0")
     beta: float | None = flag(None, "of ftrl: smoothing of the rate")
     l1_penalty: float | None = flag(None, "weight of |params| in what is minimized")
-    l2_penalty: float | None = flag(None, "weight of |params|^2 / 2 in what is minimized")
+    l2_penalty: float | None = flag(
+        None,
+        "weight of |params|^2 / 2 in what is minimized; a flagfile's is left out where the command "
+        "line has another --optimizer or --weight_decay",
+    )
     weight_decay: float | None = flag(
-        None, "share of the parameters, times the learning rate, taken off past the method"
+        None,
+        "share of the parameters, times the learning rate, taken off past the method; a flagfile's "
+        "is left out where the command line has another --optimizer",
     )
     decay_all: bool = flag(False, "penalties and decay act on biases and norm scales too")
     schedule: str = flag("cosine", "of the learning rate after warm-up", tuple(optim.SCHEDULES))
@@ -137,6 +162,14 @@ class MethodFlags(ScheduleArguments):
         defaults = optim.arguments(self.optimizer)
         return {k: v for k, v in defaults.items() if k == "momentum"} | given
 
+    def method_in_words(self, warmup_steps: int = 0) -> str:
+        """The optimizer, what decays and the warm-up, in words."""
+        decays = optim.decay_of(self.optimizer, self.hparams).items()
+        parts = [f"{name} {value:g}" for name, value in decays] or ["no decay"]
+        if warmup_steps:
+            parts.append(f"{warmup_steps} steps of warm-up")
+        return f"{self.optimizer} with {' and '.join(parts)}"
+
     def make_optimizer(self) -> Optimizer:
         """The optimizer that the flags describe."""
         return optim.optimizer(
@@ -156,3 +189,21 @@ class MethodFlags(ScheduleArguments):
             least_momentum=self.least_momentum,
             **self.schedule_arguments,
         )
+
+
+def warmup_steps(config: Any, name: str, steps: int, unit: float = 1.0) -> int:
+    """The steps of the warm-up that a flag asks for; its default gives way to a shorter run.
+
+    Args:
+      config: the flags of a run with a method.
+      name: the flag of the warm-up.
+      steps: of the whole run.
+      unit: how many steps the flag counts as one.
+
+    Raises:
+      InputError: another warm-up than the default leaves no step after it.
+    """
+    asked, is_default = getattr(config, name), getattr(config, name) == getattr(type(config), name)
+    fits = round(asked * unit) < steps or is_default or config.mode != "train"
+    require(config, name, fits, f"less than {steps / unit:.3g}, the {steps} steps of the run")
+    return min(round(asked * unit), steps - 1)

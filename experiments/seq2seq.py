@@ -32,7 +32,7 @@ from PIL import Image
 
 from experiments import cli, training
 from experiments.cli import flag, require
-from experiments.method import MethodFlags
+from experiments.method import MethodFlags, warmup_steps
 from experiments.training import Problem, RunConfig
 from jaxdl import InputError, decoding, losses, optim, parallel
 from jaxdl.data.pairs import (
@@ -278,7 +278,8 @@ def build(config: Config, mesh: Mesh) -> Problem:
         counts = ", ".join(f"{count} of {split}" for split, count in spread.too_long.items())
         print(f"left out, with more than --max_length={config.max_length} tokens: {counts}")
     steps = config.steps or max(1, round(config.epochs * spread.steps_per_epoch))
-    method = config.make_schedule(steps, min(config.warmup_steps, steps - 1))
+    warmup = warmup_steps(config, "warmup_steps", steps)
+    method = config.make_schedule(steps, warmup)
     model = build_model(config, source, target)
     init, loss = losses.translation(model, GO, EOS)
     hparams = config.hparams | {"label_smoothing": config.label_smoothing}
@@ -358,6 +359,7 @@ def build(config: Config, mesh: Mesh) -> Problem:
     return Problem(
         title=f"{config.kind} with attention {config.attention} learning {pairs.name}",
         task=task,
+        method=config.method_in_words(warmup),
         hparams=hparams,
         steps=steps,
         examples={split: spread.tokens(split) for split in pairs.splits},

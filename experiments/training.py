@@ -74,7 +74,11 @@ class RunConfig:
     early_stop: int | None = flag(
         None, "stop after so many evaluations without a better one, and go back to the best"
     )
-    folds: int | None = flag(None, "cross-validate: train once for each of so many folds")
+    folds: int | None = flag(
+        None,
+        "cross-validate: train once for each of so many folds of the training split, which that "
+        "run is tested on in place of the test split",
+    )
     fold: int | None = flag(None, "with --folds: which to hold out; all in turn when not given")
     parallel: str = flag(
         "jit",
@@ -98,6 +102,9 @@ class RunConfig:
     )
     profile_steps: int = flag(0, "trace so many steps for TensorBoard", part_of_run=False)
     debug_nans: bool = flag(False, "name the operation that makes a nan (slow)", part_of_run=False)
+    # No flag: the names of those that were given. What a run wrote down was all given to it, so
+    # that nothing that depends on this changes when it goes on.
+    given: frozenset[str] = dataclasses.field(default=frozenset(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         """Raises InputError for a value, or a pair of values, that cannot be."""
@@ -174,6 +181,7 @@ class Problem(NamedTuple):
       finish: (state) -> None: shows what a run came to, once, on the first host alone.
       inputs: what a trained model must be told with, for prediction: shapes, names of classes.
       notes: () -> what the summary should hold beside all else.
+      method: how it is minimized and what decays, for the run's first line.
     """
 
     title: str
@@ -195,6 +203,7 @@ class Problem(NamedTuple):
     beside: Callable[[str, dict[str, float]], str] = lambda split, metrics: ""
     report: Callable[[State, dict[str, float], Writer], None] = lambda state, metrics, writer: None
     finish: Callable[[State], None] = lambda state: None
+    method: str = ""
 
     @property
     def eval_split(self) -> str:
@@ -328,6 +337,7 @@ def train(config: RunConfig, build: Build) -> dict[str, Any]:
     Raises:
       Interrupted: a signal stopped the run before its end; it is saved.
     """
+    check_devices(config)
     with _opened(config) as workdir:
         return _train(dataclasses.replace(config, workdir=str(workdir)), build)
 
@@ -336,11 +346,7 @@ def _train(config: RunConfig, build: Build) -> dict[str, Any]:
     began = time.perf_counter()
     workdir = Path(config.workdir)
     problem, task, state = _prepare(config, build)
-    for name in ("early_stop", "plateau"):
-        if getattr(config, name) is not None and problem.eval_split == "test":
-            raise InputError(
-                f"--{name} would choose by the test split; give --validation or --folds"
-            )
+    _check_choice(config, problem)
     observe_evaluation, done = _watch(config, problem)
     show = _Showing()
 
@@ -411,15 +417,18 @@ def _train(config: RunConfig, build: Build) -> dict[str, Any]:
                 show("a report", lambda: problem.report(result.state, metrics, writer))
             if hosts.is_first():
                 show("what the run came to", lambda: problem.finish(result.state))
-            writer.hparams(dataclasses.asdict(config), metrics)
+            writer.hparams(cli.to_dict(config), metrics)
         best_step = checkpoints.best
     summary = _summary(problem, result.state, metrics, time.perf_counter() - began)
     summary |= {"best_metric": problem.best, "best_step": best_step}
+    summary["best_split"] = problem.eval_split
     if hosts.is_first():
         _write(workdir / SUMMARY_FILE, json.dumps(summary, indent=2))
         split = "test" if "test" in problem.examples else problem.eval_split
         prefix = "test/" if split == "test" else "eval/"
         final = {k: v for k, v in metrics.items() if k.startswith(prefix)}
+        by = f"{problem.best.removeprefix('eval/')} on the {problem.eval_split} split"
+        print(f"best checkpoint, by {by}: step {best_step}")
         print(f"{split}: {describe(final)}  ({problem.examples[split]} {problem.unit})")
         _print_beside(problem, split, final, prefix[:-1])
     return summary
@@ -460,6 +469,20 @@ def _check_length(config: RunConfig, problem: Problem, step: int) -> None:
     )
 
 
+def check_devices(config: RunConfig) -> None:
+    """Raises InputError when a batch, or a part by --grad_accum, does not go round the devices."""
+    parts = getattr(config, "grad_accum", 1)  # not every experiment has that flag
+    parallel.check_batch_size(config.batch_size, parallel.data_mesh(), parts)
+
+
+def _check_choice(config: RunConfig, problem: Problem) -> None:
+    """Raises InputError when a run would be chosen by what it is tested on."""
+    for name in ("early_stop", "plateau"):
+        if getattr(config, name) is not None and problem.eval_split == "test":
+            tested = "fold held out" if config.folds else "test split"
+            raise InputError(f"--{name} would choose by the {tested}; give --validation")
+
+
 def _print_beside(problem: Problem, split: str, metrics: dict[str, float], prefix: str) -> None:
     """Prints what the problem wants below the metrics of a split, which bear a prefix."""
     start = f"{prefix}/"
@@ -472,9 +495,15 @@ def _print_beside(problem: Problem, split: str, metrics: dict[str, float], prefi
 def cross_validate(config: RunConfig, build: Build) -> None:
     """Trains once for each fold, in WORKDIR/fold0 and so on, and prints the mean over the folds.
 
+    Each run is tested on the fold that it was not shown. With --validation it makes its choices by
+    a share of the others.
+
     A fold is an ordinary run: the same command goes on where it was stopped, and trains no fold
     again that is done.
     """
+    # What cannot be trained is told before the folder is its.
+    check_devices(config)
+    _check_choice(config, build(dataclasses.replace(config, fold=0), parallel.data_mesh()))
     with _opened(config) as workdir:
         _cross_validate(dataclasses.replace(config, workdir=str(workdir)), build)
 
@@ -503,8 +532,9 @@ def _cross_validate(config: RunConfig, build: Build) -> None:
     record = means | spreads | {"folds": values}
     if hosts.is_first():
         _write(workdir / SUMMARY_FILE, json.dumps(record, indent=2))
-        for name in names:
-            print(f"{name}: {means[name]:.4g} +- {spreads[f'{name}_std']:.2g} (std of the folds)")
+        for name in (name for name in names if name.startswith("test/")):
+            spread = spreads[f"{name}_std"]
+            print(f"{name}: {means[name]:.4g} +- {spread:.2g} (mean and std of the folds held out)")
 
 
 def _write_flags(config: RunConfig, workdir: Path) -> None:
@@ -639,8 +669,9 @@ def _first_line(problem: Problem, state: State, workdir: Path) -> str:
     examples = ", ".join(f"{count} {split}" for split, count in problem.examples.items())
     step = int(state.step)
     steps = f"steps {step} to {problem.steps}" if step else f"{problem.steps} steps"
+    by = f" by {problem.method}" if problem.method else ""
     return (
-        f"{problem.title} on {_devices()}: {_count(state.params):,} parameters, "
+        f"{problem.title}{by} on {_devices()}: {_count(state.params):,} parameters, "
         f"{examples} {problem.unit}, {steps}, in {workdir}"
     )
 

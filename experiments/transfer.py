@@ -5,8 +5,8 @@
         --dataset=folder:PATH --freeze_up_to=layer3
 
 The first takes the network and the form of its images from the run, the second from what is known
-of the weights; flags of those that are left at their defaults follow. Classes that old and new task
-both know keep their outputs. `experiments.transfer_study` compares what the flags here do.
+of the weights; a flag that is given wins over both. Classes that old and new task both know keep
+their outputs. `experiments.transfer_study` compares what the flags here do.
 """
 
 import dataclasses
@@ -81,10 +81,10 @@ class Config(classification.Config):
             require(self, "mix", not self.mix, "empty with --bottleneck")
 
     def _default_to(self, values: Mapping[str, Any]) -> None:
-        """Sets what was left at its default, so that the run's flagfile says what holds."""
-        for field in dataclasses.fields(self):
-            if field.name in values and getattr(self, field.name) == field.default:
-                object.__setattr__(self, field.name, values[field.name])
+        """Sets what was not given, so that the run's flagfile says what holds."""
+        for name, value in values.items():
+            if name not in self.given and getattr(self, name) == getattr(type(self), name):
+                object.__setattr__(self, name, value)
 
     @property
     def model_arguments(self) -> dict[str, Any]:

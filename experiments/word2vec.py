@@ -161,6 +161,7 @@ def build(config: Config, mesh: Mesh) -> Problem:
     return Problem(
         title=f"{config.model} learning the words of {config.text or 'the standard library'}",
         task=task,
+        method=config.method_in_words(),
         hparams=config.hparams,
         steps=steps,
         examples={split: pipeline.examples(split) for split in splits},

@@ -303,6 +303,26 @@ def arguments(name: str) -> dict[str, float]:
     }
 
 
+def decay_of(name: str, hparams: Mapping[str, float | None]) -> dict[str, float]:
+    """The penalties and the decay that `optimizer` has in force, those that are not 0.
+
+    Args:
+      name: a key of `OPTIMIZERS`.
+      hparams: numbers by the names that `optimizer` reads.
+
+    Returns:
+      The weight of each by its name, with the default decay of a method that has one.
+
+    Raises:
+      InputError: no such optimizer.
+    """
+    default = inspect.signature(_lookup("optimizer", name, OPTIMIZERS)).parameters
+    decays = {"weight_decay": default["weight_decay"].default} if name in _DECAY_MASKS else {}
+    names = ("l1_penalty", "l2_penalty", "weight_decay", *_OWN_PENALTIES)
+    decays |= {k: hparams[k] for k in names if hparams.get(k) is not None}
+    return {k: v for k, v in decays.items() if v}
+
+
 def optimizer(
     name: str,
     *,

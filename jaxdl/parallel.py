@@ -51,13 +51,27 @@ def own_rows(batch: Batch) -> Batch:
     return jax.tree.map(rows, batch)
 
 
-def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-    """Raises InputError when a global batch cannot be dealt out evenly to the devices."""
+def check_batch_size(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
+    """Raises InputError when a global batch cannot be dealt out evenly to the devices.
+
+    Args:
+      batch_size: rows of a global batch.
+      mesh: the devices.
+      accumulate: into how many parts each device cuts its rows (see `task.supervised`).
+    """
     if batch_size < 1 or batch_size % mesh.size:
         below = batch_size - batch_size % mesh.size
         fits = f"{below} or {below + mesh.size}" if below > 0 else f"{mesh.size}"
         raise InputError(
             f"batch_size {batch_size} does not divide by the {mesh.size} devices; take {fits}"
+        )
+    rows = batch_size // mesh.size
+    if rows % accumulate:
+        less = max(n for n in range(1, accumulate) if rows % n == 0)
+        raise InputError(
+            f"grad_accum {accumulate} does not divide the {rows} rows that each of the {mesh.size} "
+            f"devices has of a batch_size of {batch_size}; take grad_accum {less}, or a batch_size "
+            f"that divides by {accumulate * mesh.size}"
         )
 
 

@@ -21,6 +21,7 @@ class Config:
     on: bool = flag(True, "a switch")
     words: tuple[str, ...] = flag(("p",), "some of three", ("p", "q", "r"))
     numbers: tuple[float, ...] = flag((), "floats")
+    given: frozenset[str] = dataclasses.field(default=frozenset(), compare=False)
 
     def __post_init__(self) -> None:
         cli.require(self, "count", self.count > 0, "more than 0")
@@ -55,6 +56,26 @@ def test_later_flags_win_over_a_flagfile(tmp_path):
     assert parse(f"--flagfile={tmp_path / 'f'}", "--count=2") == Config(count=2, choice="y")
 
 
+def test_what_was_given_is_known(tmp_path, capsys):
+    (tmp_path / "f").write_text("--count=3\n--noon\n")
+    config = parse(f"--flagfile={tmp_path / 'f'}", "--maybe", "4", "--choice=x", "--words=")
+    assert config.given == {"count", "on", "maybe", "choice", "words"}
+    assert dataclasses.replace(config, count=5).given == config.given
+    assert config == Config(maybe=4, on=False, words=())
+    assert parse().given == Config().given == frozenset()
+    assert "given" not in cli.to_flags(config)
+    assert "given" not in cli.to_dict(config)
+    with pytest.raises(InputError, match="no flag --given"):
+        parse("--given=count")
+    with pytest.raises(SystemExit):
+        parse("--help")
+    assert "given" not in capsys.readouterr().out
+    # What a run wrote down was all given to it; that makes no other run of it.
+    (tmp_path / cli.FLAGS_FILE).write_text(cli.to_flags(Config()))
+    assert parse(f"--flagfile={tmp_path / cli.FLAGS_FILE}").given >= {"word", "on", "numbers"}
+    cli.check_same_run(Config(), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -78,6 +99,12 @@ def test_mistakes_are_one_line(argv, message):
     assert "ERROR" not in str(error.value)
 
 
+def test_a_picture_is_no_flagfile(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\xff")
+    with pytest.raises(InputError, match=r"a flagfile is no text: .*a\.png"):
+        parse(f"--flagfile={tmp_path / 'a.png'}")
+
+
 def test_same_run_but_for_flags_that_may_change(tmp_path):
     (tmp_path / "flags.txt").write_text(cli.to_flags(Config()))
     cli.check_same_run(Config(rate=5.0), tmp_path)
@@ -98,5 +125,6 @@ def test_every_flag_has_help(capsys):
         assert end.value.code == 0
         text = capsys.readouterr().out
         for field in dataclasses.fields(config_type):
-            assert f"--{field.name}=" in text
-            assert field.metadata["help"]
+            if field.name != "given":
+                assert f"--{field.name}=" in text
+                assert field.metadata["help"]

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
-from experiments import compare, mlp, training
+from experiments import cli, compare, mlp, training
 from jaxdl import InputError, checkpoint
 
 # A perceptron on digits: 30 steps, of which 10, 20 and 30 are reported and evaluated.
@@ -20,7 +20,7 @@ TINY = (
     *("--dropout=0", "--label_smoothing=0"),
 )
 ACTIVATIONS = (*TINY, "--flag=activation", "--values=tanh,sigmoid", "--seeds=2")
-BY = compare.Compared("eval/accuracy", "train/loss")
+BY = compare.Compared("eval/accuracy", "train/loss", "eval/accuracy", "test")
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +76,7 @@ def by_hand(folder):
 def test_table_is_what_the_rows_say(compared):
     record = json.loads((compared / "table.json").read_text())
     assert (record["metric"], record["flag"], record["seeds"]) == ("eval/accuracy", "activation", 2)
+    assert (record["best"], record["split"]) == ("eval/accuracy", "test")
     assert list(record["results"]) == ["tanh", "sigmoid"]
     counts = []
     for value, figures in record["results"].items():
@@ -150,11 +151,17 @@ def test_what_is_done_is_not_run_again(compared, tmp_path, trained):
 
 def test_a_stopped_run_stops_the_comparison(monkeypatch, capsys):
     seen = []
-    monkeypatch.setattr(training, "train", lambda config, build: seen.append(config))
-    compare.run([*ACTIVATIONS, "--workdir=half"])
+
+    def stopped(config, build):
+        seen.append(config)
+        raise cli.Interrupted(15)
+
+    monkeypatch.setattr(training, "train", stopped)
+    with pytest.raises(cli.Interrupted):
+        compare.run([*ACTIVATIONS, "--workdir=half"])
     assert len(seen) == 1
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last.startswith("stopped; the same command goes on: python -m experiments.compare --exp")
+    assert last.startswith("and with the comparison: python -m experiments.compare --exp")
     assert last.endswith("--workdir=half")
     assert not Path("half/table.md").exists()
 
@@ -250,6 +257,12 @@ def test_table_by_hand():
     ]
     assert cells[3] == ["8", "", "", "", "not reached", "", "3"]
     assert lines[-1] == "width=4, seed 1: loss is nan at step 7"
+    assert lines[-3] == "eval/ is of the test split, which the best was chosen by."
+    # A metric that runs do not choose by is no best.
+    other = BY._replace(metric="eval/loss", split="validation")
+    lines = compare.table(found, config, other).splitlines()
+    assert "| final eval/loss | eval/loss at the best eval/accuracy | final train/loss " in lines[0]
+    assert "eval/ is of the validation split, which the best was chosen by." in lines
 
 
 def test_experiments_are_found():

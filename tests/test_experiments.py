@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import signal
 import subprocess
 import time
@@ -13,8 +14,8 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from experiments import cli, lenet, transfer
-from jaxdl import augment, checkpoint, data, models
+from experiments import cli, image_data, lenet, training, transfer
+from jaxdl import InputError, augment, checkpoint, data, models
 from jaxdl.writers import read_rows
 
 ROOT = Path(__file__).parent.parent
@@ -41,7 +42,8 @@ def test_resnet_learns_and_leaves_the_whole_record(command):
     done = command("resnet", "--epochs=4", "--width=8", "--workdir=run", "--eval_every=60")
     assert done.stderr == ""
     first, *_, last = done.stdout.splitlines()
-    assert "1 cpu device: 67,906 parameters" in first
+    start = "resnet20_cifar learning digits by nesterov with l2_penalty 0.0005 on 1 cpu device: "
+    assert first.startswith(f"{start}67,906 parameters")
     assert "1437 train, 360 test images, 180 steps, in run" in first
     assert last.startswith("test: loss")
     run = command.folder / "run"
@@ -51,6 +53,9 @@ def test_resnet_learns_and_leaves_the_whole_record(command):
     assert summary["versions"]["jax"]
     assert summary["wall_seconds"] > 0
     assert summary["best_step"] in (60, 120, 180)
+    assert summary["best_split"] == "test"
+    best = f"best checkpoint, by accuracy on the test split: step {summary['best_step']}"
+    assert done.stdout.splitlines()[-2] == best
     rows = read_rows(run)
     assert {"train/loss", "train/accuracy", "train/learning_rate", "images_per_second"} <= set(
         rows[0]
@@ -123,7 +128,7 @@ def test_sigkill_at_any_moment_loses_nothing(command):
     assert steps == [r["step"] for r in read_rows(command.folder / "whole")]
 
 
-def test_sigterm_saves_says_how_to_go_on_and_exits_0(command):
+def test_sigterm_saves_says_how_to_go_on_and_exits_143(command):
     command("lenet", *SMALL, "--workdir=whole")
     process = command.start("lenet", *SMALL, "--workdir=parts", "--resume=never")
     for line in process.stdout:
@@ -131,7 +136,7 @@ def test_sigterm_saves_says_how_to_go_on_and_exits_0(command):
             process.send_signal(signal.SIGTERM)
             break
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
+    assert process.returncode == 143, err
     assert err == ""
     assert "and saved; go on with: python -m experiments.lenet --flagfile=parts/flags.txt" in out
     stopped_at = int(checkpoint.load(command.folder / "parts")["step"])
@@ -236,6 +241,29 @@ def test_flagfiles_parse_and_have_honest_headers(path):
     assert "Run:" in text
 
 
+# (recipe, what the rate is multiplied with in its epochs), as the papers have it
+RATES = {
+    "inception_v3_imagenet": {1.9: 1.0, 2.1: 0.94, 50.1: 0.94**25, 99.9: 0.94**49},
+    "densenet121_imagenet": {29.9: 1.0, 30.1: 0.1, 59.9: 0.1, 60.1: 0.01},
+    "densenet_cifar10": {149.9: 1.0, 150.1: 0.1, 224.9: 0.1, 225.1: 0.01},
+    "alexnet_imagenet": {20: 1.0, 89.9: 1e-3},
+    "vgg16_imagenet": {18: 1.0, 73.9: 1e-3},
+}
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_rates_of_recipes_fall_when_they_should(name):
+    path = ROOT / "experiments" / "flags" / f"{name}.flags"
+    experiment = re.search(r"python -m (experiments\.\w+)", path.read_text()).group(1)
+    config_type = importlib.import_module(experiment).Config
+    config, _ = cli.parse(config_type, [f"--flagfile={path}"])
+    schedule = config.make_schedule(100 * round(config.epochs), 0)
+    for epoch, factor in RATES[name].items():
+        at = schedule({"learning_rate": 1.0}, round(100 * epoch))["learning_rate"]
+        assert float(at) == pytest.approx(factor, rel=1e-5), epoch
+    assert config.warmup_epochs == 0
+
+
 MISTAKES = {
     "unknown flag": (["--modle=x"], "no flag --modle; did you mean --mode?"),
     "unknown model": (
@@ -261,14 +289,17 @@ MISTAKES = {
     "eval nothing": (["--mode=eval", "--workdir=new"], "no run in new"),
     "eval without folder": (["--mode=eval"], "--workdir=: it must be a run's, for --mode=eval"),
     "grad_accum": (["--grad_accum=3"], "a divisor of the batch_size 32"),
-    "early stop on test": (["--early_stop=3"], "give --validation or --folds"),
+    "early stop on test": (["--early_stop=3"], "by the test split; give --validation"),
+    "early stop on the fold": (
+        ["--folds=3", "--early_stop=3", "--workdir=new"],
+        "--early_stop would choose by the fold held out; give --validation",
+    ),
     "factor without plateau": (["--plateau_factor=0.5"], "it must be left out without --plateau"),
     "endless": (["--epochs=inf"], "--epochs=inf: it must be finite"),
     "no number": (["--mean=nan"], "--mean=nan: it must be finite"),
     "plateau of test": (["--plateau=3"], "--plateau would choose by the test split"),
     "fold without folds": (["--fold=1"], "--fold=1: it must be given with --folds"),
     "fold beyond": (["--fold=5", "--folds=5"], "at least 0 and less than --folds=5"),
-    "folds of a split set": (["--folds=3", "--validation=0.1"], "--validation"),
     "argument of another optimizer": (
         ["--optimizer=sgd", "--momentum=0.9"],
         "optimizer sgd takes no momentum",
@@ -301,6 +332,17 @@ def test_mistakes_are_one_line_and_exit_1(command, name):
     assert message in done.stderr
     assert done.stdout == ""
     assert not (command.folder / "new").exists()
+
+
+@pytest.mark.parametrize("way", ["jit", "pmap"])
+@pytest.mark.parametrize("folds", [[], ["--folds=3"]])
+def test_a_batch_is_not_cut_into_parts_that_do_not_go_round(way, folds, tmp_path):
+    flags = [f"--parallel={way}", "--batch_size=16", "--grad_accum=4", f"--workdir={tmp_path}/new"]
+    config, _ = cli.parse(lenet.Config, [*flags, *folds])
+    train = training.cross_validate if folds else training.train
+    with pytest.raises(InputError, match=r"the 2 rows that each of the 8 .*take grad_accum 2, or"):
+        train(config, lenet.build)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_workdir_is_not_for_two_experiments(command):
@@ -409,7 +451,7 @@ def test_early_stopping_goes_back_to_the_best(command):
     assert summary["eval/accuracy"] == max(measured.values())
     assert summary["train/loss"] > 0
     again = command("lenet", *flags, "--workdir=run").stdout
-    assert "step" not in again.splitlines()[1]
+    assert not again.splitlines()[1].startswith("step")
     assert json.loads((run / "summary.json").read_text())["step"] == summary["step"]
 
     evaluated = command("lenet", "--mode=eval", "--split=validation", "--workdir=run").stdout
@@ -450,7 +492,7 @@ def test_cross_validation_trains_each_fold_and_goes_on(command):
             process.send_signal(signal.SIGTERM)
             break
     output, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
+    assert process.returncode == 143, errors
     assert "and with the folds after it: python -m experiments.lenet" in output
     assert not (command.folder / "cv" / "summary.json").exists()
     done = command("lenet", *flags, "--resume=must")
@@ -459,15 +501,37 @@ def test_cross_validation_trains_each_fold_and_goes_on(command):
         json.loads((command.folder / "cv" / f"fold{i}" / "summary.json").read_text())
         for i in range(3)
     ]
-    assert [fold["examples"]["validation"] for fold in folds] == [479, 479, 479]
-    accuracies = [fold["eval/accuracy"] for fold in folds]
+    assert [fold["examples"] for fold in folds] == [{"train": 958, "test": 479}] * 3
+    accuracies = [fold["test/accuracy"] for fold in folds]
     assert len(set(accuracies)) > 1
     summary = json.loads((command.folder / "cv" / "summary.json").read_text())
-    assert summary["eval/accuracy"] == pytest.approx(np.mean(accuracies))
-    assert summary["eval/accuracy_std"] == pytest.approx(np.std(accuracies, ddof=1))
-    assert f"eval/accuracy: {np.mean(accuracies):.4g} +- " in done.stdout
+    assert summary["test/accuracy"] == pytest.approx(np.mean(accuracies))
+    assert summary["test/accuracy_std"] == pytest.approx(np.std(accuracies, ddof=1))
+    assert f"test/accuracy: {np.mean(accuracies):.4g} +- " in done.stdout
     command("lenet", *SMALL, "--folds=3", "--fold=1", "--workdir=alone")
     assert_same_state(command.folder / "alone", command.folder / "cv" / "fold1")
+
+
+def test_a_fold_that_is_held_out_chooses_nothing():
+    """With --validation the choices are made by a share of the other folds."""
+    images = lambda source: {source[i]["image"] for i in range(len(source))}
+    every, seen = images(data.load("digits").splits["train"]), []
+    for fold in range(3):
+        flags = ["--folds=3", f"--fold={fold}"]
+        plain = image_data.load(cli.parse(lenet.Config, flags)[0]).splits
+        assert list(plain) == ["train", "test"]
+        flags += ["--validation=0.25", "--early_stop=2"]
+        nested = image_data.load(cli.parse(lenet.Config, flags)[0]).splits
+        parts = {split: images(source) for split, source in nested.items()}
+        assert {split: len(part) for split, part in parts.items()} == {
+            "train": 718,
+            "validation": 240,
+            "test": 479,
+        }
+        assert parts["test"] == images(plain["test"])
+        assert set.union(*parts.values()) == every
+        seen.append(parts["test"])
+    assert set.union(*seen) == every
 
 
 def test_averages_are_evaluated_saved_and_predict(command):

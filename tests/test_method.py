@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import cli, schedule
+from experiments import char_rnn, cli, mlp, resnet, schedule
 from experiments.method import MethodFlags, ScheduleArguments
-from jaxdl import InputError, optim
+from jaxdl import InputError, optim, parallel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +71,92 @@ def test_the_optimizer_and_the_schedule_are_those_of_the_flags():
     np.testing.assert_allclose(rates, [10 / 11, 1.0, 0.5, 0.25], rtol=1e-6)
     moved = parse("--least_momentum=0.8").make_schedule(100, 0)({**hparams}, 0)
     assert float(moved["momentum"]) == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ([], "nesterov with l2_penalty 0.0005"),
+        (["--optimizer=sgd"], "sgd with l2_penalty 0.0005"),
+        (["--optimizer=adam"], "adam with no decay"),
+        (["--optimizer=lars"], "lars with no decay"),
+        (["--optimizer=lion"], "lion with weight_decay 0.001"),
+        (["--optimizer=adamw", "--weight_decay=0.05"], "adamw with weight_decay 0.05"),
+        (["--optimizer=adamw", "--weight_decay=0"], "adamw with no decay"),
+        (["--weight_decay=0.05"], "nesterov with weight_decay 0.05"),
+        (["--optimizer=ftrl", "--l2=0.1"], "ftrl with l2 0.1"),
+        (
+            ["--optimizer=adamw", "--l2_penalty=5e-4", "--weight_decay=0.05"],
+            "adamw with weight_decay 0.05 and l2_penalty 0.0005",
+        ),
+    ],
+)
+def test_a_penalty_that_was_not_asked_for_is_of_its_own_method_alone(argv, words, tmp_path):
+    config = cli.parse(resnet.Config, argv)[0]
+    assert config.method_in_words() == words
+    (tmp_path / cli.FLAGS_FILE).write_text(cli.to_flags(config))
+    assert cli.parse(resnet.Config, [f"--flagfile={tmp_path / cli.FLAGS_FILE}"])[0] == config
+
+
+def test_a_run_from_when_all_methods_had_the_penalty_keeps_it(tmp_path):
+    flags = tmp_path / cli.FLAGS_FILE
+    flags.write_text("--optimizer=adamw\n--weight_decay=0.05\n--l2_penalty=0.0005\n")
+    for again in ([], ["--epochs=5"], ["--optimizer=adamw"], ["--weight_decay=0.05"]):
+        config = cli.parse(resnet.Config, [f"--flagfile={flags}", *again])[0]
+        assert (config.l2_penalty, config.weight_decay) == (0.0005, 0.05)
+
+
+def test_a_warm_up_that_was_asked_for_is_not_cut():
+    def begun(*flags):
+        config = cli.parse(resnet.Config, flags)[0]
+        return resnet.build(config, parallel.data_mesh()).method
+
+    penalty = "nesterov with l2_penalty 0.0005"
+    assert begun() == f"{penalty} and 45 steps of warm-up"
+    assert begun("--warmup_epochs=0") == penalty
+    assert begun("--steps=20") == f"{penalty} and 19 steps of warm-up"  # only a default
+    assert begun("--steps=91", "--warmup_epochs=2") == f"{penalty} and 90 steps of warm-up"
+    with pytest.raises(
+        InputError,
+        match=r"--warmup_epochs=2.0: it must be less than 1, the 45 steps of the run$",
+    ):
+        begun("--epochs=1", "--warmup_epochs=2")
+    text = ["--text=README.md", "--steps=20", "--warmup_steps=30", "--batch_size=8"]
+    with pytest.raises(
+        InputError, match="--warmup_steps=30: it must be less than 20, the 20 steps"
+    ):
+        char_rnn.build(cli.parse(char_rnn.Config, text)[0], parallel.data_mesh())
+
+
+RECIPE = "--optimizer=momentum\n--momentum=0.8\n--l2_penalty=1e-4\n--schedule=step\n"
+RECIPE += "--schedule_factor=0.2\n--learning_rate=0.3\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "left"),
+    [
+        ([], {"momentum": 0.8, "l2_penalty": 1e-4, "schedule_factor": 0.2}),
+        (["--optimizer=momentum"], {"momentum": 0.8, "l2_penalty": 1e-4, "schedule_factor": 0.2}),
+        (["--optimizer=nesterov"], {"momentum": 0.8, "l2_penalty": 1e-4, "schedule_factor": 0.2}),
+        (["--optimizer=adamw"], {"schedule_factor": 0.2}),
+        (["--optimizer=adamw", "--l2_penalty=1e-3"], {"l2_penalty": 1e-3, "schedule_factor": 0.2}),
+        (["--weight_decay=0.05"], {"momentum": 0.8, "weight_decay": 0.05, "schedule_factor": 0.2}),
+        (["--schedule=cosine"], {"momentum": 0.8, "l2_penalty": 1e-4}),
+    ],
+)
+@pytest.mark.parametrize("form", ["--flagfile={}", "-flagfile {}"])
+def test_what_a_recipe_says_of_its_method_is_not_for_another(argv, left, form, tmp_path):
+    (tmp_path / "recipe").write_text(RECIPE)
+    config = cli.parse(resnet.Config, [*form.format(tmp_path / "recipe").split(), *argv])[0]
+    names = ("momentum", "l2_penalty", "weight_decay", "schedule_factor")
+    values = {name: getattr(config, name) for name in names}
+    assert {name: value for name, value in values.items() if value is not None} == left
+    assert config.given & set(names) == left.keys()
+    assert config.learning_rate == 0.3
+    (tmp_path / "more").write_text("--optimizer=adam\n")
+    files = [f"--flagfile={tmp_path / name}" for name in ("more", "recipe")]
+    assert cli.parse(resnet.Config, files)[0].l2_penalty == 1e-4  # both are the person's own
+    assert cli.parse(mlp.Config, ["--optimizer=momentum"])[0].l2_penalty == 0
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,18 @@ def test_amsgrad_by_hand():
     np.testing.assert_allclose(measured, expected, rtol=1e-5)
 
 
+def test_rmsprop_with_a_large_epsilon_is_tensorflows():
+    """TensorFlow's ResourceApplyRMSProp: epsilon inside the root, the rate inside the momentum."""
+    settings = {"decay": 0.9, "eps": 1.0, "momentum": 0.9, "initial_scale": 1.0}
+    param, grad = (np.asarray(tree["kernel"], np.float64) for tree in (PARAMS, GRADS))
+    squares, moment = np.ones_like(param), np.zeros_like(param)
+    for _ in range(3):
+        squares = 0.9 * squares + 0.1 * grad**2
+        moment = 0.9 * moment + 0.1 * grad / np.sqrt(squares + 1.0)
+        param = param - moment
+    np.testing.assert_allclose(run("rmsprop", 3, **settings)["kernel"], param, rtol=1e-6)
+
+
 def test_lion_lars_and_lamb_by_hand():
     kernel, grad = np.asarray(PARAMS["kernel"]), np.asarray(GRADS["kernel"])
     lion = run("lion", 1, weight_decay=0.5)["kernel"]

@@ -139,3 +139,10 @@ def test_batch_size_must_divide():
     for size, message in ((12, "8 or 16"), (3, "take 8"), (0, "take 8")):
         with pytest.raises(InputError, match=f"batch_size {size} .*{message}"):
             parallel.check_batch_size(size, mesh(8))
+    parallel.check_batch_size(64, mesh(8), 4)
+    with pytest.raises(
+        InputError,
+        match="grad_accum 4 does not divide the 6 rows that each of the 8 devices has of a "
+        "batch_size of 48; take grad_accum 3, or a batch_size that divides by 32",
+    ):
+        parallel.check_batch_size(48, mesh(8), 4)

@@ -72,12 +72,17 @@ def begin(config):
     return problem, task, jax.jit(task.init)(jax.random.key(config.seed), hparams)
 
 
-def test_a_run_starts_from_a_run_with_its_network_and_images(source):
+def test_a_run_starts_from_a_run_with_its_network_and_images(source, tmp_path):
     config = parse(f"--from_run={source}", *NEW)
     assert (config.model, config.image_size, config.mean) == ("mlp", 8, (0.3,))
     expected = {"width": 8, "depth": 3, "batch_norm": True, "norm_epsilon": 0.01}
     assert expected.items() <= config.model_arguments.items()
     assert parse(f"--from_run={source}", "--image_size=12").image_size == 12
+    # Given is given, be it at the default, and what the run wrote down comes back.
+    given = parse(f"--from_run={source}", "--image_size=16", "--mean=0.5")
+    assert (given.image_size, given.mean, given.model) == (16, (0.5,), "mlp")
+    (tmp_path / "flags.txt").write_text(cli.to_flags(given))
+    assert parse(f"--flagfile={tmp_path / 'flags.txt'}") == given
     _, _, state = begin(config)
     begun, trained = leaves(merged(state.params, state.extra)), variables_of(source)
     assert begun.keys() == trained.keys()
@@ -229,6 +234,8 @@ def test_mistakes_are_named_before_training(source):
     refused("--clip_global_norm=1.0: it must be left out with", start, *both)
     refused("--stages=fc1: it must be of --layer_decay", start, "--stages=fc1")
     refused("--augment=flip: it must be empty with", start, "--bottleneck=b", "--augment=flip")
+    warped = ("--bottleneck=b", "--augment=warp")
+    refused("--augment=warp: it must be empty with", start, *warped)
     refused("--from_labels=a: it must be given with --from_weights", start, "--from_labels=a")
     refused("the weights are not this network's: params/fc1/kernel is", start, "--image_size=9")
     refused(r"a\.npz: there is no such file", "--from_weights=a.npz", "--model=resnet18")
@@ -282,8 +289,13 @@ def test_the_study_tables_its_runs_and_trains_none_twice(tmp_path, monkeypatch):
     assert (tmp_path / "table.md").read_text().splitlines() == lines
     with pytest.raises(InputError, match="holds a run with --steps=3, not 4"):
         transfer_study.run([*flags, "--steps=4"])
-    monkeypatch.setattr(training, "train", lambda config, build: None)  # as if a signal came
-    transfer_study.run([f"--workdir={tmp_path}/other"])
+
+    def stopped(config, build):
+        raise cli.Interrupted(15)
+
+    monkeypatch.setattr(training, "train", stopped)
+    with pytest.raises(cli.Interrupted):
+        transfer_study.run([f"--workdir={tmp_path}/other"])
     assert not (tmp_path / "other" / "table.md").exists()
     with pytest.raises(InputError, match="--per_class=4: it must be at least 5"):
         transfer_study.run(["--per_class=4"])
