@@ -18,7 +18,7 @@ from experiments.image_data import ImageDataFlags
 from experiments.method import MethodFlags
 from experiments.training import Problem
 from jaxdl import augment, data, losses, models
-from jaxdl.nn import INITIALIZERS, initializer
+from jaxdl.nn import INITIALIZERS, initializer, tabulate
 from jaxdl.task import Init, Loss, Optimizer, Schedule, Task, supervised
 
 AUGMENT = AugmentFlags.__dataclass_fields__["augment"]
@@ -154,8 +154,7 @@ def build(
     def table() -> str:
         model = build_model(config, num_classes, None)
         images = jnp.zeros((1, *pipeline.image_shape))
-        text = nn.tabulate(model, jax.random.key(0), console_kwargs={"width": 120})
-        return text(images, train=False)
+        return tabulate(model, images, train=False)
 
     def show(key, batch):
         images = augment.as_float(augmentation(key, batch["image"]))
