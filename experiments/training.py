@@ -306,8 +306,9 @@ def train(config: RunConfig, build: Build) -> dict[str, Any] | None:
 
     def seen(state, metrics):
         if first_host:
-            _print_beside(problem, problem.eval_split, metrics, "eval")
-            problem.report(state, metrics, writer)
+            with writer.sparing("an evaluation not reported"):
+                _print_beside(problem, problem.eval_split, metrics, "eval")
+                problem.report(state, metrics, writer)
         return observe_evaluation(state, metrics)
 
     with Checkpoints(workdir, config.keep, problem.best, problem.best_is_least) as checkpoints:
@@ -359,10 +360,12 @@ def train(config: RunConfig, build: Build) -> dict[str, Any] | None:
                     result = loop.Result(best, trained, stopped=False)
             metrics = result.metrics | _final_metrics(problem, task, result)
             if first_host and problem.best not in result.metrics:  # this state was not reported on
-                problem.report(result.state, metrics, writer)
+                with writer.sparing("an evaluation not reported"):
+                    problem.report(result.state, metrics, writer)
             if first_host:
-                problem.finish(result.state)
-            writer.hparams(dataclasses.asdict(config), metrics)
+                with writer.sparing("the end of the run not drawn"):
+                    problem.finish(result.state)
+            writer.hparams(cli.changed(config), metrics)
         best_step = checkpoints.best
     summary = _summary(problem, result.state, metrics, time.perf_counter() - began)
     summary |= {"best_metric": problem.best, "best_step": best_step}

@@ -14,10 +14,12 @@ import termios
 
 import numpy as np
 import pytest
+import tiny
 from matplotlib.figure import Figure
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
+from experiments import training
 from jaxdl import writers
 from jaxdl.writers import Progress, Writer, read_rows
 
@@ -409,3 +411,49 @@ def test_texts_and_hyperparameters_are_shown_as_they_are(tmp_path):
     assert b"(0.5, 1.0)" in text
     assert b"seed" in text
     assert b"steps" not in text
+
+
+def test_a_report_that_fails_ends_no_run(tmp_path, capsys):
+    """What an experiment draws of its own is left out as well; numbers and the summary stay."""
+    drawn = []
+
+    def fail(*args):
+        drawn.append(args)
+        raise OSError(28, "No space left on device")
+
+    problem = training.Problem(
+        title="a tiny network",
+        task=lambda axis_name: tiny.build(axis_name, augmented=False),
+        hparams=tiny.HPARAMS,
+        steps=4,
+        examples={"train": 160, "test": 32},
+        batches=lambda step: (batch for batch in tiny.batches()[step:]),
+        passes=lambda split: tiny.batches()[:2],
+        table=lambda: "",
+        show=None,
+        unit="images",
+        best="eval/accuracy",
+        inputs={},
+        notes=dict,
+        report=fail,
+        finish=fail,
+    )
+    config = training.RunConfig(
+        experiment="tiny", workdir=str(tmp_path / "run"), batch_size=16, eval_every=2, seed=5
+    )
+    training.train(config, lambda config, mesh: problem)
+    assert len(drawn) == 3  # two evaluations and the end
+    evaluated = [row["step"] for row in read_rows(tmp_path / "run") if "eval/loss" in row]
+    assert evaluated == [2, 4]
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["step"] == 4
+    told = [line for line in capsys.readouterr().err.splitlines() if "No space left" in line]
+    assert [line.split(": ")[1] for line in told] == [
+        "an evaluation not reported",
+        "the end of the run not drawn",
+    ]
+    # Of the flags those are shown that say something.
+    shown = [v for e in events(tmp_path / "run") for v in e.summary.value if "hparams" in v.tag]
+    text = b"".join(value.metadata.plugin_data.content for value in shown)
+    assert b"batch_size" in text
+    assert b"early_stop" not in text
+    assert b"log_every" not in text
