@@ -133,10 +133,7 @@ class Writer:
                 self._events.add(step, Summary(value=found))
 
     def _write_rows(self) -> None:
-        """Brings metrics.jsonl up to date: by the last row, or anew where it may hold half of one.
-
-        It stays whole: a reader, or a crash, finds it before or after.
-        """
+        """Brings metrics.jsonl up to date: by the last row, or after a failure by all, anew."""
         assert self._workdir is not None
         path = self._workdir / "metrics.jsonl"
         with self.sparing("metrics.jsonl not written"):
@@ -158,7 +155,7 @@ class Writer:
             found = []
             for path, leaf in jax.tree.leaves_with_path(tree):
                 name = f"{prefix}/{jax.tree_util.keystr(path, simple=True, separator='/')}"
-                values = np.asarray(leaf, np.float32)
+                values = np.asarray(leaf, np.float64)  # their sum may be beyond float32
                 finite = values[np.isfinite(values)]
                 if finite.size < values.size:
                     count = f"{values.size - finite.size} of {values.size}"
@@ -171,7 +168,7 @@ class Writer:
         """A grid of images [N, H, W, C], floats in [0, 1]."""
         if self._workdir is None:
             return
-        with self.sparing(f"TensorBoard's image {name} not written"):
+        with self.sparing("TensorBoard's images not written"):
             from tensorboardX.summary import image
 
             shown = np.clip(np.nan_to_num(images), 0, 1)
@@ -181,7 +178,7 @@ class Writer:
         """A text, shown with its line breaks."""
         if self._workdir is None:
             return
-        with self.sparing(f"TensorBoard's text {name} not written"):
+        with self.sparing("TensorBoard's texts not written"):
             from tensorboardX.summary import text as summary
 
             self._events.add(step, summary(name, f"<pre>{html.escape(text, quote=False)}</pre>"))

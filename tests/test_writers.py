@@ -173,7 +173,7 @@ def write_all(writer, step):
     writer.scalars(step, {"train/loss": float(step), "eval/loss": 2.0})
     writer.histograms(step, "weights", {"a": np.ones(3)})
     writer.images(step, "inputs", np.ones((1, 8, 8, 3)))
-    writer.text("model", "x", step)
+    writer.text(f"said at {step}", "x", step)
     writer.hparams({"seed": 1}, {"test/accuracy": 0.9})
 
 
@@ -189,17 +189,18 @@ ODD = {
     ),
     "nan": (lambda w: w.histograms(7, "g", {"a": np.array([np.nan, 1])}), "g/a at step 7: 1 of 2"),
     "huge": (lambda w: w.histograms(7, "g", {"a": np.full(3, 1e25)}), ""),
+    "greatest": (lambda w: w.histograms(7, "g", {"a": np.full(3, 3e38, np.float32)}), ""),
     "one number": (lambda w: w.histograms(7, "g", {"a": np.float16(1)}), ""),
     "no array": (lambda w: w.histograms(7, "g", {"a": "text"}), "histograms of g not written"),
     "no values": (lambda w: w.histograms(7, "g", {"a": np.zeros((0, 3))}), ""),
     "no tree": (lambda w: w.histograms(7, "g", {}), ""),
     "nan pixels": (lambda w: w.images(7, "i", np.full((1, 2, 2, 3), np.nan)), ""),
-    "no images": (lambda w: w.images(7, "i", np.ones((0, 2, 2, 3))), "image i not written"),
-    "flat": (lambda w: w.images(7, "i", np.ones(3)), "image i not written"),
+    "no images": (lambda w: w.images(7, "i", np.ones((0, 2, 2, 3))), "images not written"),
+    "flat": (lambda w: w.images(7, "i", np.ones(3)), "images not written"),
     "infinite metric": (lambda w: w.scalars(7, {"train/b": math.inf}), ""),
     "metric of numpy": (lambda w: w.scalars(7, {"train/b": np.float32(1)}), ""),
     "no metric": (lambda w: w.scalars(7, {"train/b": "x"}), "a row of metrics not written"),
-    "surrogate": (lambda w: w.text("t", "\ud800", 7), "text t not written"),
+    "surrogate": (lambda w: w.text("t", "\ud800", 7), "texts not written"),
     "odd flags": (lambda w: w.hparams({"a": object(), "b": math.nan}, {"c": math.nan}), ""),
 }
 
@@ -314,7 +315,7 @@ def test_a_folder_that_cannot_be_ends_no_run(tmp_path, capsys):
     [
         ("matplotlib.figure.Figure.savefig", "curves.png not drawn: out of order"),
         ("tensorboardX.summary.histogram", "histograms of weights not written: out of order"),
-        ("tensorboardX.summary.image", "image inputs not written: out of order"),
+        ("tensorboardX.summary.image", "images not written: out of order"),
     ],
 )
 def test_broken_libraries_end_no_run(target, told, tmp_path, capsys, monkeypatch):
