@@ -15,7 +15,6 @@ import lzma
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +27,7 @@ from experiments.training import Problem, RunConfig
 from jaxdl import InputError, losses, optim, parallel
 from jaxdl.data.text import TextPipeline, Vocabulary, read_corpus
 from jaxdl.models.language_model import LanguageModel, generate, language_model
+from jaxdl.nn import tabulate
 from jaxdl.recurrent import GATES
 from jaxdl.task import State, Task, supervised
 from jaxdl.writers import Writer
@@ -178,8 +178,7 @@ def build(config: Config, mesh: Mesh) -> Problem:
         )
 
     def table() -> str:
-        text = nn.tabulate(model, jax.random.key(0), console_kwargs={"width": 120})
-        return text(jnp.zeros((1, config.sequence_length), jnp.int32), train=False)
+        return tabulate(model, jnp.zeros((1, config.sequence_length), jnp.int32), train=False)
 
     def report(state: State, metrics: dict[str, float], writer: Writer) -> None:
         step = int(state.step)

@@ -18,7 +18,7 @@ from experiments.image_data import ImageDataFlags
 from experiments.method import GRADIENT_DESCENT, MethodFlags, warmup_steps
 from experiments.training import Problem
 from jaxdl import augment, data, losses, models
-from jaxdl.nn import INITIALIZERS, initializer
+from jaxdl.nn import INITIALIZERS, initializer, tabulate
 from jaxdl.task import Init, Loss, Optimizer, Schedule, Task, supervised
 
 L2_PENALTY = 5e-4
@@ -164,8 +164,7 @@ def build(
     def table() -> str:
         model = build_model(config, num_classes, None)
         images = jnp.zeros((1, *pipeline.image_shape))
-        text = nn.tabulate(model, jax.random.key(0), console_kwargs={"width": 120})
-        return text(images, train=False)
+        return tabulate(model, images, train=False)
 
     def show(key, batch):
         images = augment.as_float(augmentation(key, batch["image"]))

@@ -206,6 +206,12 @@ def to_flags(config: Any) -> str:
     return "".join(f"--{name}={_to_text(value)}\n" for name, value in pairs if value is not None)
 
 
+def changed(config: Any) -> dict[str, Any]:
+    """The values of a config that are not the defaults of its class, by the names of the flags."""
+    pairs = ((field, getattr(config, field.name)) for field in _flags_of(config))
+    return {field.name: value for field, value in pairs if value != field.default}
+
+
 def require(config: Any, name: str, holds: bool, accepted: str) -> None:
     """Raises InputError that names a flag, its value, and what would be accepted."""
     if not holds:

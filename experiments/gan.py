@@ -31,6 +31,7 @@ from experiments.method import MethodFlags, ScheduleArguments
 from experiments.training import Problem
 from jaxdl import InputError, adversarial, data, fidelity, optim, parallel, pictures
 from jaxdl.models import gan
+from jaxdl.nn import tabulate
 from jaxdl.task import State, Task
 from jaxdl.writers import Writer
 
@@ -44,8 +45,8 @@ IMAGES_ONLY = (
     *("data_dir", "classifier"),
 )
 """Flags that say nothing of points."""
-NEAREST = 3
-"""How many training images stand below each sample of nearest.png."""
+NEAREST = ("nearest", "second", "third")
+"""The training images that stand below each sample of nearest.png."""
 POINTS = 2048
 """How many points are drawn of the ring."""
 GRID, WALK, NEAR, MEASURED = range(4)
@@ -408,12 +409,12 @@ class Artist:
         train = self._source.real("train", self._config.samples)
         held_out = self._source.real("test" if "test" in self._source.splits else "validation", 200)
         samples = self.draw(state, self.latents(NEAR, 200), self.labels(200))
-        indices, distances = fidelity.nearest(samples, train, NEAREST)
+        indices, distances = fidelity.nearest(samples, train, len(NEAREST))
         _, of_held_out = fidelity.nearest(held_out, train, 1)
         rows = np.concatenate([samples[:COLUMNS], *train[indices[:COLUMNS].T]])
         usual = float(np.median(of_held_out))  # 0 where held-out images stand in training too
         ratio = float(np.median(distances[:, 0])) / usual if usual else math.inf
-        return _grid(rows), ratio
+        return pictures.label_rows(_grid(rows), ["sample", *NEAREST]), ratio
 
 
 def _grid(images: np.ndarray) -> np.ndarray:
@@ -486,12 +487,11 @@ def build(config: Config, mesh: Mesh) -> Problem:
     def table() -> str:
         inputs = jnp.zeros((1, config.latent_size)), jnp.zeros((1, *shape))
         labels = jnp.zeros(1, jnp.int32)
-        texts = []
         networks = make_networks(config, shape, classes, None)
-        for network, value in zip(networks, inputs, strict=True):
-            text = nn.tabulate(network, jax.random.key(0), console_kwargs={"width": 120})
-            texts.append(text(value, labels, train=False))
-        return "".join(texts)
+        return "".join(
+            tabulate(network, value, labels, train=False)
+            for network, value in zip(networks, inputs, strict=True)
+        )
 
     @functools.cache
     def reference(split: str) -> yardstick.Reference:

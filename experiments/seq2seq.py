@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,6 +47,7 @@ from jaxdl.data.pairs import (
     read_file,
 )
 from jaxdl.models.seq2seq import ATTENTIONS, LUONG_SCORES, Seq2Seq
+from jaxdl.nn import tabulate
 from jaxdl.recurrent import GATES
 from jaxdl.task import State, Task, supervised
 from jaxdl.writers import Writer
@@ -215,6 +215,9 @@ def heat_maps(
         axes.imshow(weights, cmap="gray", vmin=0, vmax=1, aspect="auto")
         axes.set_xticks(range(len(source)), vocabularies[0].tokens(source), rotation=90, fontsize=8)
         axes.set_yticks(range(len(target)), vocabularies[1].tokens(target), fontsize=8)
+        axes.set_xlabel("source")
+        axes.set_ylabel("translation")
+    figure.suptitle("attention weights, from 0 (black) to 1 (white)", fontsize=10)
     canvas = FigureCanvasAgg(figure)
     with warnings.catch_warnings():  # the font may lack a script; a box stands for its letters
         warnings.filterwarnings("ignore", "Glyph")
@@ -304,9 +307,9 @@ def build(config: Config, mesh: Mesh) -> Problem:
         )
 
     def table() -> str:
-        text = nn.tabulate(model, jax.random.key(0), console_kwargs={"width": 120})
         batch = {name: jnp.asarray(array) for name, array in next(here.train()).items()}
-        return text(batch["source"], batch["source_length"], batch["target"], train=False)
+        inputs = batch["source"], batch["source_length"], batch["target"]
+        return tabulate(model, *inputs, train=False)
 
     greedy = search(model)
     measure = jax.jit(
@@ -333,7 +336,7 @@ def build(config: Config, mesh: Mesh) -> Problem:
             nats, tokens = nats + float(mean.total), tokens + float(mean.count)
         hypotheses, references = (list(map(target.decode, side)) for side in (found, wanted))
         values = {
-            "eval/perplexity": math.exp(nats / tokens),
+            "eval/perplexity": math.exp(min(nats / tokens, 700)),  # what a float can hold
             "eval/bleu": sacrebleu.corpus_bleu(hypotheses, [references]).score,
             "eval/chrf": sacrebleu.corpus_chrf(hypotheses, [references]).score,
         }
@@ -441,7 +444,12 @@ def translate(config: Config, build: training.Build) -> None:
         if first == 1 and shown and config.attention != "none":
             sides = without_padding(source[shown]), without_padding(found.tokens[shown, 0])
             picture = heat_maps(model, params, vocabularies, *sides)
-            Image.fromarray(picture).save(Path(config.workdir) / PICTURE_FILE)
+            path = Path(config.workdir) / PICTURE_FILE
+            try:
+                Image.fromarray(picture).save(path)
+                print(f"wrote {path}: what the translations above attend to", file=sys.stderr)
+            except OSError as error:  # the translations are what was asked for
+                print(f"warning: {path} not written: {error}", file=sys.stderr)
     if failures:
         raise InputError(f"{failures} of the lines were empty or too long")
 

@@ -78,14 +78,16 @@ class Config:
 
     model: str = flag("resnet50", "a name of jaxdl.models.names()")
     image_size: int | None = flag(None, "height and width in pixels; the network's own by default")
-    num_classes: int | None = flag(None, "how many logits; the network's own number by default")
+    num_classes: int | None = flag(
+        None, "how many logits, 0 for none; the network's own number by default"
+    )
     channels: int | None = flag(None, "of the images; the network's own number by default")
     small_images: bool = flag(False, "the network as it is fitted to images of 32x32")
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "num_classes", "channels"):
+        for name, least in {"image_size": 1, "num_classes": 0, "channels": 1}.items():
             value = getattr(self, name)
-            require(self, name, value is None or value >= 1, "at least 1")
+            require(self, name, value is None or value >= least, f"at least {least}")
 
 
 def native_shape(name: str) -> tuple[int, int, int]:

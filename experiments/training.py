@@ -5,13 +5,11 @@ An experiment describes what it trains as a `Problem`; `main` does the rest.
 
 import contextlib
 import dataclasses
-import functools
 import itertools
 import json
 import math
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from datetime import datetime
@@ -348,21 +346,22 @@ def _train(config: RunConfig, build: Build) -> dict[str, Any]:
     problem, task, state = _prepare(config, build)
     _check_choice(config, problem)
     observe_evaluation, done = _watch(config, problem)
-    show = _Showing()
 
     def begin(state, batch):
         if int(state.step) > 0 or not hosts.is_first():
             return
-        show("the model's table", lambda: writer.text("model", problem.table()))
-        if problem.show is not None:
-            key, rows = jax.random.fold_in(state.key, 0), parallel.own_rows(batch)
-            inputs = functools.partial(problem.show, key, rows)
-            show("inputs", lambda: writer.images(0, "inputs", np.asarray(inputs())))
+        with writer.sparing("the model's table not shown"):
+            writer.text("model", problem.table())
+        with writer.sparing("inputs not shown"):
+            if problem.show is not None:
+                key, rows = jax.random.fold_in(state.key, 0), parallel.own_rows(batch)
+                writer.images(0, "inputs", np.asarray(problem.show(key, rows)))
 
     def seen(state, metrics):
         if hosts.is_first():
-            _print_beside(problem, problem.eval_split, metrics, "eval")
-            show("a report", lambda: problem.report(state, metrics, writer))
+            with writer.sparing("an evaluation not reported"):
+                _print_beside(problem, problem.eval_split, metrics, "eval")
+                problem.report(state, metrics, writer)
         return observe_evaluation(state, metrics)
 
     with Checkpoints(workdir, config.keep, problem.best, problem.best_is_least) as checkpoints:
@@ -413,11 +412,13 @@ def _train(config: RunConfig, build: Build) -> dict[str, Any]:
             metrics = (
                 _last_trained(workdir) | result.metrics | _final_metrics(problem, task, result)
             )
-            if hosts.is_first() and problem.best not in result.metrics:  # it was not reported on
-                show("a report", lambda: problem.report(result.state, metrics, writer))
             if hosts.is_first():
-                show("what the run came to", lambda: problem.finish(result.state))
-            writer.hparams(cli.to_dict(config), metrics)
+                if problem.best not in result.metrics:  # this state was not reported on
+                    with writer.sparing("an evaluation not reported"):
+                        problem.report(result.state, metrics, writer)
+                with writer.sparing("the end of the run not drawn"):
+                    problem.finish(result.state)
+            writer.hparams(cli.changed(config), metrics)
         best_step = checkpoints.best
     summary = _summary(problem, result.state, metrics, time.perf_counter() - began)
     summary |= {"best_metric": problem.best, "best_step": best_step}
@@ -432,22 +433,6 @@ def _train(config: RunConfig, build: Build) -> dict[str, Any]:
         print(f"{split}: {describe(final)}  ({problem.examples[split]} {problem.unit})")
         _print_beside(problem, split, final, prefix[:-1])
     return summary
-
-
-class _Showing:
-    """Shows what a run has to show; what fails at it is told once and ends nothing."""
-
-    def __init__(self) -> None:
-        self._told: set[str] = set()
-
-    def __call__(self, what: str, show: Callable[[], None]) -> None:
-        try:
-            show()
-        except Exception as error:  # of pictures, of a full disk, of whatever an experiment shows
-            if what not in self._told:
-                self._told.add(what)
-                reason = " ".join(str(error).split()) or type(error).__name__
-                print(f"{what} could not be shown ({reason}); training goes on", file=sys.stderr)
 
 
 def _check_length(config: RunConfig, problem: Problem, step: int) -> None:

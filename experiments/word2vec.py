@@ -14,7 +14,6 @@ import hashlib
 import json
 from pathlib import Path
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,6 +28,7 @@ from jaxdl.data import words as data
 from jaxdl.data.text import read_corpus
 from jaxdl.models import word2vec
 from jaxdl.models.word2vec import Word2Vec
+from jaxdl.nn import tabulate
 from jaxdl.task import State, Task, supervised
 from jaxdl.writers import Writer
 
@@ -144,8 +144,7 @@ def build(config: Config, mesh: Mesh) -> Problem:
     def table() -> str:
         around = jnp.zeros((1, 2 * config.window), jnp.int32)
         targets = jnp.zeros((1, 1 + config.negatives), jnp.int32)
-        text = nn.tabulate(model, jax.random.key(0), console_kwargs={"width": 120})
-        return text(around, jnp.ones(around.shape), targets)
+        return tabulate(model, around, jnp.ones(around.shape), targets)
 
     def report(state: State, metrics: dict[str, float], writer: Writer) -> None:
         step = int(state.step)

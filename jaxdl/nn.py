@@ -155,16 +155,50 @@ def flatten(x: jax.Array) -> jax.Array:
     """Return the maps [B, H, W, C] as vectors [B, C x H x W], channel by channel.
 
     That is the order in torch and Caffe, so that the dense layers of published weights fit as they
-    are.
+    are. Of any other [B, ..., C] the last axis comes first in the same way; [B, F] stays.
     """
-    return x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
+    if x.ndim > 2:
+        x = jnp.moveaxis(x, -1, 1)
+    return x.reshape(x.shape[0], -1)
 
 
-def check_image_size(model: nn.Module, images: jax.Array, smallest: int) -> None:
-    """Raise InputError if images [B, H, W, C] are less than `smallest` pixels high or wide."""
+def tabulate(model: nn.Module, *inputs: Any, **kwargs: Any) -> str:
+    """Return the table of a network's layers as plain text, 120 columns wide.
+
+    Args:
+        model: the network.
+        inputs, kwargs: what it is called with, such as images and `train=False`.
+    """
+    # Flax would else write the codes of a terminal's colors, wherever the text goes.
+    plain = {"width": 120, "force_terminal": False}
+    return nn.tabulate(model, jax.random.key(0), console_kwargs=plain)(*inputs, **kwargs)
+
+
+def check_image_size(
+    model: nn.Module,
+    images: jax.Array,
+    smallest: int,
+    as_small: int | None = None,
+    part: str = "",
+) -> None:
+    """Raise InputError for what is no images [B, H, W, C] of at least so many pixels each way.
+
+    Args:
+        model: what they are given to.
+        images: they.
+        smallest: the least height and width.
+        as_small: the same of the network with `small_images`, for the message; None where it has no
+            such argument.
+        part: of the model, such as "the head of ".
+    """
+    name = f"{part}{type(model).__name__}"
+    if images.ndim != 4:
+        raise InputError(f"{name} takes images [B, H, W, C], not {list(images.shape)}")
     height, width = images.shape[1:3]
     if min(height, width) < smallest:
+        smaller = as_small is not None and as_small < smallest
+        hint = f"; with small_images=True of at least {as_small}x{as_small}" if smaller else ""
         raise InputError(
-            f"{type(model).__name__} takes images of at least {smallest}x{smallest} pixels, "
-            f"not {height}x{width}"
+            f"{name} takes images of at least {smallest}x{smallest} pixels, not "
+            f"{height}x{width}{hint}"
         )

@@ -1,11 +1,12 @@
 """Pictures of what a generator draws: uint8 arrays [H, W, C], and files of them."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from jaxdl import InputError
 
@@ -39,6 +40,36 @@ def grid(images: Any, columns: int) -> np.ndarray:
     cells = cells.reshape(rows, columns, height + 1, width + 1, channels).swapaxes(1, 2)
     picture = cells.reshape(rows * (height + 1), columns * (width + 1), channels)
     return np.pad(picture, ((0, 1), (0, 1), (0, 0)), constant_values=BORDER)
+
+
+def label_rows(picture: np.ndarray, labels: Sequence[str]) -> np.ndarray:
+    """A picture with words in a white margin, at the left of its rows.
+
+    Args:
+      picture: uint8 [H, W, C], of rows that are all as high. It is enlarged, every pixel to a
+        square, where they are lower than letters.
+      labels: of each row, from the top.
+
+    Returns:
+      uint8 [s H, margin + s W, C], with s the whole number that it is enlarged by.
+
+    Raises:
+      InputError: there are no labels.
+    """
+    if not labels:
+        raise InputError("labels=[]: expected one for each row of the picture")
+    font = ImageFont.load_default()
+    boxes = [font.getbbox(label) for label in labels]  # left, top, right, bottom
+    tallest = max(box[3] - box[1] for box in boxes)
+    enlarged = max(1, math.ceil((tallest + 2) * len(labels) / len(picture)))
+    picture = picture.repeat(enlarged, 0).repeat(enlarged, 1)
+    height, width = len(picture), math.ceil(max(box[2] for box in boxes)) + 6
+    margin = Image.new("L", (width, height), 255)
+    for row, (label, (_, top, _, bottom)) in enumerate(zip(labels, boxes, strict=True)):
+        middle = (row + 0.5) * height / len(labels)
+        ImageDraw.Draw(margin).text((3, middle - (top + bottom) / 2), label, fill=0, font=font)
+    shape = height, width, picture.shape[2]
+    return np.concatenate([np.broadcast_to(np.asarray(margin)[..., None], shape), picture], 1)
 
 
 def scatter(points: Any, references: Any = None, limit: float = 1.0, size: int = 256) -> np.ndarray:

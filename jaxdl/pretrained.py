@@ -169,6 +169,9 @@ LEAVES = {
 }
 COUNTER = re.compile(r"(.*\.)?num_batches_tracked")
 
+# What DataParallel and torch.compile put before every name.
+WRAPPERS = re.compile(r"((module|_orig_mod)\.)+")
+
 # torch has since forbidden the dots in module names with which the DenseNets were published.
 OLD_DENSENET_KEY = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(\d\.)")
 
@@ -323,7 +326,8 @@ def from_torch(
     Args:
         name: one of `names()`.
         state_dict: arrays by name. It is left as it is, and no memory is shared with it.
-        num_classes: number of logits; the network's default when None. See `num_classes_of`.
+        num_classes: number of logits; the network's default when None. See `num_classes_of`. With
+            0 the network has no last layer, and that of the weights is ignored.
         key: draws anew what the weights do not offer: the last layers, if they are for another
             number of classes, and auxiliary heads, if they have none. Without a key that is an
             error like any other.
@@ -348,6 +352,8 @@ def from_torch(
     ignored = {k for k in source if COUNTER.fullmatch(k)}
     if not any(map(published.is_auxiliary, wanted)):
         ignored |= {k for k in source if published.is_auxiliary(k)}
+    if num_classes == 0:
+        ignored |= {k for k in source if k.rpartition(".")[0] == published.heads[0]}
     given = {k: array for k, array in source.items() if k not in ignored}
     anew = _heads_of_other_classes(published, given, wanted)
     if not any(map(published.is_auxiliary, given)):
@@ -367,6 +373,9 @@ def from_torch(
     ]
     if any(wrong.values()):
         hint = "; give key=jax.random.key(0) to draw new heads" if anew and key is None else ""
+        added = WRAPPERS.match(next(iter(source), ""))
+        if added and all(k.startswith(added[0]) for k in source):
+            hint = f"; all names begin with {added[0]!r}, which torch's wrappers add: take it off"
         raise InputError(f"the weights do not fit {name}: {_listing(wrong)}{hint}")
 
     variables = {
@@ -406,7 +415,8 @@ def to_torch(name: str, variables: Mapping[str, Any], **kwargs: Any) -> StateDic
     Args:
         name: one of `names()`.
         variables: those of the network, of any number of classes, with or without auxiliary heads.
-        kwargs: what else the network was created with, where that changes its shapes.
+        kwargs: what else the network was created with, where that changes its shapes, among it
+            `num_classes=0`.
 
     Returns:
         New arrays, of the types that the variables have.
@@ -417,7 +427,7 @@ def to_torch(name: str, variables: Mapping[str, Any], **kwargs: Any) -> StateDic
     published = _published(name)
     arrays = {path: np.asarray(leaf) for path, leaf in _flat(variables).items()}
     by_key = {_place(published.rows, path)[0]: array for path, array in arrays.items()}
-    kwargs["num_classes"] = num_classes_of(name, by_key)
+    kwargs.setdefault("num_classes", num_classes_of(name, by_key))
     if published.heads[1:]:
         kwargs["aux_logits"] = any(map(published.is_auxiliary, by_key))
     _, targets = _network(name, kwargs)

@@ -1,11 +1,20 @@
-"""What a user sees of a run: metrics.jsonl, TensorBoard events, curves.png, the progress bar."""
+"""What a user sees of a run: metrics.jsonl, TensorBoard events, curves.png, the progress bar.
 
+None of it can end what is trained: what cannot be drawn or written is left out, and said once.
+"""
+
+import contextlib
+import html
+import io
 import json
 import math
+import socket
+import struct
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,18 +23,40 @@ from tqdm import tqdm
 Row = dict[str, float | None]
 PANELS_IN_A_ROW = 5
 """Of curves.png."""
+FEW = 30
+"""Points of a line that are marked, for one alone makes no line."""
+BINS = 64
+"""Of a histogram; TensorBoard shows half as many."""
 
 
 def read_rows(workdir: str | Path) -> list[Row]:
-    """The rows of a run's metrics.jsonl, in order; a line cut short by a crash is left out."""
+    """The rows of a run's metrics.jsonl, in order.
+
+    What is no row is left out: the last line silently if it was cut short, as a crash may leave
+    it, and other damage with a line on stderr.
+    """
     path = Path(workdir) / "metrics.jsonl"
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows
+    if not path.exists():
+        return []
+    *lines, last = path.read_text(errors="replace").split("\n")
+    found = [_parse(line) for line in lines]
+    damaged = [number for number, row in enumerate(found, 1) if row is None]
+    if damaged:
+        count = f"line {damaged[0]} is" if len(damaged) == 1 else f"{len(damaged)} lines are"
+        _say(f"warning: {path}: {count} damaged and left out")
+    return [row for row in [*found, _parse(last)] if row is not None]
+
+
+def _parse(line: str) -> Row | None:
+    """A line of metrics.jsonl; None where it is no row."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        return None
+    numbers = all(value is None or isinstance(value, int | float) for value in row.values())
+    return row if numbers else None
 
 
 def json_ready(value: float) -> float | None:
@@ -36,6 +67,9 @@ def json_ready(value: float) -> float | None:
 class Writer:
     """Writes a run's metrics into its folder.
 
+    No method raises for what it is handed or for a disk that is full: see `sparing`. Rows of
+    metrics.jsonl that could not be written are written with the next that can.
+
     Args:
       workdir: the run's folder; None writes nothing, as on the hosts beside the first.
       step: where the run goes on. What an earlier life of it wrote of later steps is dropped, for
@@ -45,20 +79,17 @@ class Writer:
     def __init__(self, workdir: str | Path | None, step: int = 0):
         self._workdir = None if workdir is None else Path(workdir)
         self._rows: list[Row] = []
+        self._said: set[str] = set()
         if self._workdir is None:
             return
-        from tensorboardX import SummaryWriter  # 50 ms that importing the library should not cost
-
-        self._workdir.mkdir(parents=True, exist_ok=True)
-        self._rows = [row for row in read_rows(self._workdir) if (row["step"] or 0) <= step]
-        path = self._workdir / "metrics.jsonl"
-        kept = path.with_suffix(".tmp")
-        kept.write_text("".join(json.dumps(row) + "\n" for row in self._rows))
-        kept.replace(path)
-        self._file: TextIO = path.open("a")
-        self._board = SummaryWriter(
-            str(self._workdir / "tensorboard"), purge_step=step + 1 if step else None
-        )
+        self._events = _Events(self._workdir / "tensorboard", step)
+        self._sound = False  # whether metrics.jsonl holds all rows but those still to come
+        with self.sparing("metrics.jsonl not read"):
+            self._sound = True  # what cannot be read is not written over
+            self._rows = [row for row in read_rows(self._workdir) if (row["step"] or 0) <= step]
+            self._sound = False
+        if not self._sound:
+            self._write_rows()
 
     def __enter__(self) -> "Writer":
         return self
@@ -66,75 +97,217 @@ class Writer:
     def __exit__(self, *exception: object) -> None:
         if self._workdir is not None:
             self.curves()
-            self._file.close()
-            self._board.close()
+            if not self._sound:
+                self._write_rows()
+
+    @contextlib.contextmanager
+    def sparing(self, what: str) -> Iterator[None]:
+        """A block whose failure is said on stderr, in one line and once, and ends no run.
+
+        Args:
+          what: did not happen where it failed, such as "curves.png not drawn": the line begins so.
+        """
+        try:
+            yield
+        except Exception as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            self._warn(what, f"{what}: {reason}")
+
+    def _warn(self, about: str, line: str) -> None:
+        if about not in self._said:
+            self._said.add(about)
+            _say(f"warning: {line}; the run goes on, and more of this is not told")
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Appends one row, `{"step": step, **values}`, and the same scalars to TensorBoard."""
         if self._workdir is None:
             return
-        row: Row = {"step": step} | {k: json_ready(v) for k, v in values.items()}
-        self._rows.append(row)
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        with self.sparing("a row of metrics not written"):
+            numbers = {name: float(value) for name, value in values.items()}
+            self._rows.append({"step": step} | {k: json_ready(v) for k, v in numbers.items()})
+            self._write_rows()
+            with self.sparing("TensorBoard's scalars not written"):
+                from tensorboardX.proto.summary_pb2 import Summary
+
+                found = [Summary.Value(tag=k, simple_value=v) for k, v in numbers.items()]
+                self._events.add(step, Summary(value=found))
+
+    def _write_rows(self) -> None:
+        """Brings metrics.jsonl up to date: by the last row, or after a failure by all, anew."""
+        assert self._workdir is not None
+        path = self._workdir / "metrics.jsonl"
+        with self.sparing("metrics.jsonl not written"):
+            sound, self._sound = self._sound and path.exists(), False
+            lines = [json.dumps(row) + "\n" for row in (self._rows[-1:] if sound else self._rows)]
+            if sound:
+                _append(path, "".join(lines).encode())
+            else:
+                _replace(path, "".join(lines).encode())
+            self._sound = True
 
     def histograms(self, step: int, prefix: str, tree: Any) -> None:
-        """One histogram for each array of a tree, named `prefix/path`."""
+        """One histogram for each array of a tree, named `prefix/path`, of its finite values."""
         if self._workdir is None:
             return
-        for path, leaf in jax.tree.leaves_with_path(tree):
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            self._board.add_histogram(f"{prefix}/{name}", np.asarray(leaf, np.float32), step)
+        with self.sparing(f"TensorBoard's histograms of {prefix} not written"):
+            from tensorboardX.summary import histogram
+
+            found = []
+            for path, leaf in jax.tree.leaves_with_path(tree):
+                name = f"{prefix}/{jax.tree_util.keystr(path, simple=True, separator='/')}"
+                values = np.asarray(leaf, np.float64)  # their sum may be beyond float32
+                finite = values[np.isfinite(values)]
+                if finite.size < values.size:
+                    count = f"{values.size - finite.size} of {values.size}"
+                    self._warn(prefix, f"{name} at step {step}: {count} values are not finite")
+                if finite.size:
+                    found.append(histogram(name, finite, _edges(finite)))
+            self._events.add(step, *found)
 
     def images(self, step: int, name: str, images: np.ndarray) -> None:
         """A grid of images [N, H, W, C], floats in [0, 1]."""
-        if self._workdir is not None:
-            self._board.add_images(name, np.clip(images, 0, 1), step, dataformats="NHWC")
+        if self._workdir is None:
+            return
+        with self.sparing("TensorBoard's images not written"):
+            from tensorboardX.summary import image
+
+            shown = np.clip(np.nan_to_num(images), 0, 1)
+            self._events.add(step, image(name, shown, dataformats="NHWC"))
 
     def text(self, name: str, text: str, step: int = 0) -> None:
         """A text, shown with its line breaks."""
-        if self._workdir is not None:
-            self._board.add_text(name, f"<pre>{text}</pre>", step)
-
-    def hparams(self, hparams: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """The run's row in TensorBoard's table of hyperparameters."""
         if self._workdir is None:
             return
-        from tensorboardX.summary import hparams as summaries
+        with self.sparing("TensorBoard's texts not written"):
+            from tensorboardX.summary import text as summary
 
-        # add_hparams would open a run of its own below this one.
-        known = {k: v if isinstance(v, bool | int | float) else str(v) for k, v in hparams.items()}
-        for summary in summaries(known, dict(metrics)):
-            self._board.file_writer.add_summary(summary)
+            self._events.add(step, summary(name, f"<pre>{html.escape(text, quote=False)}</pre>"))
+
+    def hparams(self, hparams: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """The run's row in TensorBoard's table of hyperparameters, without those that are None."""
+        if self._workdir is None:
+            return
+        with self.sparing("TensorBoard's hyperparameters not written"):
+            from tensorboardX.summary import hparams as summaries
+
+            # SummaryWriter.add_hparams would open a run of its own below this one.
+            known = {
+                name: value
+                if isinstance(value, int | float) and math.isfinite(value)
+                else str(value)
+                for name, value in hparams.items()
+                if value is not None
+            }
+            self._events.add(0, *summaries(known, dict(metrics)))
 
     def curves(self) -> None:
         """Draws curves.png: a panel for each kind of metric, its training and evaluation lines."""
         names = {name for row in self._rows for name in row if "/" in name}
         if self._workdir is None or not names:
             return
-        from matplotlib.figure import Figure
+        with self.sparing("curves.png not drawn"):
+            _replace(self._workdir / "curves.png", _curves(self._rows, names))
 
-        kinds = sorted({name.split("/", 1)[1] for name in names}, key=_panel_order)
-        columns = min(len(kinds), PANELS_IN_A_ROW)
-        rows = -(-len(kinds) // columns)
-        figure = Figure(figsize=(4.5 * columns, 3.5 * rows), layout="constrained")
-        panels = figure.subplots(rows, columns, squeeze=False).flat
-        for axes in panels[len(kinds) :]:
-            axes.remove()
-        for axes, kind in zip(panels, kinds, strict=False):
-            for name in sorted(n for n in names if n.split("/", 1)[1] == kind):
-                points = [(r["step"], r[name]) for r in self._rows if r.get(name) is not None]
-                steps, values = [p[0] for p in points], [p[1] for p in points]
-                life = name.split("/")[0]
-                color = "C0" if life == "train" else "C1"
-                axes.plot(steps, values, label=life, color=color)
-            axes.set_title(kind)
-            axes.set_xlabel("step")
-            axes.grid(alpha=0.3)
-            axes.legend()
-        figure.savefig(self._workdir / "curves.png", dpi=100)
+
+class _Events:
+    """A file of TensorBoard's events, in a folder that is made with the first of them.
+
+    tensorboardX's own writer has a thread, which dies of a full disk with a traceback, and a queue
+    that then blocks whoever adds to it. Only its way of making events is used.
+
+    Args:
+      folder: to hold the file, and those of the run's earlier lives.
+      step: what earlier files hold of later steps is dropped.
+    """
+
+    def __init__(self, folder: Path, step: int):
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
+        self._path, self._step = folder / name, step
+
+    def add(self, step: int, *summaries: Any) -> None:
+        """Adds summaries, as `tensorboardX.summary` makes them, in one event."""
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        now, records = time.time(), b""
+        if not (self._path.exists() and self._path.stat().st_size):
+            records += _record(Event(wall_time=now, file_version="brain.Event:2"))
+            if self._step:
+                start = SessionLog(status=SessionLog.START)
+                records += _record(Event(wall_time=now, step=self._step + 1, session_log=start))
+        event = Event(wall_time=now, step=step)
+        for summary in summaries:
+            event.summary.MergeFrom(summary)
+        _append(self._path, records + _record(event))
+
+
+def _edges(values: np.ndarray) -> np.ndarray:
+    """The edges of a histogram's bins, as many for values that are all the same."""
+    low, high = float(values.min()), float(values.max())
+    beyond = 1e-6 * max(-low, high) + float(np.finfo(np.float32).tiny)
+    return np.linspace(low - beyond, high + beyond, BINS + 1)
+
+
+def _record(event: Any) -> bytes:
+    """An event as the TFRecord format has it: length, its checksum, data, their checksum."""
+    from tensorboardX.record_writer import masked_crc32c
+
+    data = event.SerializeToString()
+    length = struct.pack("<Q", len(data))
+    checksums = [struct.pack("<I", masked_crc32c(part)) for part in (length, data)]
+    return length + checksums[0] + data + checksums[1]
+
+
+def _append(path: Path, data: bytes) -> None:
+    """Adds to the end of a file, all of it or, where that fails, nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab", buffering=0) as file:  # a buffer would try again when it is closed
+        size, left = file.tell(), memoryview(data)
+        try:
+            while left:
+                left = left[file.write(left) :]
+        except OSError:
+            file.truncate(size)
+            raise
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Writes a file beside and renames it, so that it is there whole or as it was."""
+    scratch = path.with_suffix(".tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        scratch.write_bytes(data)
+        scratch.replace(path)
+    except OSError:
+        scratch.unlink(missing_ok=True)
+        raise
+
+
+def _curves(rows: Sequence[Row], names: set[str]) -> bytes:
+    """The picture of these metrics, as a PNG file."""
+    from matplotlib.figure import Figure
+
+    kinds = sorted({name.split("/", 1)[1] for name in names}, key=_panel_order)
+    columns = min(len(kinds), PANELS_IN_A_ROW)
+    lines = -(-len(kinds) // columns)
+    figure = Figure(figsize=(4.5 * columns, 3.5 * lines), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False).flat
+    for axes in panels[len(kinds) :]:
+        axes.remove()
+    for axes, kind in zip(panels, kinds, strict=False):
+        for name in sorted(n for n in names if n.split("/", 1)[1] == kind):
+            points = [(r["step"], r[name]) for r in rows if r.get(name) is not None]
+            steps, values = [p[0] for p in points], [p[1] for p in points]
+            life = name.split("/")[0]
+            color = "C0" if life == "train" else "C1"
+            marker = "o" if len(points) <= FEW else ""
+            axes.plot(steps, values, label=life, color=color, marker=marker, markersize=3)
+        axes.set_title(kind)
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    file = io.BytesIO()
+    figure.savefig(file, dpi=100)
+    return file.getvalue()
 
 
 def _panel_order(kind: str) -> tuple[bool, str]:
@@ -146,8 +319,14 @@ def describe(values: Mapping[str, float]) -> str:
     return "  ".join(f"{name.split('/')[-1]} {value:.4g}" for name, value in values.items())
 
 
+def _say(line: str) -> None:
+    """A line on stderr, above a bar if there is one."""
+    with contextlib.suppress(OSError), tqdm.external_write_mode(sys.stderr):
+        print(line, file=sys.stderr, flush=True)
+
+
 class Progress:
-    """A bar on a terminal, plain lines elsewhere.
+    """Lines that stay, and on a terminal a bar below them.
 
     Args:
       total: the last step.
@@ -177,14 +356,14 @@ class Progress:
         self._bar.update()
 
     def train(self, step: int, values: Mapping[str, float], seconds_left: float) -> None:
-        """Shows the training metrics of a logged step and the time that is left."""
-        if self._plain:
-            left = tqdm.format_interval(seconds_left)
-            self.say(f"step {step}/{self._total}  {describe(values)}  {left} left")
-        else:
-            self._bar.set_postfix_str(describe(values))
+        """Shows the training metrics of a logged step; the bar itself has no room for them."""
+        left = f"  {tqdm.format_interval(seconds_left)} left" if self._plain else ""
+        self.say(f"step {step}/{self._total}  {describe(values)}{left}")
 
     def say(self, line: str) -> None:
         """A line that stays."""
-        if not self._quiet:
-            self._bar.write(line) if not self._plain else print(line, flush=True)
+        if self._quiet:
+            return
+        # Its reader may have gone, or its file lie on a disk that is full.
+        with contextlib.suppress(OSError), tqdm.external_write_mode():
+            print(line, flush=True)

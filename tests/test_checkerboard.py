@@ -94,11 +94,17 @@ def test_a_study_goes_on_where_it_was_stopped(done, monkeypatch, capsys):
     table = (workdir / "table.md").read_text()
     unfinished = workdir / "resize_3x3" / "seed0"
     asked = []
-    monkeypatch.setattr(training, "train", lambda config, build: asked.append(config.workdir))
+
+    def stopped(config, build):
+        asked.append(config.workdir)
+        raise cli.Interrupted(15)
+
+    monkeypatch.setattr(training, "train", stopped)
     (unfinished / training.SUMMARY_FILE).rename(unfinished / "aside")
-    checkerboard.run(arguments)
+    with pytest.raises(cli.Interrupted):
+        checkerboard.run(arguments)
     assert asked == [str(unfinished)]
-    assert capsys.readouterr().out.endswith("stopped; the same command goes on\n")
+    assert capsys.readouterr().out.endswith("and with the study: the same command\n")
     (unfinished / "aside").rename(unfinished / training.SUMMARY_FILE)
     (workdir / "table.md").unlink()
     checkerboard.run(arguments)

@@ -340,6 +340,19 @@ def test_smallest_images(name, kwargs, smallest):
             init_shapes(model, image)
 
 
+def test_what_small_images_take_is_told():
+    """Where the network has that argument, and it helps."""
+    for name, smallest in {"alexnet": 15, "alexnet_paper": 15, "nin": 8, "densenet121": 8}.items():
+        with pytest.raises(jaxdl.InputError) as error:
+            init_shapes(models.create(name), (28, 28, 3))
+        told = f"not 28x28; with small_images=True of at least {smallest}x{smallest}"
+        assert str(error.value).endswith(told)
+    for name, size in {"vgg16": 28, "densenet40_bc_cifar": 3, "nin_cifar": 3}.items():
+        with pytest.raises(jaxdl.InputError) as error:
+            init_shapes(models.create(name), (size, size, 3))
+        assert str(error.value).endswith(f"not {size}x{size}")
+
+
 def test_alexnet_paper_width():
     for width in (0, 4, 64):
         with pytest.raises(jaxdl.InputError, match=rf"width of 3, 6, 9 and so on, not {width}$"):

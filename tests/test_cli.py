@@ -51,6 +51,17 @@ def test_written_flags_are_read_back(tmp_path, config):
     assert parse(f"--flagfile={tmp_path / 'flags.txt'}") == config
 
 
+def test_values_that_are_not_the_defaults():
+    assert cli.changed(Config()) == {}
+    assert cli.changed(Config(maybe=4, on=False, words=("p",), numbers=(0.1,))) == {
+        "maybe": 4,
+        "on": False,
+        "numbers": (0.1,),
+    }
+    # The defaults are those of the experiment, not of what it inherits.
+    assert cli.changed(cli.parse(lenet.Config, ["--seed=3"])[0]) == {"seed": 3}
+
+
 def test_later_flags_win_over_a_flagfile(tmp_path):
     (tmp_path / "f").write_text("# a remark\n--count=9\n--choice=y\n")
     assert parse(f"--flagfile={tmp_path / 'f'}", "--count=2") == Config(count=2, choice="y")

@@ -360,7 +360,7 @@ def test_summary_of_another_size_and_head(capsys):
         (["--model=vgg16", "--image_size=8"], "at least 32x32 pixels, not 8x8"),
         (["--model=resnet18", "--small_images"], "resnet18 does not take small_images"),
         (["--image_size=0"], "--image_size=0: it must be at least 1"),
-        (["--num_classes=0"], "--num_classes=0: it must be at least 1"),
+        (["--num_classes=-1"], "--num_classes=-1: it must be at least 0"),
         (["resnet18"], "'resnet18' is no flag"),
     ],
 )

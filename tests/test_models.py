@@ -138,7 +138,7 @@ def shallow_inception(stages: Any, *args: Any) -> Any:
 SHALLOW = {
     "densenet100_bc_cifar": functools.partial(densenet.cifar_densenet, 2),
     "densenet121": functools.partial(densenet.imagenet_densenet, (1, 2, 2, 1)),
-    "inception_v2": shallow_inception(inception.v2_stages, 0, (1, 1)),
+    "inception_v2": shallow_inception(inception.v2_stages, 0, inception.SMALLEST_V2),
     "inception_resnet_v2": shallow_inception(inception.resnet_v2_stages, 0, inception.SMALLEST),
 }
 
@@ -295,6 +295,102 @@ def test_norms_take_their_momentum_and_epsilon(name):
     assert built(norm_momentum=0.75, norm_epsilon=0.125) == {(0.75, 0.125)}
 
 
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in DEEPER])
+def test_without_classes_it_gives_what_goes_into_the_last_layer(name):
+    family = MODELS[name][1]
+    whole, bare = (
+        models.create(name, **family.small | {"num_classes": classes}) for classes in (10, 0)
+    )
+    variables = init_shapes(bare, family.small_image)
+    x = jax.ShapeDtypeStruct((2, *family.small_image), jnp.float32)
+    for train in (False, True):
+        apply = functools.partial(bare.apply, train=train, rngs={"dropout": jax.random.key(0)})
+        features, state = jax.eval_shape(
+            functools.partial(apply, mutable=["intermediates", "batch_stats"]), variables, x
+        )
+        (sown,) = state["intermediates"]["features"]
+        assert features.shape == sown.shape
+        assert features.dtype == jnp.float32
+    of_whole = flat(init_shapes(whole, family.small_image))
+    assert flat(variables).items() <= of_whole.items()
+    head = {path.rpartition("/")[0] for path in of_whole.keys() - flat(variables).keys()}
+    assert len(head) == (name != "lenet5_1998")  # whose last layer is drawn, not learned
+
+
+@pytest.mark.parametrize("name", ["mlp", "nin_cifar"])
+def test_features_without_classes_are_those_with(name):
+    family = MODELS[name][1]
+    x = np.random.default_rng(0).standard_normal((2, *family.small_image), np.float32)
+    whole = models.create(name, **family.small)
+    variables = init(whole, x)
+    _, state = whole.apply(variables, x, train=False, mutable=["intermediates"])
+    bare = models.create(name, **family.small | {"num_classes": 0})
+    features = bare.apply(variables, x, train=False)
+    np.testing.assert_array_equal(features, state["intermediates"]["features"][0])
+
+
+def test_auxiliary_heads_need_classes():
+    for name in ("googlenet", "googlenet_paper", "inception_v3"):
+        model = models.create(name, num_classes=0, aux_logits=True, width=1 / 16)
+        assert not [k for k in init_shapes(model, (224, 224, 3))["params"] if "aux" in k.lower()]
+
+
+@pytest.mark.parametrize("classes", [-1, 2.5, "10", None])
+def test_a_number_of_classes_that_cannot_be(classes):
+    with pytest.raises(jaxdl.InputError) as error:
+        models.create("resnet50", num_classes=classes)
+    assert str(error.value) == (
+        f"resnet50 takes num_classes of at least 1, or 0 for its features, not {classes!r}"
+    )
+
+
+def test_a_perceptron_takes_inputs_of_any_shape():
+    model = models.create("mlp", num_classes=3, width=5)
+    for shape in ((4, 13), (4, 7, 6), (4, 2, 3, 2, 2)):
+        x = np.random.default_rng(0).standard_normal(shape, np.float32)
+        variables = model.init(jax.random.key(0), x, train=False)
+        inputs = int(np.prod(shape[1:]))
+        assert variables["params"]["fc1"]["kernel"].shape == (inputs, 5)
+        assert model.apply(variables, x, train=False).shape == (4, 3)
+        rows = np.moveaxis(x, -1, 1) if x.ndim > 2 else x  # as of images, channel by channel
+        rows = rows.reshape(4, inputs)
+        np.testing.assert_allclose(
+            model.apply(variables, x, train=False), model.apply(variables, rows, train=False)
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "smallest"),
+    [
+        *[(name, 17) for name in ("resnet18", "resnet50", "resnet50_v2", "plain18")],
+        *[(name, 3) for name in ("resnet20_cifar", "resnet20_cifar_v2", "plain20_cifar")],
+    ],
+)
+def test_every_stride_has_two_pixels_to_take_one_of(name, smallest):
+    model = models.create(name, num_classes=3, width=4)
+    halved = []
+
+    def look(call, args, kwargs, context):
+        y = call(*args, **kwargs)
+        conv = context.module
+        if isinstance(conv, linen.Conv) and conv.strides == 2:
+            halved.append((args[0].shape[1:3], y.shape[1:3]))
+        return y
+
+    with linen.intercept_methods(look):
+        init_shapes(model, (smallest, smallest + 1, 3))
+    assert halved
+    assert all(size[0] > after[0] for size, after in halved)
+    for shape in ((smallest - 1, 40), (40, smallest - 1)):
+        message = f"ResNet takes images of at least {smallest}x{smallest} pixels, not {shape[0]}x"
+        with pytest.raises(jaxdl.InputError, match=message):
+            init_shapes(model, (*shape, 3))
+    with pytest.raises(
+        jaxdl.InputError, match=r"ResNet takes images \[B, H, W, C\], not \[2, 13\]"
+    ):
+        init_shapes(model, (13,))
+
+
 def test_unknown_name():
     with pytest.raises(jaxdl.InputError, match=r"no model 'resnet51'; .*resnet50.*names\(\)"):
         models.create("resnet51")
@@ -340,7 +436,7 @@ def test_cifar_parameters(num_blocks):
 
 
 def test_resnet_stages():
-    """Names and sizes of what is sown; any image size will do, odd ones too."""
+    """Names and sizes of what is sown, for odd sizes of images too."""
     model = resnet.resnet18(width=4, num_classes=3)
     x = jax.ShapeDtypeStruct((2, 75, 33, 3), jnp.float32)
     apply = functools.partial(model.apply, train=False, mutable=["intermediates"])
@@ -353,12 +449,6 @@ def test_resnet_stages():
         "layer4": ((2, 3, 2, 32),),
         "features": ((2, 32),),
     }
-    smallest = jax.eval_shape(
-        functools.partial(model.apply, train=False),
-        init_shapes(model, (1, 1, 3)),
-        jax.ShapeDtypeStruct((2, 1, 1, 3), jnp.float32),
-    )
-    assert smallest.shape == (2, 3)
 
 
 def test_shortcut_a_subsamples_and_pads():

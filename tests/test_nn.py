@@ -20,6 +20,7 @@ from jaxdl.nn import (
     flatten,
     initializer,
     redraw,
+    tabulate,
 )
 
 MAPS = 100 * weight("maps", (2, 6, 5, 9))
@@ -101,6 +102,14 @@ def test_check_image_size():
         check_image_size(model, jnp.zeros([1, 5, 6, 3]), 6)
     with pytest.raises(jaxdl.InputError, match=r"not 6x5$"):
         check_image_size(model, jnp.zeros([1, 6, 5, 3]), 6)
+    with pytest.raises(jaxdl.InputError, match=r"not 6x5; with small_images=True of at least 4x4$"):
+        check_image_size(model, jnp.zeros([1, 6, 5, 3]), 6, 4)
+    with pytest.raises(jaxdl.InputError, match=r"not 6x5$"):
+        check_image_size(model, jnp.zeros([1, 6, 5, 3]), 6, 6)
+    with pytest.raises(
+        jaxdl.InputError, match=r"^Dense takes images \[B, H, W, C\], not \[4, 13\]$"
+    ):
+        check_image_size(model, jnp.zeros([4, 13]), 6)
 
 
 # Kernels with the fans that torch.nn.init counts for the same layers: a dense layer, a convolution,
@@ -197,3 +206,12 @@ def test_redraw(name):
     assert (renamed["conw"]["kernel"] != first).any()
     other = redraw(jax.random.key(2), PARAMS, draw)
     assert (other["conv"]["kernel"] != first).any()
+
+
+def test_a_table_of_layers_is_plain_text(monkeypatch):
+    """Also where an environment asks for colors."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    text = tabulate(nn.Dense(3), jnp.ones((2, 5)))
+    assert "float32[5,3]" in text
+    assert "\x1b" not in text
+    assert max(map(len, text.splitlines())) <= 120

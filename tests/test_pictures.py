@@ -139,10 +139,30 @@ def test_gif_shows_every_frame_in_its_time(tmp_path, name, seconds, milliseconds
         np.testing.assert_array_equal(pixels, np.broadcast_to(frame, pixels.shape))
 
 
+@pytest.mark.parametrize("side", [3, 16, 40])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_rows_are_labelled(side, channels):
+    """The picture itself is untouched, enlarged at most, and every row has its own word."""
+    images = np.random.default_rng(0).uniform(size=(8, side, side, channels))
+    picture = pictures.grid(images, 2)
+    labelled = pictures.label_rows(picture, ["sample", "nearest", "", "sample"])
+    enlarged = len(labelled) // len(picture)
+    assert labelled.dtype == np.uint8
+    assert (enlarged > 1) == (side == 3)
+    own = picture.repeat(enlarged, 0).repeat(enlarged, 1)
+    np.testing.assert_array_equal(labelled[:, -own.shape[1] :], own)
+    margin = labelled[:, : -own.shape[1], 0]
+    ink = [int((row < 128).sum()) for row in np.array_split(margin, 4)]
+    assert min(ink[:2]) > 20
+    assert ink[2] == 0
+    assert abs(ink[3] - ink[0]) < 20  # the same word, a fraction of a pixel elsewhere
+
+
 BAD = {
     "no images": (lambda: pictures.grid(GRAY, 1), r"shape \(20, 16, 1\): expected \[N, H, W, C\]"),
     "nan": (lambda: pictures.grid(np.full((1, 2, 2, 1), np.nan), 1), "finite"),
     "columns": (lambda: pictures.grid(np.ones((1, 2, 2, 1)), 0), "columns=0: expected at least 1"),
+    "labels": (lambda: pictures.label_rows(GRAY, []), r"labels=\[\]: expected one for each row"),
     "points": (lambda: pictures.scatter(np.ones((2, 3))), r"points of shape \(2, 3\)"),
     "references": (lambda: pictures.scatter([[0, 0]], [0, 0]), r"points of shape \(2,\)"),
     "limit": (lambda: pictures.scatter([[0, 0]], limit=0), "limit=0, size=256"),

@@ -233,6 +233,40 @@ def test_heads_for_another_number_of_classes(golden):
     assert_same_bits(pretrained.to_torch("resnet18", variables), uncounted(seven))
 
 
+@pytest.mark.parametrize("name", ["resnet18", "googlenet"])
+def test_without_classes_the_heads_are_left_out(golden, name):
+    state_dict = published(golden, name)
+    bare = pretrained.from_torch(name, state_dict, num_classes=0)
+    whole = flat(pretrained.from_torch(name, state_dict))
+    body = {path: array for path, array in whole.items() if not path.startswith("params/fc/")}
+    assert len(body) == len(whole) - 2
+    assert_same_bits(flat(bare), body)
+    heads = ("fc.", "aux1.", "aux2.")
+    rest = {k: a for k, a in uncounted(state_dict).items() if not k.startswith(heads)}
+    assert_same_bits(pretrained.to_torch(name, bare, num_classes=0), rest)
+    assert_same_bits(flat(pretrained.from_torch(name, rest, num_classes=0)), body)
+    state_dict["spare.weight"] = np.zeros((2, 2), np.float32)
+    with pytest.raises(
+        InputError, match=r"fit \w+: 1 not of this network: spare\.weight \[2, 2\]$"
+    ):
+        pretrained.from_torch(name, state_dict, num_classes=0)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_what_wrappers_add_to_names_is_told(golden, prefix):
+    """DataParallel and torch.compile add it to every name; strict loading does not take it off."""
+    state_dict = {prefix + key: array for key, array in published(golden, "resnet18").items()}
+    with pytest.raises(InputError) as raised:
+        pretrained.from_torch("resnet18", state_dict)
+    assert str(raised.value).endswith(
+        f"; all names begin with '{prefix}', which torch's wrappers add: take it off"
+    )
+    state_dict["fc.bias"] = state_dict.pop(f"{prefix}fc.bias")
+    with pytest.raises(InputError) as raised:
+        pretrained.from_torch("resnet18", state_dict)
+    assert "take it off" not in str(raised.value)
+
+
 def test_all_heads_are_for_another_number_of_classes(golden):
     state_dict = published(golden, "googlenet")
     load = functools.partial(pretrained.from_torch, "googlenet", state_dict, aux_logits=True)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from experiments import cli, seq2seq, training
 from jaxdl import InputError, checkpoint, decoding, losses, optim, parallel, task
@@ -528,6 +529,9 @@ def test_a_run_leaves_the_whole_record(trained):
     vocabulary = Vocabulary.from_json(inputs["target_vocabulary"])
     assert vocabulary.decode(vocabulary.encode(["1999-12-31"])[0]) == "1999-12-31"
     assert (workdir / seq2seq.PICTURE_FILE).is_file()
+    shown = b"".join(path.read_bytes() for path in (workdir / "tensorboard").glob("events*"))
+    assert "│ source_embedding".encode() in shown  # the table of its layers
+    assert b"\x1b[0m" not in shown  # as a page shows it, not a terminal
 
 
 def test_a_run_goes_on_bit_for_bit(trained, tmp_path):
@@ -579,8 +583,42 @@ def test_lines_are_translated(trained, capsys, monkeypatch):
         "line 4: read as <unk>: '♠'",
         "error: line 5: 81 tokens, more than --max_length=64",
         "line 6: read as <unk>: '\N{REPLACEMENT CHARACTER}'",
+        f"wrote {workdir / seq2seq.PICTURE_FILE}: what the translations above attend to",
     ]
     assert (workdir / seq2seq.PICTURE_FILE).is_file()
+
+
+def test_a_picture_that_cannot_be_written_costs_no_translation(trained, tmp_path, capsys):
+    workdir, _, _ = trained
+    shutil.copytree(workdir, tmp_path / "run")
+    picture = tmp_path / "run" / seq2seq.PICTURE_FILE
+    picture.unlink()
+    picture.mkdir()
+    (tmp_path / "lines.txt").write_text("April 3, 2005\n")
+    mode("translate", workdir, f"--workdir={tmp_path / 'run'}", f"--input={tmp_path / 'lines.txt'}")
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 1
+    assert err.startswith(f"warning: {picture} not written: ")
+
+
+def test_attention_is_drawn_with_its_labels(trained, monkeypatch):
+    workdir, _, _ = trained
+    config, _ = cli.parse(seq2seq.Config, [f"--flagfile={workdir / cli.FLAGS_FILE}"])
+    vocabularies = Vocabulary.learn(["abc"], "char", 20), Vocabulary.learn(["xyz"], "char", 20)
+    model = seq2seq.build_model(config, *vocabularies)
+    source, target = (
+        np.array(v.encode([text])[0]) for v, text in zip(vocabularies, ("cab", "zy"), strict=True)
+    )
+    params = model.init(jax.random.key(0), source[None], np.array([4]), target[None], train=False)
+    drawn = []
+    monkeypatch.setattr(seq2seq, "Figure", lambda **_: drawn.append(Figure(**_)) or drawn[-1])
+    picture = seq2seq.heat_maps(model, params["params"], vocabularies, [source], [target])
+    assert picture.shape == (450, 450, 3)
+    ((axes,),) = (figure.axes for figure in drawn)
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["c", "a", "b", "<eos>"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["z", "y", "<eos>"]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("source", "translation")
+    assert "attention" in drawn[0].get_suptitle()
 
 
 def test_the_n_best_come_with_scores(trained, capsys, tmp_path):

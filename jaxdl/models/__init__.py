@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import numpy as np
 
 from jaxdl import InputError
 from jaxdl.models import alexnet, densenet, googlenet, inception, lenet, mlp, nin, resnet, vgg
@@ -87,10 +88,11 @@ def create(name: str, **kwargs: Any) -> nn.Module:
 
     Args:
         name: one of `names()`.
-        kwargs: what the function of that name takes, such as `num_classes`.
+        kwargs: what the function of that name takes, such as `num_classes`: how many logits it
+            gives, or 0 for what else goes into the last layer, the `features` [B, F].
 
     Raises InputError for a name that is not in the table, for a keyword the model does not take,
-    and for a rate of dropout outside of [0, 1).
+    for a rate of dropout outside of [0, 1), and for a number of classes that is below 0 or none.
     """
     if name not in MODELS:
         near = difflib.get_close_matches(name, MODELS, n=5)
@@ -103,4 +105,8 @@ def create(name: str, **kwargs: Any) -> nn.Module:
     for keyword, value in kwargs.items():
         if keyword.endswith("dropout") and not 0 <= value < 1:
             raise InputError(f"{name} takes a {keyword} in [0, 1), not {value}")
+        if keyword == "num_classes" and not (isinstance(value, int | np.integer) and value >= 0):
+            raise InputError(
+                f"{name} takes num_classes of at least 1, or 0 for its features, not {value!r}"
+            )
     return MODELS[name](**kwargs)

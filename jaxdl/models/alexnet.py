@@ -39,7 +39,7 @@ class AlexNet(nn.Module):
     Weights are drawn as in He et al. (2015, arXiv:1502.01852), which the paper could not yet do.
 
     Args:
-        num_classes: number of logits.
+        num_classes: number of logits; with 0 the `features` are returned instead, float32.
         width: features of `conv1`; those of the other layers are in proportion.
         dropout: rate of the dropout before `fc6` and before `fc7`.
         small_images: fit the network to images of about 32x32 instead of 224x224: `conv1` is 5x5
@@ -65,7 +65,7 @@ class AlexNet(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Return the logits of a batch of images."""
-        check_image_size(self, x, 15 if self.small_images else 63)
+        check_image_size(self, x, 15 if self.small_images else 63, 15)
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         conv: ModuleDef = partial(nn.Conv, kernel_init=he_normal, **types)
         dense: ModuleDef = partial(nn.Dense, kernel_init=he_normal, **types)
@@ -88,7 +88,8 @@ class AlexNet(nn.Module):
         x = nn.relu(dense(64 * w, name="fc6")(dropout()(x)))
         x = nn.relu(dense(64 * w, name="fc7")(dropout()(x)))
         self.sow("intermediates", "features", x)
-        return dense(self.num_classes, name="fc8")(x).astype(jnp.float32)
+        x = dense(self.num_classes, name="fc8")(x) if self.num_classes else x
+        return x.astype(jnp.float32)
 
 
 class AlexNetOf2012(nn.Module):
@@ -101,7 +102,7 @@ class AlexNetOf2012(nn.Module):
     The paper calls its images 224x224, but only 227x227 gives the 55x55 maps that it counts.
 
     Args:
-        num_classes: number of logits.
+        num_classes: number of logits; with 0 the `features` are returned instead, float32.
         width: features of `conv1`, a multiple of 3; those of the other layers are in proportion.
         dropout: rate of the dropout after `fc6` and after `fc7`.
         small_images: as in `AlexNet`.
@@ -124,7 +125,7 @@ class AlexNetOf2012(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Return the logits of a batch of images."""
-        check_image_size(self, x, 15 if self.small_images else 67)
+        check_image_size(self, x, 15 if self.small_images else 67, 15)
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         conv: ModuleDef = partial(nn.Conv, kernel_init=normal, **types)
         grouped: ModuleDef = partial(conv, feature_group_count=2, bias_init=ones)
@@ -150,7 +151,8 @@ class AlexNetOf2012(nn.Module):
         x = dropout()(nn.relu(dense(128 * w, bias_init=ones, name="fc6")(x)))
         x = dropout()(nn.relu(dense(128 * w, bias_init=ones, name="fc7")(x)))
         self.sow("intermediates", "features", x)
-        return dense(self.num_classes, name="fc8")(x).astype(jnp.float32)
+        x = dense(self.num_classes, name="fc8")(x) if self.num_classes else x
+        return x.astype(jnp.float32)
 
 
 def relu(model: nn.Module, x: jax.Array, layer: int) -> jax.Array:

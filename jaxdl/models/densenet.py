@@ -89,7 +89,7 @@ class DenseNet(nn.Module):
         block_sizes: number of layers in each dense block.
         imagenet_stem: whether the stem is that of the ImageNet networks.
         growth_rate: number of maps each layer adds, k in the paper.
-        num_classes: number of logits.
+        num_classes: number of logits; with 0 the `features` are returned instead, float32.
         dropout: rate of the dropout after every convolution but the first. The paper has 0.2 on
             CIFAR and SVHN without augmentation, and none elsewhere.
         dtype, param_dtype: the compute type, and the type parameters are stored in. Batch
@@ -123,7 +123,7 @@ class DenseNet(nn.Module):
         """Return the logits of a batch of images."""
         # Every transition halves what is left, rounding down; the stem quarters it, rounding up.
         least = 2 ** (len(self.block_sizes) - 1)
-        check_image_size(self, x, 4 * least - 3 if self.imagenet_stem else least)
+        check_image_size(self, x, 4 * least - 3 if self.imagenet_stem else least, least)
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         conv: ModuleDef = partial(nn.Conv, use_bias=False, kernel_init=he_normal, **types)
         norm: ModuleDef = partial(
@@ -157,8 +157,9 @@ class DenseNet(nn.Module):
         # The fifth norm of torchvision's four blocks, and so called there whatever their number.
         x = nn.relu(norm(name="norm5")(x)).mean(axis=(1, 2))
         self.sow("intermediates", "features", x)
-        logits = nn.Dense(self.num_classes, name="classifier", **types)(x)
-        return logits.astype(jnp.float32)
+        if self.num_classes:
+            x = nn.Dense(self.num_classes, name="classifier", **types)(x)
+        return x.astype(jnp.float32)
 
 
 def imagenet_densenet(

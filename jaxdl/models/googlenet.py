@@ -162,7 +162,7 @@ class GoogLeNet(nn.Module):
 
     Args:
         paper: the paper's network, or torchvision's.
-        num_classes: number of logits.
+        num_classes: number of logits; with 0 the `features` are returned instead, float32.
         aux_logits: whether it has the two auxiliary heads. Their parameters are made by `init`;
             they are computed in training only.
         small_images: give every layer of the stem a stride of 1. A 32x32 image then meets the
@@ -206,7 +206,7 @@ class GoogLeNet(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Return the logits of a batch of images."""
-        use_aux = self.aux_logits and (train or self.is_initializing())
+        use_aux = self.aux_logits and self.num_classes > 0 and (train or self.is_initializing())
         self.check_image_size(x, use_aux)
 
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
@@ -269,21 +269,23 @@ class GoogLeNet(nn.Module):
         x = x.mean(axis=(1, 2))
         self.sow("intermediates", "features", x)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return dense(self.num_classes, name="fc")(x).astype(jnp.float32)
+        x = dense(self.num_classes, name="fc")(x) if self.num_classes else x
+        return x.astype(jnp.float32)
 
     def check_image_size(self, images: jax.Array, use_aux: bool) -> None:
         """Raise InputError for images that a pool would leave nothing of, or that no head fits."""
         if self.paper:
-            check_image_size(self, images, 14 if self.small_images else 31)
+            check_image_size(self, images, 14 if self.small_images else 31, 14)
         else:
-            check_image_size(self, images, 6 if self.small_images else 15)
+            check_image_size(self, images, 6 if self.small_images else 15, 6)
         if self.paper and use_aux:
             low, high = (32, 37) if self.small_images else (223, 270)
             height, width = images.shape[1:3]
             if not low <= min(height, width) <= max(height, width) <= high:
+                hint = "" if self.small_images else "; with small_images=True of 32 to 37"
                 raise InputError(
                     f"the paper's auxiliary heads take images of sides {low} to {high}, "
-                    f"not {height}x{width}"
+                    f"not {height}x{width}{hint}"
                 )
 
 

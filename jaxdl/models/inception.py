@@ -26,7 +26,6 @@ import jax.numpy as jnp
 from flax.core import freeze
 from flax.typing import Dtype
 
-from jaxdl import InputError
 from jaxdl.nn import check_image_size
 
 # Makes a layer of which all but the sizes and the name is already set.
@@ -214,10 +213,11 @@ class Inception(nn.Module):
     Args:
         stages: the table, frozen: a module has to be hashable.
         first: number of a branch's first convolution, 1 in torchvision's names and 0 in timm's.
-        smallest: pixels on a side of the smallest image that the stages leave something of.
-        aux_smallest: the same for the auxiliary head after stage `Mixed_6`, or None for none. The
+        smallest: pixels on a side of the smallest image that the stages leave something of, and the
+            same with `small_images`.
+        aux_smallest: both for the auxiliary head after stage `Mixed_6`, or None for none. The
             parameters of the head are made by `init`; it is computed in training only.
-        num_classes: number of logits.
+        num_classes: number of logits; with 0 the `features` are returned instead, float32.
         small_images: the table is that for small images, and the auxiliary head does not pool.
         width: multiplies the features of every convolution, to the nearest integer above zero.
         dropout: rate of the dropout before the linear layer.
@@ -239,8 +239,8 @@ class Inception(nn.Module):
 
     stages: Mapping[str, Stage]
     first: int
-    smallest: int
-    aux_smallest: int | None
+    smallest: tuple[int, int]
+    aux_smallest: tuple[int, int] | None
     num_classes: int
     small_images: bool
     width: float
@@ -254,10 +254,12 @@ class Inception(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Return the logits of a batch of images."""
-        check_image_size(self, x, self.smallest)
-        use_aux = self.aux_smallest is not None and (train or self.is_initializing())
-        if use_aux:
-            self.check_aux_image_size(x)
+        check_image_size(self, x, self.smallest[self.small_images], self.smallest[1])
+        use_aux = self.num_classes > 0 and (train or self.is_initializing())
+        aux_smallest = self.aux_smallest if use_aux else None
+        if aux_smallest is not None:
+            least = aux_smallest[self.small_images]
+            check_image_size(self, x, least, aux_smallest[1], "the auxiliary head of ")
 
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         conv: ModuleDef = partial(nn.Conv, use_bias=False, kernel_init=he_normal, **types)
@@ -285,7 +287,7 @@ class Inception(nn.Module):
                     case Mixed():
                         x = block(spec, name=name)(x)
             self.sow("intermediates", stage, x)
-            if use_aux and stage == "Mixed_6":
+            if aux_smallest is not None and stage == "Mixed_6":
                 pooled = not self.small_images
                 head = AuxHead(self.num_classes, pooled, conv_norm, dense, name="AuxLogits")
                 self.sow("intermediates", "aux_logits", head(x).astype(jnp.float32))
@@ -293,16 +295,8 @@ class Inception(nn.Module):
         x = x.mean(axis=(1, 2))
         self.sow("intermediates", "features", x)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return dense(self.num_classes, name="fc")(x).astype(jnp.float32)
-
-    def check_aux_image_size(self, images: jax.Array) -> None:
-        """Raise InputError for images that leave too little for the auxiliary head."""
-        height, width = images.shape[1:3]
-        if self.aux_smallest is not None and min(height, width) < self.aux_smallest:
-            raise InputError(
-                f"the auxiliary head of {type(self).__name__} takes images of at least "
-                f"{self.aux_smallest}x{self.aux_smallest} pixels, not {height}x{width}"
-            )
+        x = dense(self.num_classes, name="fc")(x) if self.num_classes else x
+        return x.astype(jnp.float32)
 
 
 # Layers of the tables. What halves height and width has no padding, as `valid` has none.
@@ -589,8 +583,10 @@ def resnet_v2_stages(stem_stride: int) -> dict[str, Stage]:
 
 
 # Pixels on a side of the smallest images that convolutions without padding leave something of: with
-# strides of 2 in the stem, and with strides of 1.
+# strides of 2 in the stem, and with strides of 1. Inception v2 pads, so that something is left of
+# any; its smallest are those of which every stride of 2 has two pixels to take one of.
 SMALLEST = (75, 17)
+SMALLEST_V2 = (17, 3)
 
 
 def inception(
@@ -618,14 +614,14 @@ def inception(
         num_classes, width, dropout, norm_momentum, norm_epsilon, dtype, param_dtype, axis_name:
             see `Inception`. The rate of `inception_v2` is 0, since its paper removes dropout.
 
-    Images are at least 75x75, as `small_images` 17x17; for `inception_v2` any size will do.
+    Images are at least 75x75, as `small_images` 17x17; for `inception_v2` 17x17 and 3x3.
     Parameters at the defaults: 11,188,288 for `inception_v2`, 42,679,816 for `inception_v4` and
     55,843,464 for `inception_resnet_v2`.
     """
     return Inception(
         stages=freeze(stages(1 if small_images else 2)),
         first=first,
-        smallest=smallest[small_images],
+        smallest=smallest,
         aux_smallest=None,
         num_classes=num_classes,
         small_images=small_images,
@@ -673,8 +669,8 @@ def inception_v3(
     return Inception(
         stages=freeze(v3_stages(1 if small_images else 2)),
         first=1,
-        smallest=SMALLEST[small_images],
-        aux_smallest=(21 if small_images else 299) if aux_logits else None,
+        smallest=SMALLEST,
+        aux_smallest=(299, 21) if aux_logits else None,
         num_classes=num_classes,
         small_images=small_images,
         width=width,
@@ -687,6 +683,6 @@ def inception_v3(
     )
 
 
-inception_v2 = partial(inception, v2_stages, 0, (1, 1), dropout=0.0)
+inception_v2 = partial(inception, v2_stages, 0, SMALLEST_V2, dropout=0.0)
 inception_v4 = partial(inception, v4_stages, 0, SMALLEST)
 inception_resnet_v2 = partial(inception, resnet_v2_stages, 0, SMALLEST)

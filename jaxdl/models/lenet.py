@@ -29,7 +29,7 @@ class LeNet5(nn.Module):
     and weights are drawn as Flax does.
 
     Args:
-        num_classes: number of logits.
+        num_classes: number of logits; with 0 the `features` are returned instead, float32.
         dtype, param_dtype: the compute type, and the type parameters are stored in.
 
     Shapes: images [B, 32, 32, C] to float32 logits [B, num_classes]. Any other height or width
@@ -63,7 +63,8 @@ class LeNet5(nn.Module):
         x = x.squeeze((1, 2))
         x = nn.tanh(dense(84, name="f6")(x))
         self.sow("intermediates", "features", x)
-        return dense(self.num_classes, name="output")(x).astype(jnp.float32)
+        x = dense(self.num_classes, name="output")(x) if self.num_classes else x
+        return x.astype(jnp.float32)
 
 
 def lenet5(
@@ -186,6 +187,7 @@ class LeNet5Of1998(nn.Module):
     Departure: biases, of whose start the paper says nothing, start at zero.
 
     Args:
+        num_classes: 10, or 0 for the `features` in place of the logits, float32.
         dtype, param_dtype: the compute type, and the type parameters are stored in. The output
             layer computes in float32.
 
@@ -199,6 +201,7 @@ class LeNet5Of1998(nn.Module):
     Parameters: 60,000 (C1 156, S2 12, C3 1,516, S4 32, C5 48,120, F6 10,164). The codes are none.
     """
 
+    num_classes: int
     dtype: Dtype
     param_dtype: Dtype
 
@@ -219,6 +222,8 @@ class LeNet5Of1998(nn.Module):
         x = x.squeeze((1, 2))
         x = squash(dense(84, kernel_init=uniform_by_fan_in(120), name="f6")(x))
         self.sow("intermediates", "features", x)
+        if not self.num_classes:
+            return x.astype(jnp.float32)
         codes = jnp.asarray(DIGIT_CODES, jnp.float32)
         return -jnp.square(x.astype(jnp.float32)[:, None, :] - codes[None]).sum(axis=-1)
 
@@ -228,13 +233,13 @@ def lenet5_1998(
 ) -> LeNet5Of1998:
     """Return a `LeNet5Of1998`, which describes the arguments; 60,000 parameters.
 
-    A `num_classes` other than 10 raises InputError: its outputs are the ten digits.
+    A `num_classes` other than 10, or 0, raises InputError: its outputs are the ten digits.
     """
-    if num_classes != 10:
+    if num_classes not in (0, 10):
         raise InputError(
             f"lenet5_1998 has drawn codes for 10 classes, not num_classes={num_classes}"
         )
-    return LeNet5Of1998(dtype=dtype, param_dtype=param_dtype)
+    return LeNet5Of1998(num_classes=num_classes, dtype=dtype, param_dtype=param_dtype)
 
 
 def lenet5_1998_loss(logits: jax.Array, labels: jax.Array, j: float | jax.Array = 1.0) -> jax.Array:

@@ -37,13 +37,13 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 class MLP(nn.Module):
-    """A multilayer perceptron on the pixels of images.
+    """A multilayer perceptron on the pixels of images, or on the columns of a table.
 
     The paper's units are sigmoids and its weights start uniform between -0.3 and 0.3; here they are
     drawn as Flax does, with variance 1 / fan_in.
 
     Args:
-        num_classes: number of logits.
+        num_classes: number of logits; with 0 the `features` are returned instead, float32.
         width: units in each hidden layer.
         depth: number of hidden layers; without any it is softmax regression.
         activation: of the hidden layers, a key of `ACTIVATIONS`.
@@ -57,8 +57,8 @@ class MLP(nn.Module):
         axis_name: mapped axis (of `pmap`, `vmap` or `shard_map`) over which the batch norms average
             their statistics in training; None under plain `jit`, sharded or not.
 
-    Shapes: images [B, H, W, C] of the size that it was initialized with to float32 logits
-    [B, num_classes].
+    Shapes: images [B, H, W, C], or any other [B, ...], of the size that it was initialized with to
+    float32 logits [B, num_classes].
 
     State: `params`, and with batch norm `batch_stats` which training updates. Dropout draws from
     the stream `dropout` in training. Sows in `intermediates` `hidden1` to the last, the [B, width]
@@ -79,7 +79,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Return the logits of a batch of images."""
+        """Return the logits of a batch."""
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         dense: ModuleDef = partial(nn.Dense, **types)
         norm: ModuleDef = partial(
@@ -99,7 +99,8 @@ class MLP(nn.Module):
             self.sow("intermediates", f"hidden{i}", x)
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
         self.sow("intermediates", "features", x)
-        return dense(self.num_classes, name="fc")(x).astype(jnp.float32)
+        x = dense(self.num_classes, name="fc")(x) if self.num_classes else x
+        return x.astype(jnp.float32)
 
 
 def mlp(

@@ -54,12 +54,13 @@ class NIN(nn.Module):
 
     Args:
         stages: the mlpconvs, the last one without the layer of the classes.
-        smallest: height and width of the smallest images of which the pools leave anything.
-        num_classes: number of logits.
+        smallest: height and width of the smallest images of which the pools leave anything, and
+            the same of the network for small images.
+        num_classes: number of logits; with 0 the `features` are returned instead, float32.
         dropout: rate of the dropouts.
         dtype, param_dtype: the compute type, and the type parameters are stored in.
 
-    Shapes: images [B, H, W, C] of at least `smallest` pixels each way to float32 logits
+    Shapes: images [B, H, W, C] of at least `smallest[0]` pixels each way to float32 logits
     [B, num_classes]. Smaller images raise InputError.
 
     State: `params`. Dropout draws from the stream `dropout` in training. Sows in `intermediates`
@@ -68,7 +69,7 @@ class NIN(nn.Module):
     """
 
     stages: tuple[MLPConv, ...]
-    smallest: int
+    smallest: tuple[int, int]
     num_classes: int
     dropout: float
     dtype: Dtype
@@ -77,7 +78,7 @@ class NIN(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Return the logits of a batch of images."""
-        check_image_size(self, x, self.smallest)
+        check_image_size(self, x, *self.smallest)
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         conv: ModuleDef = partial(nn.Conv, kernel_init=he_normal, **types)
 
@@ -96,7 +97,10 @@ class NIN(nn.Module):
             if stage.dropout:
                 x = nn.Dropout(self.dropout, deterministic=not train)(x)
 
-        self.sow("intermediates", "features", x.mean(axis=(1, 2)))
+        pooled = x.mean(axis=(1, 2))
+        self.sow("intermediates", "features", pooled)
+        if not self.num_classes:
+            return pooled.astype(jnp.float32)
         x = nn.relu(conv(self.num_classes, (1, 1), name=f"cccp{cccp}")(x))
         self.sow("intermediates", "class_maps", x)
         return x.astype(jnp.float32).mean(axis=(1, 2))
@@ -131,7 +135,7 @@ def nin(
             MLPConv((third,) * 3, 3, 1, 1, pool=max_pool, dropout=True),
             MLPConv((fourth,) * 2, 3, 1, 1),
         ),
-        smallest=8 if small_images else 39,
+        smallest=(8 if small_images else 39, 8),
         num_classes=num_classes,
         dropout=dropout,
         dtype=dtype,
@@ -161,7 +165,7 @@ def nin_cifar(
             MLPConv((width,) * 3, 5, 1, 2, pool=avg_pool, dropout=True),
             MLPConv((width,) * 2, 3, 1, 1),
         ),
-        smallest=4,
+        smallest=(4, 4),
         num_classes=num_classes,
         dropout=dropout,
         dtype=dtype,

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 
 from jaxdl import InputError
+from jaxdl.nn import check_image_size
 
 # Makes a layer of which all but the sizes and the name is already set.
 ModuleDef = Callable[..., Any]
@@ -157,7 +158,7 @@ class ResNet(nn.Module):
         imagenet_stem: whether the stem is that of the ImageNet networks.
         pre_activation: `PreActBlock`s instead of `Block`s.
         shortcut, zero_init_last: see `Block`.
-        num_classes: number of logits.
+        num_classes: number of logits; with 0 the `features` are returned instead, float32.
         width: features of the stem and of the first stage.
         dtype, param_dtype: the compute type, and the type parameters are stored in. Batch
             statistics are float32.
@@ -166,7 +167,9 @@ class ResNet(nn.Module):
         axis_name: mapped axis (of `pmap`, `vmap` or `shard_map`) over which the batch norms average
             their statistics in training; None under plain `jit`, sharded or not.
 
-    Shapes: images [B, H, W, C] of any size to float32 logits [B, num_classes].
+    Shapes: images [B, H, W, C] to float32 logits [B, num_classes]. They are at least 17x17, with
+    the CIFAR stem and three stages 3x3: every layer of stride 2 then has two pixels to take one of.
+    Smaller images raise InputError.
 
     State: `params`, and `batch_stats` which training updates. Draws no random numbers. Sows in
     `intermediates` the output of each stage, `layer1` to the last, and `features`, the pooled
@@ -190,6 +193,8 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Return the logits of a batch of images."""
+        stride = 2 ** (len(self.stage_sizes) - 1) * (4 if self.imagenet_stem else 1)
+        check_image_size(self, x, stride // 2 + 1)
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         conv: ModuleDef = partial(nn.Conv, use_bias=False, kernel_init=he_normal, **types)
         norm: ModuleDef = partial(
@@ -230,8 +235,9 @@ class ResNet(nn.Module):
             x = nn.relu(norm(name="bn")(x))
         x = x.mean(axis=(1, 2))
         self.sow("intermediates", "features", x)
-        logits = nn.Dense(self.num_classes, name="fc", **types)(x)
-        return logits.astype(jnp.float32)
+        if self.num_classes:
+            x = nn.Dense(self.num_classes, name="fc", **types)(x)
+        return x.astype(jnp.float32)
 
 
 def imagenet_resnet(

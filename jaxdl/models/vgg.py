@@ -74,7 +74,7 @@ class VGG(nn.Module):
         column: its name in the table, "A" to "E".
         batch_norm: a norm between each convolution and its relu, as in torchvision's `_bn`; the
             convolutions keep their biases.
-        num_classes: number of logits.
+        num_classes: number of logits; with 0 the `features` are returned instead, float32.
         width: features of `conv1_1`, 64 in the paper; those of all other layers are in proportion.
         dropout: rate of the dropout after `fc6` and after `fc7`.
         small_images: fit the network to images of about 32x32 instead of 224x224: `fc6` sees the
@@ -146,7 +146,8 @@ class VGG(nn.Module):
         x = dropout()(nn.relu(dense(64 * self.width, name="fc6")(x)))
         x = dropout()(nn.relu(dense(64 * self.width, name="fc7")(x)))
         self.sow("intermediates", "features", x)
-        return dense(self.num_classes, name="fc8")(x).astype(jnp.float32)
+        x = dense(self.num_classes, name="fc8")(x) if self.num_classes else x
+        return x.astype(jnp.float32)
 
 
 def vgg(
