@@ -40,8 +40,8 @@ WIDTH = 32
 COLUMNS, ROWS = 10, 10
 """Of the grid of samples."""
 IMAGES_ONLY = (
-    *("validation", "folds", "classes", "per_class", "channels", "crop_share", "random_crop"),
-    *("data_dir", "classifier"),
+    *("test", "validation", "folds", "classes", "per_class", "channels", "crop_share"),
+    *("random_crop", "data_dir", "classifier"),
 )
 """Flags that say nothing of points."""
 NEAREST = 3

@@ -15,7 +15,8 @@ class ImageDataFlags(RunConfig):
 
     dataset: str = flag("digits", "digits, folder:PATH, or the name of a prepared TFDS set")
     data_dir: str = flag("", "where TFDS sets are; TFDS's own place when empty", part_of_run=False)
-    validation: float = flag(0.0, "share of the training split to hold out for validation")
+    test: float = flag(0.0, "share of the training split to hold out for testing")
+    validation: float = flag(0.0, "share of what is then left to hold out for validation")
     image_size: int = flag(16, "height and width that images are resized to, in pixels")
     crop_share: float = flag(1.0, "share of the resized image that evaluation's crop keeps")
     random_crop: bool = flag(False, "train on Inception's random crops, cut on the host")
@@ -33,7 +34,8 @@ class ImageDataFlags(RunConfig):
 
     def check_image_data(self) -> None:
         """Raises InputError for a value that cannot be."""
-        require(self, "validation", 0 <= self.validation < 1, "at least 0 and less than 1")
+        for name in ("test", "validation"):
+            require(self, name, 0 <= getattr(self, name) < 1, "at least 0 and less than 1")
         require(self, "image_size", self.image_size >= 1, "at least 1")
         require(self, "crop_share", 0 < self.crop_share <= 1, "more than 0 and at most 1")
         require(self, "channels", self.channels in (None, 1, 3), "1 or 3")
@@ -52,6 +54,8 @@ def load(config: ImageDataFlags) -> data.Dataset:
     dataset = data.load(config.dataset, config.data_dir or None)
     if config.classes:
         dataset = data.only(dataset, config.classes)
+    if config.test:
+        dataset = data.split_off(dataset, config.test, config.seed, "test")
     if config.validation:
         dataset = data.split_off(dataset, config.validation, config.seed)
     if config.folds and config.fold is not None:
