@@ -377,7 +377,9 @@ def _listed_sets() -> set[str]:
     import tensorflow_datasets as tfds
 
     package = pathlib.Path(tfds.__file__).parent
-    by_folder = {path.parent.name for path in package.glob("*/*/__init__.py")}
+    folders = (path.parent for path in package.glob("*/*/__init__.py"))
+    no_sets = ("core", "scripts", "testing")
+    by_folder = {folder.name for folder in folders if folder.parent.name not in no_sets}
     return by_folder | {path.stem for path in package.glob("url_checksums/*.txt")}
 
 

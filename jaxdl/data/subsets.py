@@ -47,8 +47,9 @@ def split_off(dataset: Dataset, share: float, seed: int, split: str = "validatio
     wanted = share * counts
     taken = np.floor(wanted).astype(int)
     # The greatest remainders are rounded up, but no class is emptied.
+    most = np.minimum(np.ceil(wanted), counts - 1)
     for label in np.argsort(taken - wanted, kind="stable"):
-        if taken.sum() < round(share * len(train)) and taken[label] + 1 < counts[label]:
+        if taken.sum() < round(share * len(train)) and taken[label] < most[label]:
             taken[label] += 1
     chosen = _rank(classes) < taken[classes]
     if not 0 < chosen.sum() < len(train):
