@@ -23,7 +23,7 @@ from PIL import Image, JpegImagePlugin
 from sklearn.datasets import load_digits
 
 import jaxdl.data.digits
-from experiments import cli, image_data
+from experiments import benchmark, cli, image_data
 from jaxdl import InputError
 from jaxdl.data import (
     CorruptImage,
@@ -346,8 +346,9 @@ def test_a_mistyped_name_suggests_near_ones(tmp_path, monkeypatch):
     for name, end in {
         "digit": "and TFDS lists no set of that name; did you mean digits?",
         "mnits": "; did you mean mnist or kmnist or emnist?",
-        "cifar-10": "or mnist:3.0.1; did you mean cifar10 or cifar100?",
-        "CIFAR10": "; did you mean cifar10 or cifar100?",
+        "cifar-10": "or mnist:3.0.1; did you mean cifar10 or cifar100 or cifar10_n?",
+        "CIFAR10": "; did you mean cifar10 or cifar100 or cifar10_n?",
+        "": "or mnist:3.0.1",
         "boxs": "; did you mean boxes?",
         "photos": "; did you mean folder:photos?",
         "./photos": "; did you mean folder:./photos?",
@@ -747,14 +748,15 @@ def test_a_label_of_no_class_is_named(wrong):
     source = Stored([encode(np.zeros((4, 4), np.uint8))] * 5, [0, 2, wrong, 1, 0])
     dataset = Dataset("mine", {"train": source, "test": source}, ("a", "b", "c"), 1)
     line = rf"the {{}} split of mine, stored\[2\], has the label {wrong}; expected 0 to 2"
+    with_worker = [lambda: take(Pipeline(dataset, Preprocess(4, 1), 5, workers=1), 1)]
     for use in (
+        *(with_worker if wrong > 0 else ()),
         lambda: split_off(dataset, 0.5, 0),
         lambda: fold(dataset, 2, 0, 0),
         lambda: few(dataset, 1, 0),
         lambda: only(dataset, ("a", "b")),
         lambda: take(Pipeline(dataset, Preprocess(4, 1), 5), 1),
         lambda: take(Pipeline(dataset, Preprocess(4, 1), 5, backend="grain"), 1),
-        lambda: take(Pipeline(dataset, Preprocess(4, 1), 5, workers=1), 1),
     ):
         with pytest.raises(InputError, match="^example 2 of " + line.format("train")) as error:
             use()
@@ -1202,15 +1204,16 @@ def test_a_damaged_image_fails_or_is_skipped(folder, capfd, options):
     ]
 
 
-@pytest.mark.parametrize("options", [{}, {"backend": "grain"}, {"workers": 2}], ids=str)
-def test_what_stands_in_is_the_same_everywhere(options, over_eight_devices):
+@pytest.mark.parametrize("backend", ["grain", "resident"])
+def test_what_stands_in_is_the_same_everywhere(backend, over_eight_devices):
     whole = [encode(np.full((4, 4), 10 * i, np.uint8)) for i in range(20)]
     damaged = [b"damaged" if i in (0, 6, 7, 8, 18, 19) else image for i, image in enumerate(whole)]
     source = Stored(damaged, [i % 3 for i in range(20)])
     dataset = Dataset("mine", {"train": source}, ("a", "b", "c"), 1)
 
-    def pipeline(**changes):
-        return Pipeline(dataset, Preprocess(4, 1), 8, on_corrupt="skip", **options | changes)
+    def pipeline(**options):
+        options = {"backend": backend, "on_corrupt": "skip"} | options
+        return Pipeline(dataset, Preprocess(4, 1), 8, **options)
 
     stands_in = {0: 1, 6: 9, 7: 9, 8: 9, 18: 1, 19: 1}
     order = TrainOrder(20, 8, 0)
@@ -1236,7 +1239,7 @@ def test_what_stands_in_is_the_same_everywhere(options, over_eight_devices):
     assert EvalOrder(20, 8).steps == 3
 
 
-@pytest.mark.parametrize("options", [{}, {"backend": "grain"}, {"workers": 2}], ids=str)
+@pytest.mark.parametrize("options", [{"backend": "grain"}, {"backend": "resident"}], ids=str)
 def test_a_split_in_which_nothing_can_be_read_ends_in_one_line(options):
     readable, source = (
         Stored([encode(np.zeros((4, 4), np.uint8))], [0]),
@@ -1260,7 +1263,7 @@ def test_a_split_in_which_nothing_can_be_read_ends_in_one_line(options):
     # A host may hold padding alone, and is none the wiser.
     train = Stored(readable.images * 4, [0] * 4)
     dataset = Dataset("mine", {"train": train, "test": readable}, ("a",), 1)
-    host: Any = {"rows": slice(2, 4), "on_corrupt": "skip"} | options
+    host: Any = options | {"rows": slice(2, 4), "on_corrupt": "skip"}
     (batch,) = Pipeline(dataset, Preprocess(4, 1), 4, **host).evaluate("test")
     assert np.asarray(batch["mask"]).tolist() == [0, 0]
 
@@ -1327,3 +1330,13 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
     while any(pathlib.Path(f"/proc/{pid}").exists() for pid in workers):
         assert time.monotonic() < deadline, "worker processes outlived their parent"
         time.sleep(0.05)
+
+
+def test_the_benchmark_of_a_folder_makes_its_own(capsys):
+    benchmark.run(["--what=folder", "--images=300", "--rounds=2", "--steps=2"])
+    *rounds, total = capsys.readouterr().out.splitlines()
+    assert len(rounds) == 2
+    assert all("s to list 300 images, then" in line for line in rounds)
+    assert total.startswith("threads on ")
+    with pytest.raises(InputError, match="--images=255: it must be at least 256"):
+        benchmark.run(["--what=folder", "--images=255"])

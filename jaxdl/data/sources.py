@@ -182,8 +182,8 @@ def fingerprint(source: Source) -> str:
 
     Arrays take part with every byte. Files do by their names, sizes and times of change, without
     being read: a file that is rewritten with as many bytes and given its old time back is not
-    noticed, and a copy that does not keep the times counts as other. Of sources that are not of
-    this module every example is read.
+    noticed, and a copy that does not keep the times counts as other. Of a source that is none of
+    these every example is read.
     """
     digest = hashlib.sha256()
     for part in identify(source):
@@ -255,7 +255,7 @@ class _Records:
 
     @functools.cached_property
     def labels(self) -> np.ndarray:
-        # Reading a record takes as long as all of it takes to come from the disk, so they are kept.
+        # A label cannot be read without its record, and ImageNet's are 140 GB.
         path, key = self.root / f"jaxdl-labels-{self.split}.npz", fingerprint(self)
         with (
             contextlib.suppress(Exception),  # not there, or damaged
@@ -385,9 +385,10 @@ def _listed_sets() -> set[str]:
 
 def _guess(name: str, root: pathlib.Path) -> str:
     """What may have been meant by a name of no set, to end a message."""
-    if pathlib.Path(name).expanduser().is_dir():
+    if name and pathlib.Path(name).expanduser().is_dir():
         return f"; did you mean folder:{name}?"
-    prepared = {path.relative_to(root).parts[0] for path in root.glob("*/**/features.json")}
+    depths = ("*/*/features.json", "*/*/*/features.json")
+    prepared = {path.relative_to(root).parts[0] for depth in depths for path in root.glob(depth)}
     known = ["digits", *sorted(prepared | _listed_sets())]
     plain = re.sub(r"[^\w]", "", re.split("[/:]", name)[0]).lower()
     close = difflib.get_close_matches(plain, known, 3)
