@@ -3,39 +3,52 @@
 python -m experiments.benchmark --what=loop     # the loop over the bare compiled step
 python -m experiments.benchmark --what=start    # command to first step, cold and warm cache
 python -m experiments.benchmark --what=lstm     # recurrent.Recurrent against torch.nn.LSTM
+python -m experiments.benchmark --what=folder   # images read from a folder of 100,000 small JPEGs
 """
 
+import contextlib
 import dataclasses
 import functools
 import importlib
+import io
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
+from tqdm import tqdm
 
 from experiments import cli, resnet
 from experiments.cli import flag, require
-from jaxdl import InputError, loop, parallel, recurrent
+from jaxdl import InputError, data, loop, parallel, recurrent
 from jaxdl.checkpoint import Checkpoints
 from jaxdl.writers import Writer
+
+CLASSES, BATCH = 100, 256
+"""Of the folder that --what=folder makes."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Measures the speed of the default ResNet experiment, or of an LSTM beside torch's."""
+    """Measures the speed of the default ResNet, of an LSTM beside torch's, or of reading images."""
 
-    what: str = flag("loop", "what to measure", ("loop", "start", "lstm"))
+    what: str = flag("loop", "what to measure", ("loop", "start", "lstm", "folder"))
     rounds: int = flag(10, "how often each side is measured")
-    steps: int = flag(100, "training steps in a round")
+    steps: int = flag(100, "training steps in a round; batches, of a folder")
+    images: int = flag(100_000, "how many JPEGs to make for --what=folder")
+    workers: int = flag(0, "worker processes that read the folder; 0 for threads")
 
     def __post_init__(self) -> None:
         require(self, "rounds", self.rounds >= 2, "at least 2")
         require(self, "steps", self.steps >= 2, "at least 2")
+        require(self, "images", self.images >= BATCH, f"at least {BATCH}")
+        require(self, "workers", self.workers >= 0, "at least 0")
 
 
 def measure_loop(config: Config) -> None:
@@ -142,10 +155,67 @@ def measure_lstm(config: Config) -> None:
     )
 
 
+def measure_folder(config: Config) -> None:
+    """Times the listing of a folder, its first batch, and the batches after it."""
+    cores = len(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory() as folder:
+        _make_images(Path(folder), config.images)
+        rates = []
+        for _ in range(config.rounds):
+            began = time.perf_counter()
+            dataset = data.load(f"folder:{folder}")
+            listed = time.perf_counter()
+            pipeline = data.Pipeline(
+                dataset,
+                data.Preprocess(64, 3, random_crop=True),
+                BATCH,
+                backend="grain",
+                workers=config.workers,
+            )
+            with contextlib.closing(pipeline.train()) as batches:
+                next(batches)
+                first = time.perf_counter()
+                for _ in range(config.steps):
+                    next(batches)
+                rates.append(config.steps * BATCH / (time.perf_counter() - first))
+            print(
+                f"{listed - began:.2f} s to list {config.images:,} images, then "
+                f"{first - listed:.2f} s to the first batch, then {rates[-1]:,.0f} images/s"
+            )
+    low, median, high = np.percentile(rates, [25, 50, 75])
+    readers = f"{config.workers} workers" if config.workers else "threads"
+    print(
+        f"{readers} on {cores} cores: median {median:,.0f} images/s, {median / cores:,.0f} a core, "
+        f"quartiles {low:,.0f} to {high:,.0f}"
+    )
+
+
+def _make_images(folder: Path, count: int) -> None:
+    """Writes JPEGs of 80x60 pixels in class folders; a hundred pictures in turn."""
+    rng, files = np.random.default_rng(0), []
+    for _ in range(100):
+        coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8))
+        file = io.BytesIO()
+        coarse.resize((80, 60), Image.Resampling.BICUBIC).save(file, "JPEG")
+        files.append(file.getvalue())
+    for label in range(CLASSES):
+        (folder / f"{label:03}").mkdir()
+    names = tqdm(range(count), unit="image", dynamic_ncols=True, disable=not sys.stderr.isatty())
+    for number in names:
+        path = folder / f"{number % CLASSES:03}" / f"{number:06}.jpg"
+        path.write_bytes(files[number // CLASSES % len(files)])
+
+
 def run(argv: list[str]) -> None:
     """Runs the measurement that was asked for."""
     config, _ = cli.parse(Config, argv)
-    {"loop": measure_loop, "start": measure_start, "lstm": measure_lstm}[config.what](config)
+    measure = {
+        "loop": measure_loop,
+        "start": measure_start,
+        "lstm": measure_lstm,
+        "folder": measure_folder,
+    }
+    measure[config.what](config)
 
 
 if __name__ == "__main__":

@@ -183,6 +183,10 @@ def build(
         show=lambda key, batch: show(key, {k: v[:16] for k, v in batch.items()}),
         unit="images",
         best="eval/accuracy",
-        inputs={"image_shape": pipeline.image_shape, "class_names": dataset.class_names},
+        inputs={
+            "image_shape": pipeline.image_shape,
+            "class_names": dataset.class_names,
+            **image_data.held_out(config),
+        },
         notes=lambda: {"unreadable_images": pipeline.skipped},
     )

@@ -41,8 +41,8 @@ WIDTH = 32
 COLUMNS, ROWS = 10, 10
 """Of the grid of samples."""
 IMAGES_ONLY = (
-    *("validation", "folds", "classes", "per_class", "channels", "crop_share", "random_crop"),
-    *("data_dir", "classifier"),
+    *("test", "validation", "folds", "classes", "per_class", "channels", "crop_share"),
+    *("random_crop", "data_dir", "classifier"),
 )
 """Flags that say nothing of points."""
 NEAREST = ("nearest", "second", "third")
@@ -562,7 +562,11 @@ def build(config: Config, mesh: Mesh) -> Problem:
         unit="points" if config.on_ring else "images",
         best="eval/frechet_distance",
         best_is_least=True,
-        inputs={"sample_shape": shape, "class_names": source.class_names},
+        inputs={
+            "sample_shape": shape,
+            "class_names": source.class_names,
+            **image_data.held_out(config),
+        },
         notes=lambda: {
             "measured_in": source.yardstick().name,
             "unreadable_images": source.skipped(),

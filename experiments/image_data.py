@@ -15,7 +15,8 @@ class ImageDataFlags(RunConfig):
 
     dataset: str = flag("digits", "digits, folder:PATH, or the name of a prepared TFDS set")
     data_dir: str = flag("", "where TFDS sets are; TFDS's own place when empty", part_of_run=False)
-    validation: float = flag(0.0, "share of the training split to hold out for validation")
+    test: float = flag(0.0, "share of the training split to hold out for testing")
+    validation: float = flag(0.0, "share of what is then left to hold out for validation")
     image_size: int = flag(16, "height and width that images are resized to, in pixels")
     crop_share: float = flag(1.0, "share of the resized image that evaluation's crop keeps")
     random_crop: bool = flag(False, "train on Inception's random crops, cut on the host")
@@ -33,7 +34,9 @@ class ImageDataFlags(RunConfig):
 
     def check_image_data(self) -> None:
         """Raises InputError for a value that cannot be."""
-        require(self, "validation", 0 <= self.validation < 1, "at least 0 and less than 1")
+        for name in ("test", "validation"):
+            require(self, name, 0 <= getattr(self, name) < 1, "at least 0 and less than 1")
+        require(self, "test", not (self.folds and self.test), "left out with --folds")
         require(self, "image_size", self.image_size >= 1, "at least 1")
         require(self, "crop_share", 0 < self.crop_share <= 1, "more than 0 and at most 1")
         require(self, "channels", self.channels in (None, 1, 3), "1 or 3")
@@ -55,11 +58,21 @@ def load(config: ImageDataFlags) -> data.Dataset:
         # What is held out is the test split: nothing may be chosen by what is to be estimated.
         cut = data.fold(dataset, config.folds, config.fold, config.seed).splits
         dataset = dataset._replace(splits={"train": cut["train"], "test": cut["validation"]})
+    if config.test:
+        dataset = data.split_off(dataset, config.test, config.seed, "test")
     if config.validation:
         dataset = data.split_off(dataset, config.validation, config.seed)
     if config.per_class:
         dataset = data.few(dataset, config.per_class, config.seed)
     return dataset
+
+
+def held_out(config: ImageDataFlags) -> dict[str, str]:
+    """For a run's inputs: how shares of the training split are drawn, where any are.
+
+    Runs of before they were drawn by classes had other training images, and cannot go on here.
+    """
+    return {"held_out": "by classes"} if config.validation or config.folds else {}
 
 
 def make_pipeline(

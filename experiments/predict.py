@@ -28,7 +28,7 @@ from tqdm import tqdm
 from experiments import classification, cli, image_data, training
 from experiments.cli import flag, require
 from jaxdl import InputError, augment, checkpoint, data, models, pretrained, transfer
-from jaxdl.data.sources import IMAGE_SUFFIXES
+from jaxdl.data.folders import IMAGE_SUFFIXES
 
 
 @dataclasses.dataclass(frozen=True)

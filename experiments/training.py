@@ -285,7 +285,8 @@ def _prepare(config: RunConfig, build: Build) -> tuple[Problem, Task, State]:
     mesh = parallel.data_mesh()
     parallel.check_batch_size(config.batch_size, mesh)
     problem = build(config, mesh)
-    check_inputs(config.workdir, problem.inputs)
+    # What was held out of a run's training does not matter to those who only use it.
+    check_inputs(config.workdir, {k: v for k, v in problem.inputs.items() if k != "held_out"})
     if problem.eval_split not in problem.examples:
         there = " and ".join(problem.examples)
         raise InputError(
@@ -345,6 +346,7 @@ def _train(config: RunConfig, build: Build) -> dict[str, Any]:
     workdir = Path(config.workdir)
     problem, task, state = _prepare(config, build)
     _check_choice(config, problem)
+    check_inputs(config.workdir, problem.inputs)
     observe_evaluation, done = _watch(config, problem)
 
     def begin(state, batch):

@@ -133,13 +133,14 @@ def trained_classifier(config: image_data.ImageDataFlags, mesh: Mesh) -> Path:
     Raises:
       Interrupted: a signal stopped its training.
     """
-    held_out = bool(config.validation or config.folds)
+    held_out = bool(config.test or config.validation or config.folds)
     classifier = lenet.Config(
         dataset=config.dataset,
         data_dir=config.data_dir,
         classes=config.classes,
         channels=config.channels,
         on_corrupt=config.on_corrupt,
+        test=config.test,
         validation=config.validation,
         folds=config.folds,
         fold=config.fold,

@@ -24,7 +24,7 @@ from flax import traverse_util
 from jax.sharding import Sharding
 
 from jaxdl import InputError, losses
-from jaxdl.data import Pipeline, Preprocess, Source
+from jaxdl.data import Pipeline, fingerprint
 from jaxdl.data.pipeline import EvalOrder, TrainOrder
 from jaxdl.task import Batch, Init, Loss
 from jaxdl.transfer import Outline, freeze
@@ -54,8 +54,9 @@ def features(
     """Runs a network over every split, once: what was computed before is read from a cache.
 
     A cache is used only for the same weights, the same compiled program (so the same network,
-    normalization, precision and library code) and the same images, labels and preprocessing, byte
-    for byte. Images are taken as in evaluation, without augmentation.
+    normalization, precision and library code) and the same images, labels and preprocessing.
+    Arrays are compared byte for byte; files, of folders and of TFDS sets, by names, sizes and
+    times of change (`data.fingerprint`). Images are taken as in evaluation, without augmentation.
 
     Args:
       model: sows `features` [B, F] into `intermediates`.
@@ -92,7 +93,8 @@ def features(
     extract, variables = jax.jit(extract), jax.device_put(variables)
     found = {}
     for split, source in pipeline.dataset.splits.items():
-        key = network | {"data": _data_digest(source, pipeline.preprocess)}
+        made_of = f"{fingerprint(source)} {pipeline.preprocess} Pillow {PIL.__version__}"
+        key = network | {"data": hashlib.sha256(made_of.encode()).hexdigest()}
         path = folder / f"{split}.npz"
         try:
             cached = _read_features(path, key) if path.exists() else None
@@ -121,16 +123,6 @@ def _weights_digest(variables: Mapping[str, Any], head: Collection[str]) -> str:
         array = np.asarray(flat[path])
         digest.update(f"{path} {array.dtype} {array.shape}".encode())
         digest.update(array.tobytes())
-    return digest.hexdigest()
-
-
-def _data_digest(source: Source, preprocess: Preprocess) -> str:
-    """Of the images as they are stored, and of what will make pixels of them."""
-    digest = hashlib.sha256(f"{preprocess} Pillow {PIL.__version__}".encode())
-    for i in range(len(source)):
-        image, label = source[i]["image"], source[i]["label"]
-        stored = image if isinstance(image, bytes) else image.tobytes()
-        digest.update(f"{label} {np.shape(image)} {len(stored)} ".encode() + stored)
     return digest.hexdigest()
 
 

@@ -4,11 +4,13 @@ import io
 import itertools
 import json
 import multiprocessing
+import os
 import pathlib
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from typing import Any
 
@@ -17,10 +19,11 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from PIL import Image
+from PIL import Image, JpegImagePlugin
 from sklearn.datasets import load_digits
 
 import jaxdl.data.digits
+from experiments import benchmark, cli, image_data
 from jaxdl import InputError
 from jaxdl.data import (
     CorruptImage,
@@ -29,6 +32,7 @@ from jaxdl.data import (
     Pipeline,
     Preprocess,
     few,
+    fingerprint,
     fold,
     from_arrays,
     labels,
@@ -37,6 +41,7 @@ from jaxdl.data import (
     require_classes,
     split_off,
 )
+from jaxdl.data.pipeline import EvalOrder, TrainOrder, local_rows, make_global
 
 DIGITS = Preprocess(size=8, channels=1)
 
@@ -334,6 +339,62 @@ def test_unusable_tfds_sets_say_what_to_do(tmp_path):
         load("mnist/config", str(tmp_path))
 
 
+def test_a_mistyped_name_suggests_near_ones(tmp_path, monkeypatch):
+    prepare(Boxes, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    for name, end in {
+        "digit": "and TFDS lists no set of that name; did you mean digits?",
+        "mnits": "; did you mean mnist or kmnist or emnist?",
+        "cifar-10": "or mnist:3.0.1; did you mean cifar10 or cifar100 or cifar10_n?",
+        "CIFAR10": "; did you mean cifar10 or cifar100 or cifar10_n?",
+        "": "or mnist:3.0.1",
+        "boxs": "; did you mean boxes?",
+        "photos": "; did you mean folder:photos?",
+        "./photos": "; did you mean folder:./photos?",
+        "zzzzzz": f"'zzzzzz' is not prepared in {tmp_path}, and TFDS lists no set of that name",
+    }.items():
+        with pytest.raises(InputError) as error:
+            load(name, str(tmp_path))
+        assert str(error.value).endswith(end), error.value
+        assert "tfds build" not in str(error.value)
+
+
+def test_labels_of_records_are_read_once(tmp_path, monkeypatch):
+    version_dir = pathlib.Path(prepare(Mnist, tmp_path).data_dir)
+    source_type = type(load("mnist", str(tmp_path)).splits["train"].records)
+    read = []
+    read_record = source_type.__getitem__
+    monkeypatch.setattr(
+        source_type, "__getitem__", lambda self, i: [read.append(i), read_record(self, i)][1]
+    )
+
+    def count_reads():
+        train = load("mnist", str(tmp_path)).splits["train"]
+        read.clear()
+        assert labels(train).tolist() == labels(train).tolist() == [0, 1, 0, 1]
+        return len(read)
+
+    assert count_reads() == 4
+    assert count_reads() == 0
+    (kept,) = version_dir.glob("jaxdl-labels-*")
+    for damage in (b"", kept.read_bytes()[:100]):
+        kept.write_bytes(damage)
+        assert count_reads() == 4
+        assert count_reads() == 0
+    (shard,) = version_dir.glob("mnist-train*")
+    os.utime(shard, (1, 1))  # other records, perhaps
+    assert count_reads() == 4
+    assert count_reads() == 0
+    kept.unlink()
+
+    def refuse(*args, **arrays):
+        raise PermissionError("a set that may only be read")
+
+    monkeypatch.setattr("numpy.savez", refuse)
+    assert count_reads() == count_reads() == 4
+
+
 # Sources: folders, arrays, and a share of train.
 
 
@@ -366,8 +427,13 @@ def test_folder(folder):
 
 
 def test_unusable_folders_are_named(folder):
-    with pytest.raises(InputError, match=f"folder {folder}/none has no directory 'train'"):
+    with pytest.raises(
+        InputError, match=f"folder {folder}/none has no images and no directory 'train'; expected"
+    ):
         load(f"folder:{folder}/none")
+    (folder / "tests/val/cat").mkdir(parents=True)
+    with pytest.raises(InputError, match=f"{folder}/tests has 'val' but no directory 'train'"):
+        load(f"folder:{folder}/tests")
     (folder / "test").mkdir()
     with pytest.raises(InputError, match=f"{folder}/test holds no classes and no images; expected"):
         load(f"folder:{folder}")
@@ -456,17 +522,132 @@ def test_folders_half_with_classes_are_named(folder):
         InputError, match=rf"^{folder}/val has classes, unlike train; expected {folder}/val/\*\.jpg"
     ):
         load(f"folder:{folder}")
-    with pytest.raises(InputError, match=f"^folder {folder}/old has no directory 'train' and no i"):
-        load(f"folder:{folder}/old")
     # The name of a directory makes it no image.
     (folder / "old/cat").rename(folder / "old/cat.png")
-    with pytest.raises(InputError, match="has no directory 'train' and no images"):
-        load(f"folder:{folder}/old")
+    assert load(f"folder:{folder}/old").class_names == ("cat.png", "dog")
     (folder / "train/stray.png").unlink()
     for name in ("cat.png", "dog"):
         (folder / "old" / name).rename(folder / "train" / name)
     with pytest.raises(InputError, match=r"val/cat is not one of .*expected cat\.png, dog"):
         load(f"folder:{folder}")
+
+
+def test_class_folders_without_a_split_are_the_train_split(folder):
+    dataset = load(f"folder:{folder}/train")
+    assert list(dataset.splits) == ["train"]
+    assert dataset.class_names == ("cat", "dog")
+    assert names_and_labels(dataset, "train") == names_and_labels(load(f"folder:{folder}"), "train")
+    flags = [f"--dataset=folder:{folder}/train", "--test=0.34", "--validation=0.5"]
+    parts = image_data.load(cli.parse(image_data.ImageDataFlags, flags)[0])
+    assert {split: sorted(labels(source)) for split, source in parts.splits.items()} == {
+        "train": [0, 1],
+        "test": [0, 1],
+        "validation": [0, 1],
+    }
+    with pytest.raises(InputError, match="arrays has a test split of its own"):
+        split_off(numbered(4, test=(np.zeros((1, 24, 24, 3), np.uint8), [0])), 0.5, 0, "test")
+    for flag in ("--test=1", "--test=-0.1"):
+        config, _ = cli.parse(image_data.ImageDataFlags, [flag])
+        with pytest.raises(InputError, match=r"--test=.* at least 0 and less than 1"):
+            config.check_image_data()
+
+
+def test_the_first_of_several_pictures_is_read(folder):
+    first, second = (Image.new("L", (30, 20), level) for level in (40, 200))
+    for name in ("g.gif", "h.tif", "i.TIFF"):
+        format = "GIF" if name == "g.gif" else "TIFF"
+        path = folder / "train/cat" / name
+        first.save(path, format, save_all=True, append_images=[second])
+    train = load(f"folder:{folder}").splits["train"]
+    found = {train[i]["name"][-5:]: Preprocess(4, 1)(train[i]["image"]) for i in range(len(train))}
+    for name in ("g.gif", "h.tif", ".TIFF"):
+        assert set(found[name].ravel().tolist()) == {40}
+    buffer = io.BytesIO()
+    Image.new("F", (4, 4), 0.5).save(buffer, "TIFF")
+    with pytest.raises(CorruptImage, match=r"x\.tif cannot be decoded \(its pixels are floating"):
+        Preprocess(4, 1)(buffer.getvalue(), name="x.tif")
+
+
+def test_what_is_no_image_is_counted_once(folder, capfd):
+    (folder / "train/dog/more").mkdir()
+    (folder / "val/labels.csv").write_text("")
+    load(f"folder:{folder}")
+    load(f"folder:{folder}")
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line == (
+        f"folder:{folder}: left out for not being named like images: 3, such as "
+        f"{folder}/train/cat/notes.txt; "
+        "expected .jpg, .jpeg, .png, .bmp, .gif, .tif, .tiff, .webp"
+    )
+
+
+def test_a_gray_folder_is_gray(tmp_path, capfd, monkeypatch):
+    for number in range(5):
+        Image.new("L", (4, 4), 50 * number).save(tmp_path / f"{number}.png")
+    (tmp_path / "9.png").write_bytes(b"damaged")
+    assert load(f"folder:{tmp_path}").channels == 1
+    assert capfd.readouterr().err == ""
+    monkeypatch.setattr("jaxdl.data.folders.HEADERS", 3)  # the first, the last and one between
+    assert load(f"folder:{tmp_path}").channels == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line == (
+        f"{tmp_path}: the 6 images are taken to be gray, as are all 2 that were looked at"
+    )
+    Image.new("RGB", (4, 4)).save(tmp_path / "2.png")
+    assert load(f"folder:{tmp_path}").channels == 3
+    for path in tmp_path.iterdir():
+        path.write_bytes(b"damaged")
+    assert load(f"folder:{tmp_path}").channels == 3
+    assert capfd.readouterr().err == ""
+
+
+def test_names_in_any_script(tmp_path):
+    classes = ("a, b", "chat noir", "кот", "猫")
+    for name in classes:
+        (tmp_path / "train" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8), "red").save(tmp_path / "train" / name / f"{name} é.PNG")
+    dataset = load(f"folder:{tmp_path}")
+    assert dataset.class_names == classes
+    batches = Pipeline(dataset, Preprocess(8, 3), 4, workers=1).evaluate("train")
+    assert [batch["label"].tolist() for batch in batches] == [[0, 1, 2, 3]]
+    assert dataset.splits["train"][3]["name"] == f"{tmp_path}/train/猫/猫 é.PNG"
+    assert len(fingerprint(dataset.splits["train"])) == 64
+
+
+def test_a_fingerprint_reads_no_file(folder, digits, monkeypatch):
+    def of(path, split="train", **kwargs):
+        return fingerprint(load(f"folder:{path}").splits[split])
+
+    before = of(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.read_bytes", None)
+        assert of(folder) == before != of(folder, "validation")
+    moved = folder.rename(folder.with_name("moved"))
+    assert of(moved) == before
+    path = moved / "train/cat/a.jpg"
+    os.utime(path, (1, 1))
+    seen = {before, of(moved)}
+    path.write_bytes(path.read_bytes()[:-1])
+    os.utime(path, (1, 1))
+    seen.add(of(moved))
+    path.rename(moved / "train/cat/aa.jpg")
+    seen.add(of(moved))
+    (moved / "train/cat/aa.jpg").rename(moved / "train/dog/aa.jpg")
+    seen.add(of(moved))
+    for part in (few(digits, 3, 0), few(digits, 3, 1), only(digits, "37"), only(digits, "73")):
+        seen.add(fingerprint(part.splits["train"]))
+    for name in digits.splits:
+        seen.add(fingerprint(digits.splits[name]))
+    seen.add(fingerprint(Witness()))
+    images = numbered(3).splits["train"]
+    seen.add(fingerprint(images))
+    images.images[1, 2, 3, 0] ^= 1
+    seen.add(fingerprint(images))
+    assert len(seen) == 14
+    with monkeypatch.context() as patch:
+        records = digits.splits["train"].records
+        patch.setattr(type(records), "__getitem__", None)
+        assert fingerprint(digits.splits["train"]) in seen
 
 
 def test_arrays_are_checked():
@@ -504,6 +685,84 @@ def test_split_off_is_a_disjoint_share_of_train(digits):
     for share in (-0.1, 0.0, 0.0001, 1.0, 1.5):
         with pytest.raises(InputError, match=f"validation share {share} of 1437"):
             split_off(digits, share, seed=0)
+
+
+def counts_of(dataset, split):
+    return np.bincount(labels(dataset.splits[split]), minlength=len(dataset.class_names))
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.25, 0.5, 0.9])
+def test_split_off_keeps_the_shares_of_classes(share, split):
+    counts = np.array([400, 130, 37, 9, 4, 3, 2, 1, 1, 1])
+    images = np.zeros((counts.sum(), 1, 1, 1), np.uint8)
+    which = np.random.default_rng(0).permutation(np.repeat(np.arange(10), counts))
+    parts = split_off(from_arrays(images, which), share, 3, split)
+    taken = counts_of(parts, split)
+    np.testing.assert_array_equal(taken + counts_of(parts, "train"), counts)
+    assert (taken >= np.minimum(np.floor(share * counts), counts - 1)).all()
+    assert (taken <= np.ceil(share * counts)).all()
+    assert counts_of(parts, "train").min() >= 1
+    if share <= 0.5:
+        assert taken.sum() == round(share * counts.sum())
+    # The rest is drawn at random: another seed takes others of the same classes.
+    other = split_off(from_arrays(images, which), share, 4, split)
+    np.testing.assert_array_equal(counts_of(other, split), taken)
+    assert names_and_labels(other, split) != names_and_labels(parts, split)
+
+
+def test_folds_keep_the_shares_of_classes():
+    counts = np.array([50, 33, 11, 4, 1])
+    dataset = from_arrays(np.zeros((99, 1, 1, 1), np.uint8), np.repeat(np.arange(5), counts))
+    found = [counts_of(fold(dataset, 4, number, seed=1), "validation") for number in range(4)]
+    np.testing.assert_array_equal(np.sum(found, axis=0), counts)
+    assert np.ptp(found, axis=0).max() <= 1
+    assert np.ptp(np.sum(found, axis=1)) <= 1
+
+
+def test_a_share_of_images_without_classes_is_drawn_of_all(tmp_path):
+    for number in range(10):
+        Image.new("L", (4, 4)).save(tmp_path / f"{number}.png")
+    parts = split_off(load(f"folder:{tmp_path}"), 0.3, 5)
+    names = [parts.splits["validation"][i]["name"] for i in range(3)]
+    expected = np.sort(np.random.default_rng(5).permutation(10)[:3])
+    assert names == [f"{tmp_path}/{number}.png" for number in expected]
+
+
+@dataclasses.dataclass
+class Stored:
+    """Encoded images and their labels as they are given."""
+
+    images: list
+    labels_: list
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index: int, /) -> Example:
+        return Example(image=self.images[index], label=self.labels_[index], name=f"stored[{index}]")
+
+
+@pytest.mark.parametrize("wrong", [-1, 3])
+def test_a_label_of_no_class_is_named(wrong):
+    source = Stored([encode(np.zeros((4, 4), np.uint8))] * 5, [0, 2, wrong, 1, 0])
+    dataset = Dataset("mine", {"train": source, "test": source}, ("a", "b", "c"), 1)
+    line = rf"the {{}} split of mine, stored\[2\], has the label {wrong}; expected 0 to 2"
+    with_worker = [lambda: take(Pipeline(dataset, Preprocess(4, 1), 5, workers=1), 1)]
+    for use in (
+        *(with_worker if wrong > 0 else ()),
+        lambda: split_off(dataset, 0.5, 0),
+        lambda: fold(dataset, 2, 0, 0),
+        lambda: few(dataset, 1, 0),
+        lambda: only(dataset, ("a", "b")),
+        lambda: take(Pipeline(dataset, Preprocess(4, 1), 5), 1),
+        lambda: take(Pipeline(dataset, Preprocess(4, 1), 5, backend="grain"), 1),
+    ):
+        with pytest.raises(InputError, match="^example 2 of " + line.format("train")) as error:
+            use()
+        assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match="^example 2 of " + line.format("test")):
+        list(Pipeline(dataset, Preprocess(4, 1), 5).evaluate("test"))
 
 
 def names_and_labels(dataset, split):
@@ -653,6 +912,58 @@ def test_every_kind_of_file_becomes_grey_or_rgb():
     assert np.abs(np.subtract(cyan, [0, 255, 255])).max() < 4
 
 
+def photo(width, height, seed=0):
+    """A picture with the smooth shapes of a photograph and a little noise."""
+    rng = np.random.default_rng(seed)
+    small = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8))
+    pixels = np.asarray(small.resize((width, height), Image.Resampling.BICUBIC), np.int16)
+    return np.clip(pixels + rng.integers(-4, 5, pixels.shape), 0, 255).astype(np.uint8)
+
+
+def as_stored(encoded):
+    """The same pixels in a file that cannot be decoded at another size."""
+    picture = Image.open(io.BytesIO(encoded))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", exif=picture.getexif())
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+@pytest.mark.parametrize("random_crop", [False, True])
+def test_a_large_jpeg_is_decoded_small(orientation, random_crop, monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    Image.fromarray(photo(640, 480)).save(buffer, "JPEG", quality=95, exif=exif)
+    decoded = []
+    load_pixels = JpegImagePlugin.JpegImageFile.load
+    monkeypatch.setattr(
+        JpegImagePlugin.JpegImageFile,
+        "load",
+        lambda self: [load_pixels(self), decoded.append(self.size)][0],
+    )
+    preprocess = Preprocess(28, 3, 0.875, random_crop)
+    for seed in range(8):
+        rngs = [np.random.default_rng(seed) for _ in range(2)]
+        small = preprocess(buffer.getvalue(), rngs[0]).astype(int)
+        whole = preprocess(as_stored(buffer.getvalue()), rngs[1])
+        assert np.abs(small - whole).mean() < 1
+        assert np.abs(small - whole).max() <= 8
+        assert rngs[0].bit_generator.state == rngs[1].bit_generator.state
+    assert min(decoded) <= (160, 120)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "size"),
+    [(640, 480, 480), (640, 480, 121), (639, 481, 16), (40, 40, 40)],
+)
+def test_other_jpegs_keep_every_bit(width, height, size):
+    encoded = encode(photo(width, height), "JPEG")
+    np.testing.assert_array_equal(
+        Preprocess(size, 3)(encoded), Preprocess(size, 3)(as_stored(encoded))
+    )
+
+
 def test_exif_orientation_is_obeyed():
     image = np.zeros((16, 16), np.uint8)
     image[:8] = 255
@@ -730,6 +1041,43 @@ def test_hosts_partition_the_batch_of_one_host(preprocess):
             for first, second in zip(*hosts, strict=True)
         ]
         assert_same(joined, whole)
+
+
+def test_a_host_reads_the_rows_of_its_devices_and_no_other(over_eight_devices, monkeypatch):
+    class OfAHost:
+        """The sharding as a host sees it that has devices 0, 1, 4 and 5."""
+
+        device_set = over_eight_devices.device_set
+
+        def addressable_devices_indices_map(self, shape):
+            everywhere = over_eight_devices.addressable_devices_indices_map(shape)
+            return {device: everywhere[device] for device in jax.devices()[:2] + jax.devices()[4:6]}
+
+    host: Any = OfAHost()
+    rows = local_rows(32, host)
+    assert rows.tolist() == [*range(8), *range(16, 24)]
+    monkeypatch.setattr(
+        jax,
+        "make_array_from_callback",
+        lambda shape, sharding, shard: {
+            device.id: shard(index)
+            for device, index in sharding.addressable_devices_indices_map(shape).items()
+        },
+    )
+    shards: Any = make_global(10 * rows, rows, 32, host)
+    first = jax.devices()[0]
+    assert {number - first.id: shard.tolist() for number, shard in shards.items()} == {
+        place: [10 * (4 * place + i) for i in range(4)] for place in (0, 1, 4, 5)
+    }
+    dataset = numbered(40, size=4)
+    labels_of = lambda **options: next(
+        Pipeline(dataset, Preprocess(4, 3), 32, backend="grain", **options).train()
+    )["label"]
+    whole = np.asarray(labels_of())
+    spread = labels_of(sharding=host)
+    assert {number - first.id: shard.tolist() for number, shard in spread.items()} == {
+        place: whole[4 * place : 4 * place + 4].tolist() for place in (0, 1, 4, 5)
+    }
 
 
 def test_random_crops_are_a_function_of_seed_and_step():
@@ -823,6 +1171,7 @@ def test_a_damaged_image_fails_or_is_skipped(folder, capfd, options):
     for damaged in (folder / "train/dog/f.jpeg", folder / "val/cat/x.png"):
         damaged.write_bytes(damaged.read_bytes()[:100])
     dataset, preprocess = load(f"folder:{folder}"), Preprocess(16, 3)
+    capfd.readouterr()
 
     pipeline = Pipeline(dataset, preprocess, 3, **options)
     with pytest.raises(
@@ -836,8 +1185,14 @@ def test_a_damaged_image_fails_or_is_skipped(folder, capfd, options):
     assert capfd.readouterr() == ("", "")
 
     pipeline = Pipeline(dataset, preprocess, 3, on_corrupt="skip", **options)
-    masks = np.concatenate([batch["mask"] for batch in take(pipeline, 4)])  # two epochs
-    assert masks.reshape(2, 6).sum(axis=1).tolist() == [5, 5]
+    # The next image that can be read stands in, the first after the last; batch norms see no other.
+    whole = [preprocess(dataset.splits["train"][i]["image"]) for i in range(5)]
+    order = TrainOrder(6, 3, 0)
+    for step, batch in enumerate(take(pipeline, 4)):  # two epochs
+        expected = [whole[i % 5] for i in order(step)]
+        np.testing.assert_array_equal(batch["image"], expected)
+        assert batch["label"].tolist() == [0 if i % 5 < 3 else 1 for i in order(step)]
+        assert batch["mask"].tolist() == [1, 1, 1]
     (batch,) = map(to_numpy, pipeline.evaluate("validation"))
     assert batch["mask"].tolist() == [0, 1, 0]
     assert batch["label"].tolist() == [0, 1, 0]
@@ -847,6 +1202,70 @@ def test_a_damaged_image_fails_or_is_skipped(folder, capfd, options):
         f"skipped an image that cannot be decoded: {folder}/{name}"
         for name in ("train/dog/f.jpeg", "val/cat/x.png")
     ]
+
+
+@pytest.mark.parametrize("backend", ["grain", "resident"])
+def test_what_stands_in_is_the_same_everywhere(backend, over_eight_devices):
+    whole = [encode(np.full((4, 4), 10 * i, np.uint8)) for i in range(20)]
+    damaged = [b"damaged" if i in (0, 6, 7, 8, 18, 19) else image for i, image in enumerate(whole)]
+    source = Stored(damaged, [i % 3 for i in range(20)])
+    dataset = Dataset("mine", {"train": source}, ("a", "b", "c"), 1)
+
+    def pipeline(**options):
+        options = {"backend": backend, "on_corrupt": "skip"} | options
+        return Pipeline(dataset, Preprocess(4, 1), 8, **options)
+
+    stands_in = {0: 1, 6: 9, 7: 9, 8: 9, 18: 1, 19: 1}
+    order = TrainOrder(20, 8, 0)
+    expected = []
+    for step in range(5):
+        numbers = np.array([stands_in.get(int(i), int(i)) for i in order(step)])
+        image = np.broadcast_to(10 * numbers[:, None, None, None], (8, 4, 4, 1)).astype(np.uint8)
+        rows = {"image": image, "label": (numbers % 3).astype(np.int32)}
+        expected.append(rows | {"mask": np.ones(8, np.float32)})
+    one = pipeline()
+    assert_same(take(one, 5), expected)
+    assert one.skipped == 6
+    assert_same(take(pipeline(), 2, start=3), expected[3:])
+    assert_same(take(pipeline(sharding=over_eight_devices), 5), expected)
+    halves = [take(pipeline(rows=rows), 5) for rows in (slice(0, 4), slice(4, 8))]
+    joined = [
+        {key: np.concatenate([first[key], second[key]]) for key in first}
+        for first, second in zip(*halves, strict=True)
+    ]
+    assert_same(joined, expected)
+    # In evaluation, each example counts once or not at all; also after training in one process.
+    assert sum(np.asarray(batch["mask"]).sum() for batch in one.evaluate("train")) == 14
+    assert EvalOrder(20, 8).steps == 3
+
+
+@pytest.mark.parametrize("options", [{"backend": "grain"}, {"backend": "resident"}], ids=str)
+def test_a_split_in_which_nothing_can_be_read_ends_in_one_line(options):
+    readable, source = (
+        Stored([encode(np.zeros((4, 4), np.uint8))], [0]),
+        Stored([b"x"] * 5, [0] * 5),
+    )
+    for train, test in ((source, readable), (readable, source)):
+        dataset = Dataset("mine", {"train": train, "test": test}, ("a",), 1)
+        pipeline = Pipeline(dataset, Preprocess(4, 1), 1, on_corrupt="skip", **options)
+        for split, use in {
+            "train": lambda pipeline=pipeline: take(pipeline, 1),
+            "test": lambda pipeline=pipeline: list(pipeline.evaluate("test")),
+        }.items():
+            if dataset.splits[split] is readable:
+                assert use()[0]["mask"].tolist() == [1]
+                continue
+            with pytest.raises(
+                InputError, match=f"^mine: no image of {split} could be read"
+            ) as error:
+                use()
+            assert "\n" not in str(error.value)
+    # A host may hold padding alone, and is none the wiser.
+    train = Stored(readable.images * 4, [0] * 4)
+    dataset = Dataset("mine", {"train": train, "test": readable}, ("a",), 1)
+    host: Any = options | {"rows": slice(2, 4), "on_corrupt": "skip"}
+    (batch,) = Pipeline(dataset, Preprocess(4, 1), 4, **host).evaluate("test")
+    assert np.asarray(batch["mask"]).tolist() == [0, 0]
 
 
 @dataclasses.dataclass
@@ -867,15 +1286,19 @@ class Witness:
 
 def test_workers_leave_jax_alone_and_end_with_their_iterator():
     pipeline = Pipeline(
-        Dataset("w", {"train": Witness()}, ("0",), 3), Preprocess(4, 3), 4, workers=2
+        Dataset("w", {"train": Witness()}, tuple("01234567"), 3), Preprocess(4, 3), 4, workers=2
     )
     batches = pipeline.train()
     assert not multiprocessing.active_children()  # an iterator costs nothing until it is used
     for _ in range(3):
         assert next(batches)["label"].tolist() == [1, 1, 1, 1]
     assert len(multiprocessing.active_children()) == 2
+    # What comes from them is copied in a thread, beside the step.
+    copying = lambda: [t for t in threading.enumerate() if "buffer_size=1" in t.name]
+    assert len(copying()) == 1
     batches.close()
     assert not multiprocessing.active_children()
+    assert not copying()
 
 
 def test_workers_end_when_their_parent_is_killed(tmp_path):
@@ -907,3 +1330,13 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
     while any(pathlib.Path(f"/proc/{pid}").exists() for pid in workers):
         assert time.monotonic() < deadline, "worker processes outlived their parent"
         time.sleep(0.05)
+
+
+def test_the_benchmark_of_a_folder_makes_its_own(capsys):
+    benchmark.run(["--what=folder", "--images=300", "--rounds=2", "--steps=2"])
+    *rounds, total = capsys.readouterr().out.splitlines()
+    assert len(rounds) == 2
+    assert all("s to list 300 images, then" in line for line in rounds)
+    assert total.startswith("threads on ")
+    with pytest.raises(InputError, match="--images=255: it must be at least 256"):
+        benchmark.run(["--what=folder", "--images=255"])

@@ -13,7 +13,8 @@ ROOT = Path(__file__).parent.parent
 FLOORS = """
 jaxdl
 nn recurrent attention hosts
-data.images data.sources data.digits data.pipeline data.ring data.text data.pairs data.words | data
+data.images data.sources data.folders data.subsets data.digits | data
+data.pipeline data.ring data.text data.pairs data.words | data
 models
 task decoding
 metrics augment optim transfer fidelity pictures

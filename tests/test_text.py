@@ -114,7 +114,7 @@ def test_a_tfds_set(tmp_path, capfd):
     assert corpus["test"] == "saying 00\nsaying 01\n"
     assert corpus["train"] + corpus["validation"] == lines
     assert len(corpus["validation"]) == len(lines) // 20
-    with pytest.raises(InputError, match="tfds build nosuch"):
+    with pytest.raises(InputError, match="TFDS lists no set of that name"):
         read_corpus("tfds:nosuch", str(tmp_path))
 
 

@@ -13,15 +13,13 @@ from jaxdl.data.sources import (
     Dataset,
     Example,
     Source,
-    few,
-    fold,
+    fingerprint,
     from_arrays,
     labels,
     load,
-    only,
     require_classes,
-    split_off,
 )
+from jaxdl.data.subsets import few, fold, only, split_off
 
 __all__ = [
     "Batch",
@@ -33,6 +31,7 @@ __all__ = [
     "Ring",
     "Source",
     "few",
+    "fingerprint",
     "fold",
     "from_arrays",
     "labels",

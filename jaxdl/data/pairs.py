@@ -453,8 +453,8 @@ class PairPipeline:
         }
         if self._sharding is None:
             return batch
-        first, size = self._rows.start, self.batch_size
-        return {k: make_global(v, first, size, self._sharding) for k, v in batch.items()}
+        make = functools.partial(make_global, sharding=self._sharding)
+        return {key: make(value, self._rows, self.batch_size) for key, value in batch.items()}
 
 
 def encode_sources(vocabulary: Vocabulary, texts: Sequence[str], reverse: bool) -> list[list[int]]:

@@ -21,13 +21,13 @@ import numpy as np
 
 from jaxdl import InputError
 from jaxdl.data.images import CorruptImage, Preprocess
-from jaxdl.data.sources import Dataset, Source
+from jaxdl.data.sources import Dataset, wrong_label
 
 if TYPE_CHECKING:  # worker processes import this module and have no use for JAX
     import jax
 
-# 'image' uint8 [B, H, W, C], 'label' int32 [B], 'mask' float32 [B]: 1 counts; 0 is padding or an
-# unreadable image, and all of that row is zero.
+# 'image' uint8 [B, H, W, C], 'label' int32 [B], 'mask' float32 [B]: 1 counts; 0 is padding or, in
+# evaluation, an unreadable image, and all of that row is zero. Every row of training counts.
 Batch: TypeAlias = "dict[str, np.ndarray | jax.Array]"
 
 RESIDENT_LIMIT = 256 * 2**20  # bytes of uint8 images, over all splits
@@ -78,7 +78,8 @@ class Pipeline:
                 splits take at most `RESIDENT_LIMIT` bytes.
             workers: processes that read ahead; 0 reads ahead in threads of this process.
             on_corrupt: an unreadable image ends the iteration with `CorruptImage` ('fail'), or is
-                named on stderr, counted in `skipped` and becomes a row with mask 0 ('skip').
+                named on stderr and counted in `skipped` ('skip'): in training the next example of
+                the split that can be read stands in for it, and evaluation gives it mask 0.
             rows: the rows of each batch that this process reads; by default those that its devices
                 hold under `sharding`, or all.
 
@@ -121,9 +122,11 @@ class Pipeline:
         self._sharding = sharding
         self._workers = workers
         self._on_corrupt = on_corrupt
-        self._rows = rows or local_rows(batch_size, sharding)
+        self._rows = (
+            local_rows(batch_size, sharding) if rows is None else np.arange(batch_size)[rows]
+        )
         self._unreadable: set[tuple[str, int]] = set()
-        self._storage: dict[str, dict[str, jax.Array]] = {}
+        self._storage: dict[str, tuple[dict[str, jax.Array], np.ndarray]] = {}
 
     def train(self, start: int = 0) -> Generator[Batch, None, None]:
         """Yield the batches of steps `start`, `start + 1`, ... without end.
@@ -131,7 +134,8 @@ class Pipeline:
         Closing the iterator stops its threads and worker processes; so does dropping it.
 
         Raises:
-            InputError: `start` is negative.
+            InputError: `start` is negative; from the iterator, a label is of no class, or no image
+                can be read.
             CorruptImage: from the iterator, for an unreadable image under on_corrupt='fail'.
         """
         _require(start >= 0, f"start step {start}", "at least 0")
@@ -142,7 +146,8 @@ class Pipeline:
         """Yield every example of `split` once, in order; the last batch is padded with mask 0.
 
         Raises:
-            InputError: the set has no such split.
+            InputError: the set has no such split; from the iterator, a label is of no class, or no
+                image can be read.
             CorruptImage: from the iterator, for an unreadable image under on_corrupt='fail'.
         """
         return self._batches(split, EvalOrder(self.examples(split), self.batch_size), 0)
@@ -184,7 +189,7 @@ class Pipeline:
                     raise
                 self._report(split, np.array([index]))
         if not images:
-            raise InputError(f"{self.dataset.name}: no image of {split} could be read")
+            raise _nothing_readable(self.dataset, split)
         return np.stack(images)
 
     @property
@@ -196,9 +201,12 @@ class Pipeline:
         self, split: str, order: "TrainOrder | EvalOrder", start: int
     ) -> Generator[Batch, None, None]:
         if self.backend == "resident":
-            storage = self._resident(split)
+            storage, stand_ins = self._resident(split)
             for step in itertools.islice(itertools.count(start), order.steps):
-                rows = self._put({"index": order(step)[self._rows].astype(np.int32)})
+                index = order(step)[self._rows]
+                if isinstance(order, TrainOrder):
+                    index = stand_ins[index]
+                rows = self._put({"index": index.astype(np.int32)})
                 yield self._gather(storage, rows["index"])
             return
         with contextlib.closing(self._read(split, order, self._rows, start)) as batches:
@@ -211,13 +219,13 @@ class Pipeline:
             yield from ready
 
     def _read(
-        self, split: str, order: "TrainOrder | EvalOrder", rows: slice, start: int
+        self, split: str, order: "TrainOrder | EvalOrder", rows: np.ndarray, start: int
     ) -> Generator[dict[str, np.ndarray], None, None]:
         """Read and preprocess `rows` of each batch, ahead of time."""
         import grain
 
-        source = self.dataset.splits[split]
-        steps = _Steps(source, self.preprocess, order, rows, self._on_corrupt)
+        alone = self.dataset._replace(splits={split: self.dataset.splits[split]})
+        steps = _Steps(alone, split, self.preprocess, order, rows, self._on_corrupt)
         batches = grain.MapDataset.source(steps)[start:]
         if self._workers:
             _excuse_unparsed_flag()
@@ -229,18 +237,34 @@ class Pipeline:
                 ),
                 worker_init_fn=_tie_to_parent,
             )
-            # Grain frees its shared memory late, at exit too late; so let go of it at once.
+            # Grain frees its shared memory late, at exit too late; so let go of it at once, in a
+            # thread, because a copy of a large batch takes as long as many a step.
             ahead = ahead.map(lambda batch: {key: np.array(rows) for key, rows in batch.items()})
+            ahead = grain.experimental.ThreadPrefetchIterDataset(ahead, prefetch_buffer_size=1)
         else:
             threads = min(os.cpu_count() or 1, MAX_THREADS)
             ahead = batches.to_iter_dataset(grain.ReadOptions(threads, threads))
         iterator = iter(ahead)
+        any_readable = False
         try:
             for batch in iterator:
                 self._report(split, batch.pop("unreadable"))
+                any_readable = any_readable or batch["mask"].any()
                 yield batch
         finally:
             iterator.close()
+        # A pass has ended. This process may have read padding alone, and others images.
+        if not any_readable:
+            self._require_readable(split)
+
+    def _require_readable(self, split: str) -> None:
+        """Raise InputError if no image of a split can be read."""
+        source = self.dataset.splits[split]
+        for index in range(len(source)):
+            with contextlib.suppress(CorruptImage):
+                self.preprocess(source[index]["image"])
+                return
+        raise _nothing_readable(self.dataset, split)
 
     def _report(self, split: str, unreadable: np.ndarray) -> None:
         """Name each skipped image once; here, because workers cannot know of one another."""
@@ -254,21 +278,23 @@ class Pipeline:
         """Make global arrays of this process's rows, if there is a sharding to make them by."""
         if self._sharding is None:
             return dict(rows)
-        first = self._rows.start
         return {
-            key: make_global(value, first, self.batch_size, self._sharding)
+            key: make_global(value, self._rows, self.batch_size, self._sharding)
             for key, value in rows.items()
         }
 
-    def _resident(self, split: str) -> "dict[str, jax.Array]":
-        """The preprocessed split on the device, and after it one row of zeros: the padding."""
+    def _resident(self, split: str) -> "tuple[dict[str, jax.Array], np.ndarray]":
+        """The preprocessed split on the device, and what stands in for each example in training.
+
+        After the last example comes one row of zeros: the padding.
+        """
         import jax
 
         if split not in self._storage:
             size, chunk = self.examples(split), min(self.examples(split), 1024)
             storage = _zero_rows(size + 1, self.image_shape)
             order = EvalOrder(size, chunk)
-            for step, batch in enumerate(self._read(split, order, slice(0, chunk), 0)):
+            for step, batch in enumerate(self._read(split, order, np.arange(chunk), 0)):
                 for key, value in batch.items():
                     here = storage[key][step * chunk : (step + 1) * chunk]
                     here[:] = value[: len(here)]
@@ -276,12 +302,15 @@ class Pipeline:
             if isinstance(self._sharding, jax.sharding.NamedSharding):
                 replicated = jax.sharding.PartitionSpec()
                 everywhere = jax.sharding.NamedSharding(self._sharding.mesh, replicated)
-            self._storage[split] = {
+            on_devices = {
                 key: jax.device_put(value)
                 if everywhere is None
-                else make_global(value, 0, size + 1, everywhere)
+                else make_global(value, np.arange(size + 1), size + 1, everywhere)
                 for key, value in storage.items()
             }
+            readable = np.flatnonzero(storage["mask"])
+            following = np.searchsorted(readable, np.arange(size))
+            self._storage[split] = on_devices, readable[following % len(readable)]
         return self._storage[split]
 
     @functools.cached_property
@@ -357,38 +386,52 @@ def generator_for(seed: int, purpose: int, index: int) -> np.random.Generator:
 class _Steps:
     """Grain's view of a split: element n is this process's rows of the batch of step n."""
 
-    source: Source
+    dataset: Dataset  # of this split alone: each worker gets a copy
+    split: str
     preprocess: Preprocess
     order: TrainOrder | EvalOrder
-    rows: slice
+    rows: np.ndarray
     on_corrupt: str
 
     def __len__(self) -> int:
         return sys.maxsize if self.order.steps is None else self.order.steps
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        examples = self.order(index)[self.rows]
+    def __getitem__(self, step: int) -> dict[str, np.ndarray]:
+        source = self.dataset.splits[self.split]
+        size, trains = len(source), isinstance(self.order, TrainOrder)
         shape = (self.preprocess.size, self.preprocess.size, self.preprocess.channels)
-        batch = _zero_rows(len(examples), shape)
-        unreadable = np.full(len(examples), -1)
-        for row, number in enumerate(map(int, examples)):
-            if number == len(self.source):
+        batch = _zero_rows(len(self.rows), shape)
+        unreadable = [-1]  # no example, so that the array has an item
+        for row, first in enumerate(map(int, self.order(step)[self.rows])):
+            if first == size:
                 continue  # padding
-            example = self.source[number]
-            rng = None
-            if self.preprocess.random_crop:
-                rng = self.order.generator(index, self.rows.start + row)
-            try:
-                image = self.preprocess(example["image"], rng, example["name"])
-            except CorruptImage:
-                if self.on_corrupt == "fail":
-                    raise
-                unreadable[row] = number
-                continue
-            batch["image"][row] = image
-            batch["label"][row] = example["label"]
-            batch["mask"][row] = 1
-        return batch | {"unreadable": unreadable}
+            for number in range(first, first + size if trains else first + 1):
+                number %= size
+                example = source[number]
+                rng = None
+                if self.preprocess.random_crop:
+                    rng = self.order.generator(step, int(self.rows[row]))
+                try:
+                    image = self.preprocess(example["image"], rng, example["name"])
+                except CorruptImage:
+                    if self.on_corrupt == "fail":
+                        raise
+                    unreadable.append(number)
+                    continue
+                if not 0 <= example["label"] < max(1, len(self.dataset.class_names)):
+                    raise wrong_label(self.dataset, self.split, number, example["label"])
+                batch["image"][row] = image
+                batch["label"][row] = example["label"]
+                batch["mask"][row] = 1
+                break
+            else:
+                if trains:
+                    raise _nothing_readable(self.dataset, self.split)
+        return batch | {"unreadable": np.array(unreadable)}
+
+
+def _nothing_readable(dataset: Dataset, split: str) -> InputError:
+    return InputError(f"{dataset.name}: no image of {split} could be read")
 
 
 def _zero_rows(count: int, image_shape: tuple[int, int, int]) -> dict[str, np.ndarray]:
@@ -402,10 +445,10 @@ def _zero_rows(count: int, image_shape: tuple[int, int, int]) -> dict[str, np.nd
 def local_rows(
     batch_size: int,
     sharding: "jax.sharding.NamedSharding | jax.sharding.SingleDeviceSharding | None",
-) -> slice:
-    """The rows of a global batch that this process's devices hold."""
+) -> np.ndarray:
+    """The rows of a global batch that this process's devices hold, ascending."""
     if sharding is None:
-        return slice(0, batch_size)
+        return np.arange(batch_size)
     try:
         held = sharding.addressable_devices_indices_map((batch_size,)).values()
     except ValueError as error:
@@ -413,22 +456,23 @@ def local_rows(
             f"batch size {batch_size} does not divide over the {len(sharding.device_set)} devices "
             "of the mesh; expected a multiple"
         ) from error
-    spans = [index[0].indices(batch_size) for index in held if index is not None]
-    return slice(min(start for start, _, _ in spans), max(stop for _, stop, _ in spans))
+    everything = np.arange(batch_size)
+    return np.unique(np.concatenate([everything[index] for index in held if index is not None]))
 
 
 def make_global(
     rows: np.ndarray,
-    first: int,
+    places: np.ndarray,
     length: int,
     sharding: "jax.sharding.NamedSharding | jax.sharding.SingleDeviceSharding",
 ) -> "jax.Array":
-    """The array of `length` rows of which this process holds `rows`, from `first` on."""
+    """The array of `length` rows of which this process holds `rows`, at `places`, ascending."""
     import jax
 
     def shard(index: Any) -> np.ndarray:
         start, stop, _ = index[0].indices(length)
-        return rows[start - first : stop - first]
+        first = np.searchsorted(places, start)
+        return rows[first : first + stop - start]
 
     return jax.make_array_from_callback((length, *rows.shape[1:]), sharding, shard)
 

@@ -164,6 +164,6 @@ class Ring:
         if self._sharding is None:
             return dict(rows)
         return {
-            name: make_global(value, self._rows.start, self.batch_size, self._sharding)
+            name: make_global(value, self._rows, self.batch_size, self._sharding)
             for name, value in rows.items()
         }

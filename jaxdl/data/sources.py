@@ -4,17 +4,23 @@ Every split is a `Source`: random access by index, picklable (worker processes g
 undecoded, so that one damaged image is one damaged image and not a dead run.
 """
 
+import contextlib
 import dataclasses
+import difflib
+import functools
+import hashlib
+import os
 import pathlib
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, TypedDict
 
 import numpy as np
 
 from jaxdl import InputError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+MANY = 100_000  # records of which it takes long to read the labels
 
 
 class Example(TypedDict):
@@ -55,10 +61,11 @@ def load(name: str, data_dir: str | None = None) -> Dataset:
     Args:
         name: `digits` (prepares itself on first use); a TFDS name, `name/config` or `name:version`
             prepared as ArrayRecord (the newest version unless one is named); or `folder:PATH` with
-            PATH/train/CLASS/*.jpg and likewise `validation` (or `val`) and `test`. A folder's
-            classes are its sorted directory names, and its images count as RGB whatever they hold.
-            Images without classes lie in PATH/train and so on themselves, or all in PATH, which is
-            then the train split.
+            PATH/train/CLASS/*.jpg and likewise `validation` (or `val`) and `test`, or with
+            PATH/CLASS/*.jpg, which is then the train split. A folder's classes are its sorted
+            directory names. Images without classes lie in PATH/train and so on themselves, or all
+            in PATH. What is no image is counted on stderr. The images are gray if all of the train
+            split are whose headers are read, `folders.HEADERS` of them at most, else RGB.
         data_dir: where TFDS keeps its sets; by default TFDS's own choice, $TFDS_DATA_DIR or
             ~/tensorflow_datasets. Folders do not use it.
 
@@ -66,7 +73,9 @@ def load(name: str, data_dir: str | None = None) -> Dataset:
         InputError: the set is not there or not usable; the message says what to do.
     """
     if name.startswith("folder:"):
-        return _load_folder(pathlib.Path(name.removeprefix("folder:")).expanduser())
+        from jaxdl.data import folders
+
+        return folders.load(pathlib.Path(name.removeprefix("folder:")).expanduser())
     from tensorflow_datasets.core import constants
 
     root = pathlib.Path(data_dir or constants.get_default_data_dir()).expanduser()
@@ -137,47 +146,26 @@ def from_arrays(
     return Dataset(name, splits, tuple(class_names), int(np.shape(images)[3]))
 
 
-def split_off(dataset: Dataset, share: float, seed: int) -> Dataset:
-    """Move a random share of 'train' to a new 'validation' split; the same one for the same seed.
-
-    Args:
-        dataset: a set without a validation split.
-        share: the part of the train examples to move, in (0, 1).
-        seed: which examples.
-
-    Raises:
-        InputError: there is a validation split, or either part would be empty.
-    """
-    if "validation" in dataset.splits:
-        raise InputError(
-            f"{dataset.name} has a validation split of its own; "
-            "a share of train can be split off only from a set without one"
-        )
-    train = dataset.splits["train"]
-    count = round(share * len(train)) if 0 < share < 1 else 0
-    if not 0 < count < len(train):
-        raise InputError(
-            f"validation share {share} of {len(train)} train examples leaves a part empty; "
-            "expected a share between 0 and 1 that gives both parts an example"
-        )
-    order = np.random.default_rng(seed).permutation(len(train))
-    parts: dict[str, Source] = {
-        "train": _Subset(train, np.sort(order[count:])),
-        "validation": _Subset(train, np.sort(order[:count])),
-    }
-    return dataset._replace(splits=dataset.splits | parts)
-
-
 def labels(source: Source) -> np.ndarray:
     """Return the label of every example, integers [N]; no image is decoded.
 
-    Arrays, folders and what is made of them hold their labels; of other sources each example is
-    read.
+    Arrays, folders and what is made of them hold their labels. Those of a TFDS set are read once,
+    with the records that hold them, and kept in memory and, if it can be written, in a file beside
+    the records. Of other sources each example is read.
     """
     held = getattr(source, "labels", None)
     if held is None:
         held = [source[i]["label"] for i in range(len(source))]
     return np.asarray(held)
+
+
+def wrong_label(dataset: Dataset, split: str, index: int, label: int) -> InputError:
+    """The error of an example whose label is of no class."""
+    return InputError(
+        f"example {index} of the {split} split of {dataset.name}, "
+        f"{dataset.splits[split][index]['name']}, has the label {label}; "
+        f"expected 0 to {max(1, len(dataset.class_names)) - 1}"
+    )
 
 
 def require_classes(dataset: Dataset) -> None:
@@ -189,103 +177,37 @@ def require_classes(dataset: Dataset) -> None:
         )
 
 
-def only(dataset: Dataset, class_names: Sequence[str]) -> Dataset:
-    """Keep the examples of some classes, labelled anew in the order given.
+def fingerprint(source: Source) -> str:
+    """Return a digest of what a split holds, which another content changes.
 
-    Args:
-        dataset: the set, of which every split is reduced.
-        class_names: at least two of its classes; the first becomes label 0.
-
-    Raises:
-        InputError: a class that the set does not have or that is given twice, fewer than two, or a
-            split that would be left empty.
+    Arrays take part with every byte. Files do by their names, sizes and times of change, without
+    being read: a file that is rewritten with as many bytes and given its old time back is not
+    noticed, and a copy that does not keep the times counts as other. Of a source that is none of
+    these every example is read.
     """
-    require_classes(dataset)
-    unknown = [name for name in class_names if name not in dataset.class_names]
-    if unknown:
-        raise InputError(
-            f"{dataset.name} has no class {unknown[0]!r}; it has {name_some(dataset.class_names)}"
-        )
-    if len(set(class_names)) < max(2, len(class_names)):
-        raise InputError(
-            f"classes {name_some(class_names)} of {dataset.name}: expected at least two, each once"
-        )
-    new_labels = np.full(len(dataset.class_names), -1)
-    new_labels[[dataset.class_names.index(name) for name in class_names]] = range(len(class_names))
-    splits: dict[str, Source] = {}
-    for split, source in dataset.splits.items():
-        relabelled = new_labels[labels(source)]
-        indices = np.flatnonzero(relabelled >= 0)
-        if not len(indices):
-            raise InputError(
-                f"the {split} split of {dataset.name} has no example of {name_some(class_names)}"
-            )
-        splits[split] = _Subset(source, indices, relabelled[indices])
-    return dataset._replace(splits=splits, class_names=tuple(class_names))
+    digest = hashlib.sha256()
+    for part in identify(source):
+        digest.update(part)
+    return digest.hexdigest()
 
 
-def few(dataset: Dataset, per_class: int, seed: int) -> Dataset:
-    """Keep so many train examples of each class, and all of the other splits.
-
-    The same seed draws the same examples, and a smaller number a part of a larger one's.
-
-    Args:
-        dataset: the set.
-        per_class: how many of each class.
-        seed: which examples.
-
-    Raises:
-        InputError: fewer than one is wanted, or more than a class has, or there are no classes.
-    """
-    require_classes(dataset)
-    train = dataset.splits["train"]
-    of_train = labels(train)
-    counts = np.bincount(of_train, minlength=len(dataset.class_names))
-    if not 1 <= per_class <= counts.min():
-        raise InputError(
-            f"{per_class} train examples of each class of {dataset.name}: expected 1 to "
-            f"{counts.min()}, what there is of class {dataset.class_names[counts.argmin()]!r}"
-        )
-    order = np.random.default_rng(seed).permutation(len(train))
-    chosen = [order[of_train[order] == label][:per_class] for label in range(len(counts))]
-    subset = _Subset(train, np.sort(np.concatenate(chosen)))
-    return dataset._replace(splits=dataset.splits | {"train": subset})
+def identify(source: Source) -> Iterator[bytes | memoryview]:
+    """Yield what tells a split from others, as `fingerprint` says."""
+    own = getattr(source, "identify", None)
+    if own is not None:
+        yield from own()
+        return
+    for i in range(len(source)):
+        image, label = source[i]["image"], source[i]["label"]
+        stored = image if isinstance(image, bytes) else image.tobytes()
+        yield f"{label} {np.shape(image)} {len(stored)} ".encode() + stored
 
 
-def fold(dataset: Dataset, folds: int, number: int, seed: int) -> Dataset:
-    """Cut 'train' into equal parts at random; one becomes 'validation' and the others 'train'.
-
-    Every example is in the validation split of just one fold. Classes are not balanced; parts
-    differ by one example where the number of folds does not divide that of the examples.
-
-    Args:
-        dataset: a set without a validation split.
-        folds: how many parts.
-        number: which part is for validation, from 0.
-        seed: of the cut, the same for all folds of one cross-validation.
-
-    Raises:
-        InputError: there is a validation split, or one of the numbers is out of range.
-    """
-    if "validation" in dataset.splits:
-        raise InputError(
-            f"{dataset.name} has a validation split of its own; "
-            "folds can be cut only from a set without one"
-        )
-    train = dataset.splits["train"]
-    if not 2 <= folds <= len(train):
-        raise InputError(
-            f"{folds} folds of {len(train)} train examples: expected 2 to {len(train)}"
-        )
-    if not 0 <= number < folds:
-        raise InputError(f"fold {number} of {folds}: expected 0 to {folds - 1}")
-    cut = np.array_split(np.random.default_rng(seed).permutation(len(train)), folds)
-    validation = cut.pop(number)
-    parts: dict[str, Source] = {
-        "train": _Subset(train, np.sort(np.concatenate(cut))),
-        "validation": _Subset(train, np.sort(validation)),
-    }
-    return dataset._replace(splits=dataset.splits | parts)
+def identify_files(root: pathlib.Path, paths: Sequence[str]) -> Iterator[bytes]:
+    """Yield the names, sizes and times of change of files in a folder."""
+    for path in paths:
+        found = (root / path).stat()
+        yield os.fsencode(path) + f"\0{found.st_size} {found.st_mtime_ns}\0".encode()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -304,49 +226,19 @@ class _Arrays:
             name=f"{self.name}[{index}]",
         )
 
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Subset:
-    source: Source
-    indices: np.ndarray
-    new_labels: np.ndarray | None = None  # of the chosen examples, where they are not the source's
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> Example:
-        example = self.source[int(self.indices[index])]
-        if self.new_labels is not None:
-            example["label"] = int(self.new_labels[index])
-        return example
-
-    @property
-    def labels(self) -> np.ndarray:
-        return labels(self.source)[self.indices] if self.new_labels is None else self.new_labels
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Files:
-    root: pathlib.Path
-    paths: list[str]  # relative to root, to keep the copy that each worker gets small
-    labels: list[int]
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> Example:
-        path = self.root / self.paths[index]
-        try:
-            image = path.read_bytes()
-        except OSError as error:
-            raise InputError(f"{path} cannot be read ({error.strerror})") from error
-        return Example(image=image, label=self.labels[index], name=str(path))
+    def identify(self) -> Iterator[bytes | memoryview]:
+        yield f"{self.images.shape} {self.labels.dtype} ".encode()
+        for array in (self.images, self.labels):
+            yield np.ascontiguousarray(array).data
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Records:
     records: Any  # a TFDS data source whose images are left encoded
     name: str
+    root: pathlib.Path
+    split: str
+    files: list[str]  # of the records, in root
 
     def __len__(self) -> int:
         return len(self.records)
@@ -358,66 +250,29 @@ class _Records:
             name += f" ({record['file_name'].decode()})"
         return Example(image=record["image"], label=int(record["label"]), name=name)
 
+    def identify(self) -> Iterator[bytes | memoryview]:
+        yield from identify_files(self.root, self.files)
 
-def _load_folder(root: pathlib.Path) -> Dataset:
-    places = [("train", "train"), ("validation", "validation"), ("validation", "val")]
-    places += [("test", "test")]
-    if not (root / "train").is_dir():
-        if not (root.is_dir() and any(path.is_file() for path in _images(root))):
-            raise InputError(
-                f"folder {root} has no directory 'train' and no images; expected "
-                f"{root}/train/CLASS/*.jpg, or {root}/*.jpg without classes"
-            )
-        places = [("train", "")]
-    train = root / places[0][1]
-    class_names = tuple(path.name for path in _visible(train) if path.is_dir())
-    splits: dict[str, Source] = {}
-    for split, directory in places:
-        if (root / directory).is_dir():
-            if split in splits:
-                raise InputError(f"folder {root} has both 'validation' and 'val'; expected one")
-            splits[split] = _index_files(root / directory, class_names)
-    return Dataset(f"folder:{root}", splits, class_names, channels=3)
-
-
-def _index_files(directory: pathlib.Path, class_names: tuple[str, ...]) -> _Files:
-    class_dirs = [path for path in _visible(directory) if path.is_dir()]
-    loose = [path for path in _images(directory) if path not in class_dirs]
-    if loose and class_dirs:
-        raise InputError(
-            f"{directory} holds images and directories, such as {loose[0].name!r} and "
-            f"{class_dirs[0].name!r}; expected one or the other"
-        )
-    if not loose and not class_dirs:
-        raise InputError(
-            f"{directory} holds no classes and no images; expected {directory}/CLASS/*.jpg, or "
-            f"{directory}/*.jpg without classes"
-        )
-    if bool(class_dirs) != bool(class_names):
-        has, form = ("no classes", "CLASS/*.jpg") if class_names else ("classes", "*.jpg")
-        raise InputError(f"{directory} has {has}, unlike train; expected {directory}/{form}")
-    paths, labels = [path.name for path in loose], [0] * len(loose)
-    for class_dir in class_dirs:
-        if class_dir.name not in class_names:
-            raise InputError(
-                f"{class_dir} is not one of the classes of train; expected {name_some(class_names)}"
-            )
-        images = _images(class_dir)
-        if not images:
-            raise InputError(
-                f"{class_dir} holds no images; expected files ending in {', '.join(IMAGE_SUFFIXES)}"
-            )
-        paths += [f"{class_dir.name}/{path.name}" for path in images]
-        labels += [class_names.index(class_dir.name)] * len(images)
-    return _Files(directory, paths, labels)
-
-
-def _images(directory: pathlib.Path) -> list[pathlib.Path]:
-    return [path for path in _visible(directory) if path.suffix.lower() in IMAGE_SUFFIXES]
-
-
-def _visible(directory: pathlib.Path) -> list[pathlib.Path]:
-    return sorted(path for path in directory.iterdir() if not path.name.startswith("."))
+    @functools.cached_property
+    def labels(self) -> np.ndarray:
+        # A label cannot be read without its record, and ImageNet's are 140 GB.
+        path, key = self.root / f"jaxdl-labels-{self.split}.npz", fingerprint(self)
+        with (
+            contextlib.suppress(Exception),  # not there, or damaged
+            path.open("rb") as file,
+            np.load(file, allow_pickle=False) as saved,
+        ):
+            if str(saved["key"]) == key:
+                return saved["labels"]
+        if len(self) >= MANY:
+            print(f"reading the labels of {self.name}, once: {path}", file=sys.stderr)
+        found = np.array([self.records[i]["label"] for i in range(len(self))], np.int64)
+        scratch = path.with_suffix(f".{os.uname().nodename}.{os.getpid()}")
+        with contextlib.suppress(OSError):  # a set that may only be read
+            with scratch.open("wb") as output:
+                np.savez(output, labels=found, key=np.array(key))
+            scratch.replace(path)
+        return found
 
 
 def _load_tfds(name: str, root: pathlib.Path) -> Dataset:
@@ -444,6 +299,9 @@ def _load_tfds(name: str, root: pathlib.Path) -> Dataset:
                 file_format="array_record",
             ),
             f"{name} {split}",
+            pathlib.Path(builder.data_path),
+            split,
+            [pathlib.Path(path).name for path in builder.info.splits[split].filepaths],
         )
         try:
             labelled = records[0]["label"] >= 0  # ImageNet's test images are all labelled -1
@@ -490,7 +348,7 @@ def find_version(name: str, root: pathlib.Path) -> pathlib.Path:
     if not match:
         raise InputError(
             f"dataset {name!r} is not a name; expected digits, folder:PATH, or a TFDS name such as "
-            "mnist, imagenet_resized/32x32 or mnist:3.0.1"
+            f"mnist, imagenet_resized/32x32 or mnist:3.0.1{_guess(name, root)}"
         )
     set_name, wanted = match.groups()
     prepared = [path.parent for path in (root / set_name).glob("*/features.json")]
@@ -502,11 +360,39 @@ def find_version(name: str, root: pathlib.Path) -> pathlib.Path:
     others |= {
         f"{set_name}/{path.parents[1].name}" for path in root.glob(f"{set_name}/*/*/features.json")
     }
+    if not others and set_name.split("/")[0] not in _listed_sets():
+        raise InputError(
+            f"dataset {name!r} is not prepared in {root}, and TFDS lists no set of that name"
+            f"{_guess(name, root)}"
+        )
     found = f" (there is {name_some(sorted(others))})" if others else ""
     raise InputError(
         f"dataset {name!r} is not prepared in {root}{found}; prepare it with: "
         f"{build_command(name, root)}"
     )
+
+
+def _listed_sets() -> set[str]:
+    """The sets that TFDS has code for, by its files: to import it all would take TensorFlow."""
+    import tensorflow_datasets as tfds
+
+    package = pathlib.Path(tfds.__file__).parent
+    folders = (path.parent for path in package.glob("*/*/__init__.py"))
+    no_sets = ("core", "scripts", "testing")
+    by_folder = {folder.name for folder in folders if folder.parent.name not in no_sets}
+    return by_folder | {path.stem for path in package.glob("url_checksums/*.txt")}
+
+
+def _guess(name: str, root: pathlib.Path) -> str:
+    """What may have been meant by a name of no set, to end a message."""
+    if name and pathlib.Path(name).expanduser().is_dir():
+        return f"; did you mean folder:{name}?"
+    depths = ("*/*/features.json", "*/*/*/features.json")
+    prepared = {path.relative_to(root).parts[0] for depth in depths for path in root.glob(depth)}
+    known = ["digits", *sorted(prepared | _listed_sets())]
+    plain = re.sub(r"[^\w]", "", re.split("[/:]", name)[0]).lower()
+    close = difflib.get_close_matches(plain, known, 3)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
 def build_command(name: str, root: pathlib.Path) -> str:

@@ -269,7 +269,9 @@ class TextPipeline:
         self.context = context
         self._seed = seed
         self._sharding = sharding
-        self._rows = rows or local_rows(batch_size, sharding)
+        self._rows = (
+            local_rows(batch_size, sharding) if rows is None else np.arange(batch_size)[rows]
+        )
 
     @property
     def steps_per_epoch(self) -> int:
@@ -293,7 +295,7 @@ class TextPipeline:
         text = self.splits["train"]
         epoch, step = divmod(step, self.steps_per_epoch)
         offset = generator_for(self._seed, 0, epoch).integers(len(text))
-        rows = np.arange(self.batch_size)[self._rows]
+        rows = self._rows
         starts = offset + rows * (len(text) // self.batch_size) + step * self.length
         places = starts[:, None] + np.arange(self.length + 1)
         return {
@@ -305,7 +307,7 @@ class TextPipeline:
 
     def _eval_rows(self, split: str, step: int) -> dict[str, np.ndarray]:
         text = self.splits[split]
-        rows = step * self.batch_size + np.arange(self.batch_size)[self._rows]
+        rows = step * self.batch_size + self._rows
         first = rows[:, None] * self.window  # what counts is from here up to `past`
         past = np.minimum(first + self.window, len(text))
         # The first windows have less before them than `context`; they begin with the text.
@@ -320,5 +322,4 @@ class TextPipeline:
         if self._sharding is None:
             return dict(rows)
         make = functools.partial(make_global, sharding=self._sharding)
-        first = self._rows.start
-        return {key: make(value, first, self.batch_size) for key, value in rows.items()}
+        return {key: make(value, self._rows, self.batch_size) for key, value in rows.items()}

@@ -261,7 +261,7 @@ class WordPipeline:
         if self._sharding is None:
             return dict(rows)
         return {
-            name: make_global(value, self._rows.start, size, self._sharding)
+            name: make_global(value, self._rows, size, self._sharding)
             for name, value in rows.items()
         }
 
