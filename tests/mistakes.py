@@ -262,7 +262,6 @@ resnet --epochs=0 => --epochs=0
 resnet --epochs=1e-400 => --epochs=0
 resnet --steps=0 => --steps=0
 resnet --steps=1e3 => steps
-resnet --steps=99999999999999999999 => --steps
 resnet --seed=-1 => --seed=-1
 resnet --seed=99999999999999999999 => --seed
 resnet --keep=0 => --keep=0
@@ -270,8 +269,8 @@ resnet --log_every=0 => --log_every=0
 resnet --profile_steps=-1 => --profile_steps
 resnet --precision=float64 => float32|bfloat16|float16
 resnet --precision= => float32|bfloat16|float16
-resnet --model= => --model
-resnet --model=resnet20 => resnet20_cifar
+resnet --model= => no model ''
+resnet --model=resnet20 => no model 'resnet20'
 resnet --model=lenet5 --shortcut=B => shortcut
 resnet --width=0 => width
 resnet --width=-4 => width
@@ -280,7 +279,7 @@ resnet --optimizer=sgd --b1=0.9 => b1
 resnet --momentum=1 => --momentum=1
 resnet --clip_norm=0 => --clip_norm=0
 resnet --schedule=step --schedule_boundaries=0.5,x => schedule_boundaries
-resnet --schedule=step --schedule_boundaries=0.7,0.3 => boundaries
+resnet --schedule=step --schedule_boundaries=0.7,0.3 --steps=1 => boundaries
 resnet --schedule=step --schedule_boundaries=2 => boundaries
 resnet --schedule_rate=0.5 => rate
 resnet --schedule=restarts --schedule_cycles=0 => cycles
@@ -291,12 +290,12 @@ resnet --plateau=0 => --plateau=0
 resnet --plateau=3 => --plateau
 resnet --early_stop=3 => --early_stop
 resnet --folds=1 => --folds=1
-resnet --folds=5000 => --folds
+resnet --folds=5000 => 5000 folds
 resnet --fold=0 => --fold=0
 resnet --folds=3 --validation=0.1 => --validation
 resnet --validation=1 => --validation=1
-resnet --validation=1e-9 => --validation
-resnet --validation=0.9999 => --validation
+resnet --validation=1e-9 => 1e-09
+resnet --validation=0.9999 => 0.9999
 resnet --classes=3,11 => 11
 resnet --classes=3,3 => 3
 resnet --per_class=0 => --per_class=0
@@ -315,7 +314,7 @@ resnet --augment=pca_color --channels=3 --pca_file=emptied => emptied
 resnet --augment=pca_color --channels=3 --pca_file=texts/gray.json => gray.json
 resnet --augment=pca_color --channels=3 --pca_file=texts/shape.json => shape.json
 resnet --mix=blend => mix
-resnet --init=he_normal --init_scale=-1 => init_scale
+resnet --init=he_normal --init_scale=-1 --steps=1 => init_scale
 resnet --init_scale=2 => --init_scale
 resnet --norm_momentum=2 => --norm_momentum
 resnet --on_corrupt=ignore => fail|skip
@@ -328,11 +327,11 @@ resnet --coordinator=localhost:99999 --num_processes=2 --process_id=0 --workdir=
 resnet --coordinator=localhost:7 --num_processes=2 --process_id=2 --workdir=hosts => --process_id=2
 resnet --coordinator=localhost:7 --num_processes=0 --process_id=0 --workdir=hosts => --num_processes=0
 resnet --coordinator=localhost:7 --num_processes=2 --process_id=0 => --workdir
-resnet --num_processes=2 --process_id=1 => --coordinator
+resnet --num_processes=2 --process_id=1 --steps=1 => --coordinator
 resnet --coordinator=auto --workdir=hosts => --coordinator=auto
 lenet --model=resnet20_cifar => lenet5
 lenet --model=lenet5_1998 --image_size=64 => image
-alexnet --image_size=4 => --image_size
+alexnet --image_size=4 => at least 15x15
 vgg --width=0 => width
 vgg --small_images=false --image_size=8 => image
 inception --model=inception_v3 --image_size=16 => image
@@ -348,8 +347,7 @@ resnet --flagfile=emptied => emptied
 resnet --flagfile=binary => binary
 resnet --flagfile=latin1.txt => latin1.txt
 resnet --flagfile=nowhere => nowhere
-resnet --flagfile= => flagfile
-resnet --flagfile=flagfiles/cycle => flagfiles/
+resnet --flagfile=flagfiles/cycle --steps=1 => flagfiles/
 resnet --flagfile=flagfiles/unknown => --modle
 resnet --flagfile=flagfiles/bare => batch_size=3
 resnet --flagfile=flagfiles/spaces => batch_size
@@ -368,14 +366,14 @@ lenet --workdir=gs://bucket/run => gs://bucket/run
 lenet --workdir={long} => File name too long
 lenet --workdir=run --resume=never => --resume=never
 lenet --workdir=new --resume=must => there is no run in new
-lenet --workdir=run --model=lenet5_1998 => holds a run with --model=lenet5
-lenet --workdir=run --seed=1 => holds a run with --seed=0
+lenet --workdir=run --steps=4 --model=lenet5_1998 => holds a run with --model=lenet5
+lenet --workdir=run --steps=4 --seed=1 => holds a run with --seed=0
 resnet --workdir=run => experiments.lenet
 lenet --workdir=no_flags => no_flags
 lenet --workdir=binary_flags --steps=4 => binary_flags/flags.txt
 lenet --workdir=empty_flags --steps=4 => empty_flags/flags.txt
 lenet --workdir=cut_flags --steps=4 => cut_flags/flags.txt
-lenet --workdir=folder_flags --steps=4 => folder_flags/flags.txt
+lenet --workdir=folder_flags --steps=4 => folder_flags
 lenet --workdir=newer_flags --steps=4 => invented_later
 lenet --flagfile=run/flags.txt --workdir=run_cut_inputs => run_cut_inputs/inputs.json
 lenet --flagfile=run/flags.txt --workdir=run_list_inputs => run_list_inputs/inputs.json
@@ -392,19 +390,19 @@ lenet --mode=eval --workdir=run --model=lenet5_1998 => --model=lenet5
 lenet --mode=eval --workdir=binary_flags => binary_flags/flags.txt
 lenet --mode=eval --workdir=cut_flags => cut_flags/flags.txt
 lenet --mode=eval --workdir=no_checkpoints => no_checkpoints
-lenet --mode=eval --workdir=file_checkpoints => file_checkpoints/checkpoints
+lenet --mode=eval --workdir=file_checkpoints => file_checkpoints
 lenet --mode=eval --workdir=run_cut_inputs => run_cut_inputs/inputs.json
 lenet --mode=eval --workdir=run_list_inputs => run_list_inputs/inputs.json
 lenet --mode=eval --workdir=cut_summary => cut_summary/summary.json
 lenet --mode=eval --workdir=list_summary => list_summary/summary.json
 lenet --mode=eval --workdir=no_step_summary => no_step_summary/summary.json
-lenet --mode=eval --workdir=word_summary => word_summary/summary.json
-lenet --mode=eval --workdir=far_summary => 99
+predict --workdir=word_summary --images=weights/a.png => word_summary/summary.json
+predict --workdir=far_summary --images=weights/a.png => 99
 resnet --mode=eval --workdir=run => lenet
 resnet --mode=evaluate --workdir=net => train|eval
 
 # images
-resnet --dataset= => --dataset
+resnet --dataset= => dataset ''
 resnet --dataset=mnst => mnst
 resnet --dataset=DIGITS => DIGITS
 resnet --dataset=mnist --data_dir=file => file
@@ -419,7 +417,6 @@ resnet --dataset=folder:images/training => train
 resnet --dataset=folder:images/no_images => no_images
 resnet --dataset=folder:images/tiff_only => tiff_only
 resnet --dataset=folder:images/file_train => file_train
-resnet --dataset=folder:images/no_test --batch_size=2 => --validation
 resnet --dataset=folder:images/new_class --batch_size=2 => bird
 resnet --dataset=folder:images/sound => 8
 resnet --dataset=folder:images/text --batch_size=2 --epochs=1 => cat/0.png
@@ -435,9 +432,9 @@ pixels --dataset=folder:missing => missing
 pixels --dataset=folder:images/text => cat/0.png
 pixels --dataset=folder:images/sound --output=missing/pixels.json => missing/pixels.json
 pixels --dataset=folder:images/sound --output=emptied => emptied
-pixels --dataset=folder:images/sound --output=/dev/full => /dev/full
-pixels --image_size=0 => image_size
-pixels --crop_share=2 => crop_share
+pixels --dataset=folder:images/sound --output=/dev/full => No space left
+pixels --image_size=0 => image size 0
+pixels --crop_share=2 => crop share 2
 checkerboard --dataset=ring => ring
 checkerboard --image_size=20 => 20
 checkerboard --dataset=folder:missing --steps=1 => missing
@@ -475,8 +472,8 @@ predict --model=resnet18 --weights=weights/text.npz --images=weights/a.png => te
 predict --model=resnet18 --weights=weights/cut.npz --images=weights/a.png => cut.npz
 predict --model=resnet18 --weights=weights/empty.npz --images=weights/a.png => empty.npz
 predict --model=resnet18 --weights=weights/objects.npz --images=weights/a.png => objects.npz
-predict --model=resnet18 --weights=weights/none.npz --images=weights/a.png => none.npz
-predict --model=resnet18 --weights=weights/foreign.npz --images=weights/a.png => foreign.npz
+predict --model=resnet18 --weights=weights/none.npz --images=weights/a.png => missing
+predict --model=resnet18 --weights=weights/foreign.npz --images=weights/a.png => readme.txt
 predict --model=resnet18 --weights=weights/text.pth --images=weights/a.png => .pth
 predict --model=resnet18 --weights=weights/code.pth --images=weights/a.png => .pth
 predict --model=resnet19 --weights=weights/foreign.npz --images=weights/a.png => resnet18
@@ -488,14 +485,13 @@ transfer --from_run=chars => char_rnn
 transfer --from_run=run --from_weights=weights/foreign.npz => give one of them
 transfer --from_run=run --head_only --freeze=c1 => give one of them
 transfer --from_run=run --freeze=nothing => nothing
-transfer --from_run=run --freeze=( => --freeze=(
-transfer --from_run=run --freeze=. => --freeze=.
+transfer --from_run=run --freeze=( => pattern '('
+transfer --from_run=run --freeze=. => pattern '.'
 transfer --from_run=run --freeze_up_to=layer9 => layer9
 transfer --from_run=run --layer_decay=0 => --layer_decay=0
 transfer --from_run=run --stages=c1 => --stages
 transfer --from_run=run --layer_decay=0.5 --stages=nothing => nothing
 transfer --from_run=run --unfreeze_every=0 => --unfreeze_every=0
-transfer --from_run=run --model=resnet20_cifar => lenet5
 transfer --from_run=run --bottleneck=file --steps=1 => file
 transfer --from_run=run --bottleneck=features --augment=flip => --augment=flip
 transfer --from_run=run --from_labels=weights/labels.txt => --from_labels
@@ -503,7 +499,7 @@ transfer --from_run=run_cut_inputs => run_cut_inputs/inputs.json
 transfer --from_run=all_damaged => damaged
 transfer --from_run=run --dataset=folder:images/flat --batch_size=2 => no classes
 transfer --from_weights=missing.npz --model=resnet18 => missing.npz
-transfer --from_weights=weights/foreign.npz => --model
+transfer --from_weights=weights/foreign.npz => resnet20_cifar
 transfer --from_weights=weights/foreign.npz --model=lenet5 => lenet5
 transfer_study --per_class=1 => --per_class=1
 transfer_study --per_class=5,5 => --per_class
@@ -541,22 +537,19 @@ char_rnn --mode=sample --workdir=chars_list_inputs => chars_list_inputs/inputs.j
 char_rnn --mode=sample --workdir=chars_empty_inputs => chars_empty_inputs/inputs.json
 char_rnn --mode=sample --workdir=chars_no_inputs => chars_no_inputs/inputs.json
 recurrent_pictures --workdir=missing => missing
-recurrent_pictures --workdir=run => lenet
+recurrent_pictures --workdir=run => char_rnn
 recurrent_pictures --output=file => file
 recurrent_pictures --lags=0 => --lags=0
-recurrent_pictures --workdir=chars --text=missing.txt => missing.txt
 word2vec --text=missing.txt => missing.txt
 word2vec --text=empty => empty
 word2vec --text=binary => binary
-word2vec --text=book.txt => min_count
-word2vec --text=book.txt --min_count=100000 => --min_count=100000
-word2vec --text=texts/one_word.txt => one_word.txt
+word2vec --text=book.txt --min_count=100000 => min_count=100000
+word2vec --text=texts/one_word.txt => different words
 word2vec --text=book.txt --min_count=1 --words=cat,unicorn --batch_size=64 => unicorn
-word2vec --text=book.txt --min_count=1 --batch_size=100000 => 100000
 word2vec --text=book.txt --min_count=1 --window=0 => --window=0
 word2vec --text=book.txt --subsample=2 => --subsample=2
 word2vec --mode=neighbours --workdir=words --words=unicorn => unicorn
-word2vec --mode=neighbours --workdir=words --neighbours=1000 => --neighbours=1000
+word2vec --mode=neighbours --workdir=words --neighbours=1000 => 1000 nearest
 word2vec --mode=neighbours --workdir=words_cut_inputs => words_cut_inputs/inputs.json
 word2vec --mode=neighbours --workdir=words_empty_inputs => words_empty_inputs/inputs.json
 word2vec --mode=neighbours --workdir=words_list_inputs => words_list_inputs/inputs.json
@@ -577,12 +570,10 @@ seq2seq --pairs=texts/blank.tsv => blank.tsv
 seq2seq --pairs=texts/same.tsv => same.tsv
 seq2seq --dataset=nothing => nothing
 seq2seq --target_language=xx => xx
-seq2seq --target_language=en => en
-seq2seq --count=1 => --count
-seq2seq --count=500 --batch_size=5000 => 5000
-seq2seq --count=500 --max_length=1 => --max_length=1
-seq2seq --count=500 --vocabulary_size=1 => --vocabulary_size=1
-seq2seq --count=500 --vocabulary_size=-1 => --vocabulary_size=-1
+seq2seq --count=1 => expected
+seq2seq --count=500 --max_length=1 => max_length
+seq2seq --count=500 --vocabulary_size=1 => a vocabulary of 1
+seq2seq --count=500 --vocabulary_size=-1 => a vocabulary of -1
 seq2seq --count=500 --features=7 => --features=7
 seq2seq --n_best=9 => --n_best=9
 seq2seq --attention=none --coverage_penalty=1 => --coverage_penalty
@@ -603,7 +594,7 @@ gan --penalty=r1 => --discriminator_norm
 gan --penalty_weight=-1 => --penalty_weight=-1
 gan --discriminator_norm=instance => spectral
 gan --dataset=ring --model=dcgan => --model=dcgan
-gan --dataset=ring --image_size=16 => --image_size
+gan --dataset=ring --channels=1 => --channels
 gan --conditional --dataset=folder:images/flat --validation=0.3 => no classes
 gan --samples=3 => --samples=3
 gan --batch_size=2000 => 1437
@@ -614,12 +605,11 @@ gan --kernel_size=0 => kernel_size
 gan --classifier=missing => missing
 gan --classifier=chars => char_rnn
 gan --classifier=run_cut_inputs --steps=1 => run_cut_inputs/inputs.json
-gan --classifier=all_damaged --steps=1 => damaged
+gan --classifier=all_damaged --steps=1 --samples=64 => damaged
 gan --dataset=folder:images/no_test --batch_size=2 => --validation
-gan --dataset=folder:images/text --classifier=run --batch_size=2 --steps=4 => cat/0.png
+gan --dataset=folder:images/text --classifier=run --batch_size=2 --steps=4 => cat, dog
 gan --mode=sample => --workdir
 gan --mode=sample --workdir=missing => missing
-gan --mode=sample --workdir=ring --sample_seed=-1 => --sample_seed=-1
 gan --mode=sample --workdir=run => lenet
 mode_collapse --setups=everything => everything
 mode_collapse --steps=10 --frames=3 => --frames=3
@@ -634,8 +624,8 @@ summary resnet50 => 'resnet50' is no flag
 schedule --schedule= => --schedule
 schedule --schedule=sine => sine
 schedule --steps=0 => --steps=0
-schedule --warmup_steps=-5 => --warmup_steps=-5
-schedule --warmup_steps=2000 --steps=1000 => --warmup_steps
+schedule --warmup_steps=-5 => -5 steps
+schedule --warmup_steps=2000 --steps=1000 => 2000 steps
 schedule --schedule_factor=0.1 => factor
 schedule --output=schedule.txt => schedule.txt
 schedule --output=missing/schedule.png => missing/schedule.png
