@@ -1,7 +1,7 @@
 """What people get wrong, for `python tests/campaign.py mistakes`, and the files they get wrong.
 
-Each row is a name, a command in a folder that `prepare` has filled, and a word that the one line
-of its error must hold. A command that begins with `python` is code for `python -c`, below `LIBRARY`.
+Each row of TABLE is a command, given in a folder that `prepare` has filled, and a word that the one
+line of its error must hold. What follows `python` is code that runs within LIBRARY.
 """
 
 import json
@@ -68,7 +68,7 @@ def prepare(folder: Path) -> None:
 
 def book() -> str:
     """A text with words that come again."""
-    words = "the cat and a dog saw three birds near an old house by water".split()
+    words = ("the", "cat", "and", "a", "dog", "saw", "three", "birds", "near", "old", "water")
     rng = np.random.default_rng(0)
     return "\n".join(" ".join(rng.choice(words, 9)) for _ in range(400)) + "\n"
 
@@ -107,10 +107,10 @@ def _damaged_runs(folder: Path) -> None:
     path = copy("run", "newer_flags") / "flags.txt"
     path.write_text(path.read_text() + "--invented_later=3\n")
     for of in ("run", "chars", "words", "pairs"):
-        (copy(of, f"{of}_cut_inputs") / "inputs.json").write_text('{"class_na')
-        (copy(of, f"{of}_list_inputs") / "inputs.json").write_text("[1, 2]")
-        (copy(of, f"{of}_empty_inputs") / "inputs.json").write_text("{}")
-        (copy(of, f"{of}_no_inputs") / "inputs.json").unlink()
+        (copy(of, f"{of}_cut") / "inputs.json").write_text('{"class_na')
+        (copy(of, f"{of}_list") / "inputs.json").write_text("[1, 2]")
+        (copy(of, f"{of}_empty") / "inputs.json").write_text("{}")
+        (copy(of, f"{of}_no") / "inputs.json").unlink()
     path = copy("run", "few_classes") / "inputs.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"class_names": ["a", "b"]}))
     (copy("stopped", "cut_summary") / "summary.json").write_text('{"step": ')
@@ -213,7 +213,7 @@ def _weights(folder: Path) -> None:
         archive.writestr("readme.txt", "nothing")
     (folder / "labels.txt").write_text("cat\ndog\n")
     image = Image.fromarray(np.zeros((12, 12, 3), np.uint8))
-    image.save(folder / "a.png")
+    image.save(folder.parent / "a.png")
 
 
 def _texts(folder: Path) -> None:
@@ -322,13 +322,13 @@ resnet --workers=-1 => --workers
 resnet --debug_nans --parallel=pmap => --debug_nans
 resnet --small_images=maybe => small_images
 resnet --coordinator=here => --coordinator
-resnet --coordinator=here --num_processes=2 --process_id=0 --workdir=hosts => here
-resnet --coordinator=localhost:99999 --num_processes=2 --process_id=0 --workdir=hosts => 99999
-resnet --coordinator=localhost:7 --num_processes=2 --process_id=2 --workdir=hosts => --process_id=2
-resnet --coordinator=localhost:7 --num_processes=0 --process_id=0 --workdir=hosts => --num_processes=0
+resnet --coordinator=here --num_processes=2 --process_id=0 --workdir=h => here
+resnet --coordinator=localhost:99999 --num_processes=2 --process_id=0 --workdir=h => 99999
+resnet --coordinator=localhost:7 --num_processes=2 --process_id=2 --workdir=h => --process_id=2
+resnet --coordinator=localhost:7 --num_processes=0 --process_id=0 --workdir=h => --num_processes=0
 resnet --coordinator=localhost:7 --num_processes=2 --process_id=0 => --workdir
 resnet --num_processes=2 --process_id=1 --steps=1 => --coordinator
-resnet --coordinator=auto --workdir=hosts => --coordinator=auto
+resnet --coordinator=auto --workdir=h => --coordinator=auto
 lenet --model=resnet20_cifar => lenet5
 lenet --model=lenet5_1998 --image_size=64 => image
 alexnet --image_size=4 => at least 15x15
@@ -375,8 +375,8 @@ lenet --workdir=empty_flags --steps=4 => empty_flags/flags.txt
 lenet --workdir=cut_flags --steps=4 => cut_flags/flags.txt
 lenet --workdir=folder_flags --steps=4 => folder_flags
 lenet --workdir=newer_flags --steps=4 => invented_later
-lenet --flagfile=run/flags.txt --workdir=run_cut_inputs => run_cut_inputs/inputs.json
-lenet --flagfile=run/flags.txt --workdir=run_list_inputs => run_list_inputs/inputs.json
+lenet --flagfile=run/flags.txt --workdir=run_cut => run_cut/inputs.json
+lenet --flagfile=run/flags.txt --workdir=run_list => run_list/inputs.json
 lenet --flagfile=run/flags.txt --workdir=few_classes => few_classes/inputs.json
 lenet --flagfile=run/flags.txt --workdir=all_damaged => damaged
 lenet --flagfile=run/flags.txt --workdir=file_checkpoints => file_checkpoints/checkpoints
@@ -391,13 +391,13 @@ lenet --mode=eval --workdir=binary_flags => binary_flags/flags.txt
 lenet --mode=eval --workdir=cut_flags => cut_flags/flags.txt
 lenet --mode=eval --workdir=no_checkpoints => no_checkpoints
 lenet --mode=eval --workdir=file_checkpoints => file_checkpoints
-lenet --mode=eval --workdir=run_cut_inputs => run_cut_inputs/inputs.json
-lenet --mode=eval --workdir=run_list_inputs => run_list_inputs/inputs.json
+lenet --mode=eval --workdir=run_cut => run_cut/inputs.json
+lenet --mode=eval --workdir=run_list => run_list/inputs.json
 lenet --mode=eval --workdir=cut_summary => cut_summary/summary.json
 lenet --mode=eval --workdir=list_summary => list_summary/summary.json
 lenet --mode=eval --workdir=no_step_summary => no_step_summary/summary.json
-predict --workdir=word_summary --images=weights/a.png => word_summary/summary.json
-predict --workdir=far_summary --images=weights/a.png => 99
+predict --workdir=word_summary --images=a.png => word_summary/summary.json
+predict --workdir=far_summary --images=a.png => 99
 resnet --mode=eval --workdir=run => lenet
 resnet --mode=evaluate --workdir=net => train|eval
 
@@ -443,42 +443,42 @@ checkerboard --dataset=folder:missing --steps=1 => missing
 predict => --workdir=RUN
 predict --workdir=run => --images
 predict --images=a.png => --workdir=RUN
-predict --workdir=run --model=resnet18 --images=weights/a.png => --workdir=RUN
-predict --workdir=missing --images=weights/a.png => no run in missing
-predict --workdir=chars --images=weights/a.png => char_rnn
+predict --workdir=run --model=resnet18 --images=a.png => --workdir=RUN
+predict --workdir=missing --images=a.png => no run in missing
+predict --workdir=chars --images=a.png => char_rnn
 predict --workdir=run --images=missing.png => missing.png
 predict --workdir=run --images=binary => binary
 predict --workdir=run --images=emptied => emptied
 predict --workdir=run --images=images/huge/train/cat/0.png => 0.png
-predict --workdir=unheard_flags --images=weights/a.png => lennet
-predict --workdir=foreign_flags --images=weights/a.png => training
-predict --workdir=binary_flags --images=weights/a.png => binary_flags
-predict --workdir=run_cut_inputs --images=weights/a.png => run_cut_inputs/inputs.json
-predict --workdir=run_list_inputs --images=weights/a.png => run_list_inputs/inputs.json
-predict --workdir=run_empty_inputs --images=weights/a.png => run_empty_inputs/inputs.json
-predict --workdir=run_no_inputs --images=weights/a.png => run_no_inputs/inputs.json
-predict --workdir=few_classes --images=weights/a.png => few_classes
-predict --workdir=no_checkpoints --images=weights/a.png => no_checkpoints
-predict --workdir=other_checkpoints --images=weights/a.png => other_checkpoints
-predict --model=resnet18 --images=weights/a.png => --weights
-predict --model=resnet18 --weights=missing.safetensors --images=weights/a.png => missing.safetensors
-predict --model=resnet18 --weights=weights/foreign.safetensors --images=weights/a.png => foreign.safetensors
-predict --model=resnet18 --weights=weights/cut.safetensors --images=weights/a.png => cut.safetensors
-predict --model=resnet18 --weights=weights/header.safetensors --images=weights/a.png => header.safetensors
-predict --model=resnet18 --weights=weights/empty.safetensors --images=weights/a.png => empty.safetensors
-predict --model=resnet18 --weights=weights/folder.safetensors --images=weights/a.png => folder.safetensors
-predict --model=resnet18 --weights=weights/words.bin --images=weights/a.png => .safetensors
-predict --model=resnet18 --weights=weights/text.npz --images=weights/a.png => text.npz
-predict --model=resnet18 --weights=weights/cut.npz --images=weights/a.png => cut.npz
-predict --model=resnet18 --weights=weights/empty.npz --images=weights/a.png => empty.npz
-predict --model=resnet18 --weights=weights/objects.npz --images=weights/a.png => objects.npz
-predict --model=resnet18 --weights=weights/none.npz --images=weights/a.png => missing
-predict --model=resnet18 --weights=weights/foreign.npz --images=weights/a.png => readme.txt
-predict --model=resnet18 --weights=weights/text.pth --images=weights/a.png => .pth
-predict --model=resnet18 --weights=weights/code.pth --images=weights/a.png => .pth
-predict --model=resnet19 --weights=weights/foreign.npz --images=weights/a.png => resnet18
-predict --model=lenet5 --weights=weights/foreign.npz --images=weights/a.png => lenet5
-predict --model=resnet18 --weights=weights/foreign.npz --resize=10 --images=weights/a.png => --resize=10
+predict --workdir=unheard_flags --images=a.png => lennet
+predict --workdir=foreign_flags --images=a.png => training
+predict --workdir=binary_flags --images=a.png => binary_flags
+predict --workdir=run_cut --images=a.png => run_cut/inputs.json
+predict --workdir=run_list --images=a.png => run_list/inputs.json
+predict --workdir=run_empty --images=a.png => run_empty/inputs.json
+predict --workdir=run_no --images=a.png => run_no/inputs.json
+predict --workdir=few_classes --images=a.png => few_classes
+predict --workdir=no_checkpoints --images=a.png => no_checkpoints
+predict --workdir=other_checkpoints --images=a.png => other_checkpoints
+predict --model=resnet18 --images=a.png => --weights
+predict --model=resnet18 --weights=missing.safetensors --images=a.png => missing.safetensors
+predict --model=resnet18 --weights=weights/foreign.safetensors --images=a.png => foreign.safetensors
+predict --model=resnet18 --weights=weights/cut.safetensors --images=a.png => cut.safetensors
+predict --model=resnet18 --weights=weights/header.safetensors --images=a.png => header.safetensors
+predict --model=resnet18 --weights=weights/empty.safetensors --images=a.png => empty.safetensors
+predict --model=resnet18 --weights=weights/folder.safetensors --images=a.png => folder.safetensors
+predict --model=resnet18 --weights=weights/words.bin --images=a.png => .safetensors
+predict --model=resnet18 --weights=weights/text.npz --images=a.png => text.npz
+predict --model=resnet18 --weights=weights/cut.npz --images=a.png => cut.npz
+predict --model=resnet18 --weights=weights/empty.npz --images=a.png => empty.npz
+predict --model=resnet18 --weights=weights/objects.npz --images=a.png => objects.npz
+predict --model=resnet18 --weights=weights/none.npz --images=a.png => missing
+predict --model=resnet18 --weights=weights/foreign.npz --images=a.png => readme.txt
+predict --model=resnet18 --weights=weights/text.pth --images=a.png => .pth
+predict --model=resnet18 --weights=weights/code.pth --images=a.png => .pth
+predict --model=resnet19 --weights=weights/foreign.npz --images=a.png => resnet18
+predict --model=lenet5 --weights=weights/foreign.npz --images=a.png => lenet5
+predict --model=resnet18 --weights=weights/foreign.npz --resize=10 --images=a.png => --resize=10
 transfer => --from_run
 transfer --from_run=missing => missing
 transfer --from_run=chars => char_rnn
@@ -495,7 +495,7 @@ transfer --from_run=run --unfreeze_every=0 => --unfreeze_every=0
 transfer --from_run=run --bottleneck=file --steps=1 => file
 transfer --from_run=run --bottleneck=features --augment=flip => --augment=flip
 transfer --from_run=run --from_labels=weights/labels.txt => --from_labels
-transfer --from_run=run_cut_inputs => run_cut_inputs/inputs.json
+transfer --from_run=run_cut => run_cut/inputs.json
 transfer --from_run=all_damaged => damaged
 transfer --from_run=run --dataset=folder:images/flat --batch_size=2 => no classes
 transfer --from_weights=missing.npz --model=resnet18 => missing.npz
@@ -532,10 +532,10 @@ char_rnn --mode=sample => --workdir
 char_rnn --mode=sample --workdir=run => lenet
 char_rnn --mode=sample --workdir=chars --prompt=Ω => Ω
 char_rnn --mode=sample --workdir=chars --length=0 => --length=0
-char_rnn --mode=sample --workdir=chars_cut_inputs => chars_cut_inputs/inputs.json
-char_rnn --mode=sample --workdir=chars_list_inputs => chars_list_inputs/inputs.json
-char_rnn --mode=sample --workdir=chars_empty_inputs => chars_empty_inputs/inputs.json
-char_rnn --mode=sample --workdir=chars_no_inputs => chars_no_inputs/inputs.json
+char_rnn --mode=sample --workdir=chars_cut => chars_cut/inputs.json
+char_rnn --mode=sample --workdir=chars_list => chars_list/inputs.json
+char_rnn --mode=sample --workdir=chars_empty => chars_empty/inputs.json
+char_rnn --mode=sample --workdir=chars_no => chars_no/inputs.json
 recurrent_pictures --workdir=missing => missing
 recurrent_pictures --workdir=run => char_rnn
 recurrent_pictures --output=file => file
@@ -550,9 +550,9 @@ word2vec --text=book.txt --min_count=1 --window=0 => --window=0
 word2vec --text=book.txt --subsample=2 => --subsample=2
 word2vec --mode=neighbours --workdir=words --words=unicorn => unicorn
 word2vec --mode=neighbours --workdir=words --neighbours=1000 => 1000 nearest
-word2vec --mode=neighbours --workdir=words_cut_inputs => words_cut_inputs/inputs.json
-word2vec --mode=neighbours --workdir=words_empty_inputs => words_empty_inputs/inputs.json
-word2vec --mode=neighbours --workdir=words_list_inputs => words_list_inputs/inputs.json
+word2vec --mode=neighbours --workdir=words_cut => words_cut/inputs.json
+word2vec --mode=neighbours --workdir=words_empty => words_empty/inputs.json
+word2vec --mode=neighbours --workdir=words_list => words_list/inputs.json
 word2vec --mode=analogies --workdir=words => --analogies
 word2vec --mode=analogies --workdir=words --analogies=missing => missing
 word2vec --mode=analogies --workdir=words --analogies=texts/bad.analogies => bad.analogies
@@ -581,9 +581,9 @@ seq2seq --mode=translate --workdir=pairs --input=missing.txt => missing.txt
 seq2seq --mode=translate --workdir=pairs --input=emptied => emptied
 seq2seq --mode=translate --workdir=pairs --input=binary => binary
 seq2seq --mode=translate --workdir=run --input=book.txt => lenet
-seq2seq --mode=translate --workdir=pairs_cut_inputs --input=book.txt => pairs_cut_inputs/inputs.json
-seq2seq --mode=translate --workdir=pairs_list_inputs --input=book.txt => pairs_list_inputs/inputs.json
-seq2seq --mode=translate --workdir=pairs_empty_inputs --input=book.txt => pairs_empty_inputs/inputs.json
+seq2seq --mode=translate --workdir=pairs_cut --input=book.txt => pairs_cut/inputs.json
+seq2seq --mode=translate --workdir=pairs_list --input=book.txt => pairs_list/inputs.json
+seq2seq --mode=translate --workdir=pairs_empty --input=book.txt => pairs_empty/inputs.json
 
 # generating
 gan --image_size=20 => 20
@@ -604,7 +604,7 @@ gan --plateau=2 => --plateau
 gan --kernel_size=0 => kernel_size
 gan --classifier=missing => missing
 gan --classifier=chars => char_rnn
-gan --classifier=run_cut_inputs --steps=1 => run_cut_inputs/inputs.json
+gan --classifier=run_cut --steps=1 => run_cut/inputs.json
 gan --classifier=all_damaged --steps=1 --samples=64 => damaged
 gan --dataset=folder:images/no_test --batch_size=2 => --validation
 gan --dataset=folder:images/text --classifier=run --batch_size=2 --steps=4 => cat, dog
