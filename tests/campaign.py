@@ -134,7 +134,7 @@ def damage(campaign: Campaign) -> str:
         return f"{done}: {outcome}"
 
     campaign.run(campaign.args.count, trial)
-    return f"{campaign.args.count} damages: " + _counted(campaign)
+    return f"{campaign.trials} damages: {campaign.told()}"
 
 
 def spoil(folder: Path, rng: random.Random) -> str:
@@ -153,10 +153,6 @@ def spoil(folder: Path, rng: random.Random) -> str:
     else:
         path.unlink()
     return f"{what} of {path.relative_to(folder)} at byte {place} of {len(content)}"
-
-
-def _counted(campaign: Campaign) -> str:
-    return ", ".join(f"{count} {what}" for what, count in campaign.seen.items())
 
 
 def start_hosts(folder: Path, command: str, run: Path, count: int = 2) -> list[Process]:
@@ -217,7 +213,7 @@ def hosts(campaign: Campaign) -> str:
         return f"{name}: host {victim} {said} while {moment}, the same end"
 
     campaign.run(campaign.args.count, trial)
-    return f"{campaign.args.count} pairs of hosts: " + _counted(campaign)
+    return f"{campaign.trials} pairs of hosts: {campaign.told()}"
 
 
 def devices(campaign: Campaign) -> str:
@@ -263,7 +259,7 @@ def devices(campaign: Campaign) -> str:
         return f"{name} over {', '.join(map(str, ways))}, moved at {came}: the same end"
 
     campaign.run(campaign.args.count, trial)
-    return f"{campaign.args.count} moved runs: " + _counted(campaign)
+    return f"{campaign.trials} moved runs: {campaign.told()}"
 
 
 def full(campaign: Campaign) -> str:
@@ -287,7 +283,7 @@ def full(campaign: Campaign) -> str:
         return f"{name}: {said}, the same end"
 
     campaign.run(campaign.args.count, trial)
-    return f"{campaign.args.count} full disks: " + _counted(campaign)
+    return f"{campaign.trials} full disks: {campaign.told()}"
 
 
 def starve(
@@ -359,7 +355,7 @@ def make_mistakes(campaign: Campaign) -> str:
 
     campaign.run(min(campaign.args.count, len(table)), trial)
     expect(not (folder / "executed").exists(), "a weights file's code was run")
-    return f"{min(campaign.args.count, len(table))} mistakes"
+    return f"{campaign.trials} mistakes"
 
 
 PARTS = {
@@ -397,6 +393,8 @@ def main() -> int:
         except Failure as failure:
             campaign.failures += 1
             said = f"{failure}"
+        finally:
+            campaign.end_all()
     minutes = (time.monotonic() - began) / 60
     print(f"{args.part}: {said}, {campaign.failures} failures  ({minutes:.1f} min)")
     return 1 if campaign.failures else 0

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -14,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -51,6 +52,8 @@ def expect(holds: bool, seen: str) -> None:
 class Process:
     """A command in a folder; what it says goes to files."""
 
+    started: ClassVar[list["Process"]] = []
+
     def __init__(self, folder: Path, command: str, devices: int = 1, extra: Iterable[str] = ()):
         name, *words = [word.format(folder=folder) for word in shlex.split(command)]
         self.words = ["-c", *words] if name == "python" else ["-m", f"experiments.{name}", *words]
@@ -74,6 +77,7 @@ class Process:
                 stdout=out,
                 stderr=err,
             )
+        self.started.append(self)
 
     @property
     def out(self) -> str:
@@ -186,7 +190,7 @@ class Campaign:
     def __init__(self, args: argparse.Namespace, folder: Path):
         self.args, self.folder = args, folder
         self.seen: Counter[str] = Counter()
-        self.failures = 0
+        self.trials = self.failures = 0
         self._lock = threading.Lock()
 
     def generator(self, number: int) -> random.Random:
@@ -196,9 +200,20 @@ class Campaign:
         with self._lock:
             self.seen[what] += 1
 
+    def told(self) -> str:
+        """What was counted, in words."""
+        return ", ".join(f"{count} {what}" for what, count in self.seen.items())
+
+    def end_all(self) -> None:
+        """Ends what still runs, so that nothing outlives the campaign."""
+        for process in Process.started:
+            if process.alive:
+                process.send(signal.SIGKILL)
+
     def run(self, trials: int, trial: Callable[[int], str]) -> None:
         """Runs the trials, (number) -> what to say of it, each in a thread."""
         numbers = range(trials) if self.args.only is None else [self.args.only]
+        self.trials = len(numbers)
 
         def attempt(number):
             began = time.monotonic()
