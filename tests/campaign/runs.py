@@ -27,7 +27,7 @@ CACHE = Path(tempfile.gettempdir()) / "jaxdl_campaign" / "compiled"
 SOON = 60  # seconds in which a run that cannot go on has to say so
 PATIENCE = 240  # seconds after which a command hangs
 
-COMMON = "--log_every=10 --eval_every=40 --checkpoint_every=10 --steps=120"
+COMMON = "--keep=3 --log_every=10 --eval_every=40 --checkpoint_every=10 --steps=120"
 SMALL = {
     "resnet": f"resnet --width=4 --batch_size=16 --ema_decay=0.9 {COMMON}",
     "char_rnn": "char_rnn --text={folder}/book.txt --features=32 --embedding=8 --batch_size=16"
@@ -116,7 +116,7 @@ class Process:
 
     def must_end_well(self) -> None:
         code = self.wait()
-        expect(code == 0, f"exit code {code}, stderr: {' | '.join(self.err)[:400]}")
+        expect(code == 0, f"exit code {code}, stderr: {' | '.join(self.err[-3:])[:400]}")
         strange = [line for line in self.err if "set aside" not in line]
         said = f"{len(strange)} lines on stderr: {' | '.join(strange)[:400]}"
         expect(not strange, f"{said}; of {shlex.join(self.words)}")
