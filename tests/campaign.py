@@ -185,7 +185,7 @@ def hosts(campaign: Campaign) -> str:
         like, run = whole[name], campaign.folder / f"hosts{number}"
         victim, term = number % 2, number // 2 % 2
         # SIGTERM before the first step ends the process at once.
-        moment = rng.choice(("training", "saving", "evaluating")) if term else rng.choice(MOMENTS)
+        moment = rng.choice(("saving", "evaluating")) if term else rng.choice(MOMENTS)
         pair = start_hosts(campaign.folder, SMALL[name], run)
         if not at_moment(moment, pair[victim], run, like, rng):
             said = "too fast"
@@ -231,7 +231,7 @@ def devices(campaign: Campaign) -> str:
         rng = campaign.generator(number)
         name, run = names[number // 2 % len(names)], campaign.folder / f"moved{number}"
         ways = ((8, 4, 1, 8), ("2 hosts", "1 host", "2 hosts"))[number % 2]
-        stops = sorted(rng.sample(range(10, 110), len(ways) - 1))
+        stops = [10 + 30 * place + rng.randrange(10) for place in range(len(ways) - 1)]
         came = []
         for way, stop in zip(ways, [*stops, None], strict=True):
             command = f"{SMALL[name]} {plain}"
@@ -243,8 +243,9 @@ def devices(campaign: Campaign) -> str:
                 for process in group:
                     process.must_end_well()
                 continue
-            mark = run / "checkpoints" / str(stop // 10 * 10)
-            if group[0].wait_for(mark.is_dir):
+            # SIGTERM before the first step ends the process at once.
+            least = max(stop, *checkpoints_of(run), 0) + 1
+            if group[0].wait_for(lambda least=least: max(checkpoints_of(run), default=0) >= least):
                 time.sleep(rng.uniform(0, 0.2))
                 group[-1].send(signal.SIGTERM)
             codes = [process.wait() for process in group]
