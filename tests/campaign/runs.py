@@ -162,10 +162,6 @@ def differences(whole: Path, parts: Path, exact: bool = True, only_state: bool =
     for folder in (".", "checkpoints"):
         there, here = names(whole / folder), names(parts / folder)
         expect(there == here, f"in {parts / folder}: {here}, not {there}")
-    summaries = [json.loads((run / "summary.json").read_text()) for run in (whole, parts)]
-    for name in sorted(set().union(*summaries) - {"wall_seconds"}):
-        there, here = (summary.get(name, "absent") for summary in summaries)
-        expect(there == here, f"{name} in summary.json: {here}, not {there}")
     rows = [
         [{k: v for k, v in row.items() if not k.endswith(SPEEDS)} for row in read_rows(run)]
         for run in (whole, parts)
@@ -176,6 +172,10 @@ def differences(whole: Path, parts: Path, exact: bool = True, only_state: bool =
     for picture in (whole / "samples").glob("*.png"):
         same = picture.read_bytes() == (parts / "samples" / picture.name).read_bytes()
         expect(same, f"samples/{picture.name} is another picture")
+    summaries = [json.loads((run / "summary.json").read_text()) for run in (whole, parts)]
+    for name in sorted(set().union(*summaries) - {"wall_seconds"}):
+        there, here = (summary.get(name, "absent") for summary in summaries)
+        expect(there == here, f"{name} in summary.json: {here}, not {there}")
 
 
 def same_trees(a, b, path: str, exact: bool = True) -> None:
