@@ -13,6 +13,8 @@ anything failed.
 """
 
 import argparse
+import contextlib
+import io
 import random
 import shlex
 import shutil
@@ -107,7 +109,7 @@ def damage(campaign: Campaign) -> str:
         newest = max(checkpoints_of(stopped))
         run = Path(shutil.copytree(stopped, campaign.folder / f"damaged{number}"))
         done = spoil(run / "checkpoints", rng)
-        with loading:
+        with loading, contextlib.redirect_stderr(io.StringIO()):  # it tells of the damage
             try:
                 loaded = checkpoint.load(run)
             except InputError:
@@ -318,13 +320,10 @@ def starve(campaign: Campaign, disk: Path, name: str, like: Reference, rng: rand
 
 
 def _fill(path: Path, size: int) -> None:
-    with path.open("wb") as file:
-        try:
-            for _ in range(0, size, 4096):
-                file.write(bytes(4096))
-                file.flush()
-        except OSError:
-            pass  # the run was faster
+    # Without a buffer, which would be written once more on closing.
+    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        for _ in range(0, size, 4096):
+            file.write(bytes(4096))
 
 
 def make_mistakes(campaign: Campaign) -> str:
