@@ -1,0 +1,1 @@
+"""What tests/campaign.py is made of."""
