@@ -61,6 +61,9 @@ class AugmentFlags:
         The library checks what it can itself.
         """
         require(self, "padding", self.padding >= 0, "at least 0")
+        require(self, "rand_ops", self.rand_ops >= 1, "at least 1")
+        strength = self.rand_magnitude
+        require(self, "rand_magnitude", 0 <= strength <= 10, "at least 0 and at most 10")
         for name in ("degrees", "shift", "shear"):
             value = getattr(self, name)
             require(self, name, 0 <= value < math.inf, "at least 0")

@@ -73,6 +73,9 @@ class Config(MethodFlags, AugmentFlags, ImageDataFlags):
         self.check_method()
         self.check_augmentation()
         self.check_image_data()
+        for name in {"width", "growth_rate"}.intersection(self.MODEL_FLAGS):
+            value = getattr(self, name)
+            require(self, name, value is None or value > 0, "more than 0")
         build_model(self, num_classes=10, axis_name=None)  # does it exist?
         require(self, "label_smoothing", 0 <= self.label_smoothing < 1, "at least 0, less than 1")
         momentum, epsilon = self.norm_momentum, self.norm_epsilon

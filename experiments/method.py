@@ -1,7 +1,6 @@
 """The flags of optimizers and schedules, for the dataclasses of experiments to inherit."""
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -64,6 +63,7 @@ _RANGES: list[tuple[str, Callable[[float], bool], tuple[str, ...]]] = [
 ]
 
 
+GREATEST = 3e38
 GRADIENT_DESCENT = ("sgd", "momentum", "nesterov")
 """Gradient descent, with momentum or without: the penalty that suits one suits the others."""
 
@@ -144,8 +144,9 @@ class MethodFlags(ScheduleArguments):
         for accepted, fits, names in _RANGES:
             for name in names:
                 value = getattr(self, name)
-                holds = value is None or (math.isfinite(value) and fits(value))
-                require(self, name, holds, accepted)
+                require(self, name, value is None or fits(value), accepted)
+                finite = value is None or abs(value) < GREATEST
+                require(self, name, finite, f"less than {GREATEST:g}, to be finite in float32")
         ftrl_moves = self.optimizer != "ftrl" or self.learning_rate > 0  # it divides by the rate
         require(self, "learning_rate", ftrl_moves, "more than 0 for ftrl")
         if self.least_momentum is not None and "momentum" not in self.hparams:
@@ -167,7 +168,7 @@ class MethodFlags(ScheduleArguments):
         decays = optim.decay_of(self.optimizer, self.hparams).items()
         parts = [f"{name} {value:g}" for name, value in decays] or ["no decay"]
         if warmup_steps:
-            parts.append(f"{warmup_steps} steps of warm-up")
+            parts.append(f"{warmup_steps} step{'s' * (warmup_steps > 1)} of warm-up")
         return f"{self.optimizer} with {' and '.join(parts)}"
 
     def make_optimizer(self) -> Optimizer:

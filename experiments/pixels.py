@@ -44,14 +44,14 @@ def read_components(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """The eigenvalues [3] and eigenvectors [3, 3] that this command wrote, for `pca_color`.
 
     Raises:
-      InputError: the file holds none, as that of a gray data set.
+      InputError: the file is not there or holds none, as that of a gray data set.
     """
     try:
         saved = json.loads(Path(path).read_text())
         eigenvalues, eigenvectors = (
             np.asarray(saved[name], np.float64) for name in ("eigenvalues", "eigenvectors")
         )
-    except (ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError):
         eigenvalues, eigenvectors = np.zeros(0), np.zeros(0)
     if eigenvalues.shape != (3,) or eigenvectors.shape != (3, 3):
         raise InputError(

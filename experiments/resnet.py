@@ -8,7 +8,7 @@ arXiv:1512.03385; the pre-activation form is arXiv:1603.05027.
 import dataclasses
 
 from experiments import classification, training
-from experiments.cli import flag, require
+from experiments.cli import flag
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,10 +23,6 @@ class Config(classification.Config):
         "", "of the CIFAR networks: A pads, B projects; A when empty", ("", "A", "B")
     )
     zero_init_last: bool = flag(False, "start each residual branch at zero (Goyal et al. 2017)")
-
-    def __post_init__(self) -> None:
-        require(self, "width", self.width is None or self.width >= 1, "at least 1")
-        super().__post_init__()
 
 
 build = classification.build

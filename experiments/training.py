@@ -109,7 +109,8 @@ class RunConfig:
         for name in ("batch_size", "log_every", "eval_every", "checkpoint_every", "keep"):
             require(self, name, getattr(self, name) >= 1, "at least 1")
         require(self, "profile_steps", self.profile_steps >= 0, "at least 0")
-        require(self, "seed", 0 <= self.seed < 2**32, "at least 0 and less than 2^32")
+        # Beyond 32 bits seeds would be those of smaller ones, and steps would not be counted.
+        require(self, "seed", 0 <= self.seed < 2**32, "at least 0 and less than 2**32")
         require(self, "epochs", self.epochs > 0, "more than 0")
         for name in ("plateau", "early_stop"):
             value = getattr(self, name)
@@ -127,7 +128,8 @@ class RunConfig:
             self.fold is None or self.fold in folds,
             f"at least 0 and less than --folds={self.folds}" if folds else "given with --folds",
         )
-        require(self, "steps", self.steps is None or self.steps >= 1, "at least 1")
+        counted = self.steps is None or 1 <= self.steps < 2**31
+        require(self, "steps", counted, "at least 1 and less than 2**31")
         self._check_hosts()
         require(self, "workdir", "://" not in self.workdir, "a folder of this machine")
         require(self, "debug_nans", not self.debug_nans or self.parallel == "jit", "off with pmap")

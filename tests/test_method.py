@@ -1,13 +1,14 @@
 """The flags of optimizers and schedules, and the picture of schedules."""
 
 import dataclasses
+import re
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import char_rnn, cli, mlp, resnet, schedule
+from experiments import char_rnn, cli, densenet, inception, mlp, nin, resnet, schedule, vgg
 from experiments.method import MethodFlags, ScheduleArguments
 from jaxdl import InputError, optim, parallel
 
@@ -126,6 +127,30 @@ def test_a_warm_up_that_was_asked_for_is_not_cut():
         InputError, match="--warmup_steps=30: it must be less than 20, the 20 steps"
     ):
         char_rnn.build(cli.parse(char_rnn.Config, text)[0], parallel.data_mesh())
+
+
+@pytest.mark.parametrize(
+    ("experiment", "flag", "accepted"),
+    [
+        (vgg, "--width=-2", "more than 0"),
+        (nin, "--width=-3", "more than 0"),
+        (inception, "--width=0.0", "more than 0"),
+        (densenet, "--growth_rate=0", "more than 0"),
+        (resnet, "--width=0", "more than 0"),
+        (resnet, "--learning_rate=1e+300", r"less than 3e\+38, to be finite in float32"),
+        (resnet, "--seed=4294967296", r"at least 0 and less than 2\*\*32"),  # it would be seed 0
+        (resnet, "--steps=2147483648", r"at least 1 and less than 2\*\*31"),
+        (resnet, "--rand_magnitude=11.0", "at least 0 and at most 10"),
+    ],
+)
+def test_values_that_no_run_could_have_are_refused(experiment, flag, accepted):
+    with pytest.raises(InputError, match=f"^{re.escape(flag)}: it must be {accepted}$"):
+        cli.parse(experiment.Config, [flag])
+
+
+def test_components_that_are_not_there():
+    with pytest.raises(InputError, match=r"^/no/such holds no color components; "):
+        cli.parse(resnet.Config, ["--augment=pca_color", "--pca_file=/no/such"])
 
 
 RECIPE = "--optimizer=momentum\n--momentum=0.8\n--l2_penalty=1e-4\n--schedule=step\n"
