@@ -10,7 +10,6 @@ Held-out text is measured in bits per character, beside what `gzip -9` and `xz -
 import dataclasses
 import gzip
 import hashlib
-import json
 import lzma
 from pathlib import Path
 from typing import Any
@@ -141,7 +140,7 @@ def compressed_bits(text: str, tokens: int) -> dict[str, float]:
 
 def load_vocabulary(workdir: str) -> Vocabulary:
     """The vocabulary of a run."""
-    inputs = json.loads((Path(workdir) / training.INPUTS_FILE).read_text())
+    inputs = training.read_inputs(workdir, vocabulary=(str, type(None)))
     return Vocabulary(inputs["vocabulary"])
 
 

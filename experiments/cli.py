@@ -226,7 +226,10 @@ def check_same_run(config: Any, workdir: Path, apart_from: Collection[str] = ())
       workdir: the run's folder.
       apart_from: flags that may differ all the same, as what uses a trained run takes them anew.
     """
-    saved, _ = parse(type(config), [f"--flagfile={workdir / FLAGS_FILE}"])
+    try:
+        saved, _ = parse(type(config), [f"--flagfile={workdir / FLAGS_FILE}"])
+    except InputError as error:
+        raise InputError(f"{workdir / FLAGS_FILE} is damaged: {error}") from None
     for field in _flags_of(config):
         was, now = getattr(saved, field.name), getattr(config, field.name)
         checked = field.metadata["part_of_run"] and field.name not in apart_from

@@ -30,7 +30,7 @@ import experiments
 from experiments import cli, training
 from experiments.cli import require
 from jaxdl import InputError, loop, parallel
-from jaxdl.writers import read_rows
+from jaxdl.writers import Events, read_rows
 
 DIVERGED_FILE = "diverged.txt"
 
@@ -107,8 +107,8 @@ class Run(NamedTuple):
 
     def summary(self) -> dict[str, Any] | None:
         """What it came to; None if it diverged."""
-        path = self.workdir / training.SUMMARY_FILE
-        return json.loads(path.read_text()) if path.exists() else None
+        done = (self.workdir / training.SUMMARY_FILE).exists()
+        return training.read_summary(self.workdir) if done else None
 
     def series(self) -> Series:
         """All that it measured on its way."""
@@ -314,7 +314,6 @@ def draw(runs: Sequence[Run], config: Config, by: Compared) -> None:
     Lines are means over the seeds that did not diverge, bands go from the least to the greatest.
     """
     from matplotlib.figure import Figure
-    from tensorboardX import SummaryWriter
 
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     panels = dict(zip((by.loss, by.metric), figure.subplots(1, 2), strict=True))
@@ -322,15 +321,15 @@ def draw(runs: Sequence[Run], config: Config, by: Compared) -> None:
         those = [run.series() for run in runs if run.value == value and run.summary() is not None]
         board = Path(config.workdir) / "tensorboard" / value
         shutil.rmtree(board, ignore_errors=True)  # an earlier call's, of fewer seeds
-        with SummaryWriter(str(board)) as writer:
-            for name in those[0] if those else ():
-                steps, values = aligned(those, name)
-                for step, mean in zip(steps, values.mean(axis=0), strict=True):
-                    writer.add_scalar(name, mean, step)
-                if name in panels and steps:
-                    (line,) = panels[name].plot(steps, values.mean(axis=0), ".-", label=value)
-                    low, high = values.min(axis=0), values.max(axis=0)
-                    panels[name].fill_between(steps, low, high, alpha=0.2, color=line.get_color())
+        events = Events(board)
+        for name in those[0] if those else ():
+            steps, values = aligned(those, name)
+            for step, mean in zip(steps, values.mean(axis=0), strict=True):
+                events.scalars(step, {name: float(mean)})
+            if name in panels and steps:
+                (line,) = panels[name].plot(steps, values.mean(axis=0), ".-", label=value)
+                low, high = values.min(axis=0), values.max(axis=0)
+                panels[name].fill_between(steps, low, high, alpha=0.2, color=line.get_color())
     for name, axes in panels.items():
         axes.set_title(name)
         axes.set_xlabel("step")

@@ -14,7 +14,6 @@ Images are preprocessed as those weights were trained. Classes are numbers, or t
 
 import dataclasses
 import importlib
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -89,7 +88,7 @@ def load_run(workdir: Path) -> tuple[Classify, list[str]]:
     config, _ = cli.parse(experiment.Config, [f"--flagfile={workdir / cli.FLAGS_FILE}"])
     if not isinstance(config, classification.Config):
         raise InputError(f"{workdir} holds a run of experiments.{config.experiment}: no classifier")
-    inputs = json.loads((workdir / training.INPUTS_FILE).read_text())
+    inputs = training.read_inputs(workdir, class_names=list, image_shape=list)
     saved = checkpoint.load(workdir, training.went_back_to(workdir))
     trained = saved["average"] or saved
     variables = transfer.merged(trained["params"], trained["extra"])

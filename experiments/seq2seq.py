@@ -392,7 +392,7 @@ def translate(config: Config, build: training.Build) -> None:
     command at its end; what the vocabulary lacks is told, too.
     """
     cli.check_same_run(config, Path(config.workdir), apart_from=("batch_size", "max_length"))
-    inputs = json.loads((Path(config.workdir) / training.INPUTS_FILE).read_text())
+    inputs = training.read_inputs(config.workdir, source_vocabulary=str, target_vocabulary=str)
     vocabularies = (
         Vocabulary.from_json(inputs["source_vocabulary"]),
         Vocabulary.from_json(inputs["target_vocabulary"]),

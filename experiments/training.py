@@ -11,6 +11,7 @@ import math
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from datetime import datetime
 from importlib.metadata import version
@@ -253,6 +254,8 @@ def prepare_jax(config: RunConfig) -> None:
     """Sets up JAX; call it before anything touches a device."""
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", "~/.cache/jaxdl/compiled")
     jax.config.update("jax_compilation_cache_dir", str(Path(cache).expanduser()))
+    # What a full disk or a kill left broken there is compiled anew.
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
     hosts.start(config.coordinator or None, config.num_processes, config.process_id)
 
 
@@ -268,12 +271,44 @@ def task_of(
     return task, hparams
 
 
+def read_record(path: Path, **wanted: type | tuple[type, ...]) -> dict[str, Any]:
+    """What a JSON file of a run holds.
+
+    Args:
+      path: the file.
+      wanted: what it must hold, by name, and of which types.
+
+    Raises:
+      InputError: it is not there, or damaged.
+    """
+    if not path.is_file():
+        raise InputError(f"no {path.name} in {path.parent}: the run has not come so far")
+    try:
+        found = json.loads(path.read_bytes())
+        sound = all(isinstance(found[name], types) for name, types in wanted.items())
+    except (ValueError, LookupError, TypeError):
+        sound = False
+    if not sound or not isinstance(found, dict):
+        raise InputError(f"{path} is damaged; remove it, and the command of the run writes it anew")
+    return found
+
+
+def read_inputs(workdir: str | Path, **wanted: type | tuple[type, ...]) -> dict[str, Any]:
+    """What the model of a run must be told with; arguments and errors as of `read_record`."""
+    return read_record(Path(workdir) / INPUTS_FILE, **wanted)
+
+
+def read_summary(workdir: str | Path) -> dict[str, Any]:
+    """What a run came to; errors as of `read_record`."""
+    return read_record(Path(workdir) / SUMMARY_FILE, step=int)
+
+
 def check_inputs(workdir: str, inputs: dict[str, Any]) -> None:
     """Raises InputError when the run in a folder was told other inputs: it had other data."""
     path = Path(workdir) / INPUTS_FILE
     if not workdir or not path.exists() or not holds_run(workdir):
         return
-    saved, now = json.loads(path.read_text()), json.loads(json.dumps(inputs))
+    saved, now = read_record(path), json.loads(json.dumps(inputs))
     other = [name for name in now if saved.get(name) != now[name]]
     if other:
         raise InputError(
@@ -559,7 +594,7 @@ def went_back_to(workdir: str | Path) -> int | None:
     """The step that a finished run went back to for --early_stop; None if its latest counts."""
     summary = Path(workdir) / SUMMARY_FILE
     given = "--early_stop=" in (Path(workdir) / cli.FLAGS_FILE).read_text()
-    return json.loads(summary.read_text())["step"] if given and summary.exists() else None
+    return read_summary(workdir)["step"] if given and summary.exists() else None
 
 
 def measure(

@@ -12,7 +12,6 @@ their outputs. `experiments.transfer_study` compares what the flags here do.
 import dataclasses
 import functools
 import importlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -100,7 +99,7 @@ def _known_of(config: Config) -> dict[str, Any]:
         of_run = _config_of(config.from_run)
         names = ("model", "image_size", "crop_share", "mean", "std")
         known |= {name: getattr(of_run, name) for name in names}
-        known["channels"] = _inputs_of(config.from_run)["image_shape"][-1]
+        known["channels"] = _inputs_of(config)["image_shape"][-1]
     elif config.from_weights:
         wants = pretrained.preprocessing(config.model)
         known |= {"image_size": wants.crop, "crop_share": wants.crop / wants.resize}
@@ -122,11 +121,8 @@ def _config_of(workdir: str) -> classification.Config:
     return config
 
 
-def _inputs_of(workdir: str) -> dict[str, Any]:
-    path = Path(workdir) / training.INPUTS_FILE
-    if not path.is_file():
-        raise InputError(f"no {training.INPUTS_FILE} in {workdir}: the run has not begun")
-    return json.loads(path.read_text())
+def _inputs_of(config: Config) -> dict[str, Any]:
+    return training.read_inputs(config.from_run, class_names=list, image_shape=list)
 
 
 def starting_point(config: Config) -> tuple[dict[str, Any], list[str]]:
@@ -139,7 +135,7 @@ def starting_point(config: Config) -> tuple[dict[str, Any], list[str]]:
         saved = checkpoint.load(config.from_run, training.went_back_to(config.from_run))
         trained = saved["average"] or saved  # as in prediction
         variables = transfer.merged(trained["params"], trained["extra"])
-        return variables, _inputs_of(config.from_run)["class_names"]
+        return variables, _inputs_of(config)["class_names"]
     if not config.from_weights:
         raise InputError("give --from_run=WORKDIR, or --from_weights=FILE and its --model=NAME")
     state_dict = pretrained.read(config.from_weights)

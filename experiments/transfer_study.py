@@ -62,7 +62,7 @@ def train(experiment: Any, workdir: Path, arguments: Sequence[str]) -> dict[str,
     if not summary.exists():
         return training.train(config, experiment.build)
     cli.check_same_run(config, workdir)
-    return json.loads(summary.read_text())
+    return training.read_summary(workdir)
 
 
 def study(config: Config) -> Accuracies:

@@ -11,7 +11,6 @@ The last leaves vectors.txt, in word2vec's text format, and what TensorBoard's p
 
 import dataclasses
 import hashlib
-import json
 from pathlib import Path
 
 import jax
@@ -181,7 +180,7 @@ def trained(config: Config) -> tuple[data.Vocabulary, np.ndarray]:
     """The words of the run in --workdir and their vectors, [V, D]."""
     cli.check_same_run(config, Path(config.workdir))
     path = Path(config.workdir) / training.INPUTS_FILE
-    words = json.loads(path.read_text())["vocabulary"].split()
+    words = training.read_record(path, vocabulary=str)["vocabulary"].split()
     vectors = training.trained_params(config.workdir)["input"]
     if len(words) != len(vectors):
         raise InputError(

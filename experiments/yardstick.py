@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import fcntl
 import importlib
-import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -79,7 +78,7 @@ def of_classifier(workdir: str | Path, channels: int, class_names: tuple[str, ..
     config, _ = cli.parse(experiment.Config, [f"--flagfile={workdir / cli.FLAGS_FILE}"])
     if not isinstance(config, classification.Config):
         raise InputError(f"{workdir} holds a run of experiments.{config.experiment}: no classifier")
-    inputs = json.loads((workdir / training.INPUTS_FILE).read_text())
+    inputs = training.read_inputs(workdir, class_names=list, image_shape=list)
     known = tuple(inputs["class_names"])
     if class_names and known != class_names:
         raise InputError(

@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 import jax
 from jax._src import distributed  # the key-value store has no public name yet
+from jax.experimental import multihost_utils
 
 from jaxdl import InputError
 
@@ -64,6 +65,8 @@ def start(coordinator: str | None, num_processes: int | None, process_id: int | 
             f"the processes of the run could not join at {coordinator}: {reason}"
         ) from error
     if are_several():
+        # Gloo gives them half a minute to find each other: now, before one compiles for longer.
+        multihost_utils.sync_global_devices("jaxdl")
         threading.Thread(target=_watch, daemon=True).start()
 
 

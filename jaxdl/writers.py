@@ -82,7 +82,7 @@ class Writer:
         self._said: set[str] = set()
         if self._workdir is None:
             return
-        self._events = _Events(self._workdir / "tensorboard", step)
+        self._events = Events(self._workdir / "tensorboard", step)
         self._sound = False  # whether metrics.jsonl holds all rows but those still to come
         with self.sparing("metrics.jsonl not read"):
             self._sound = True  # what cannot be read is not written over
@@ -127,10 +127,7 @@ class Writer:
             self._rows.append({"step": step} | {k: json_ready(v) for k, v in numbers.items()})
             self._write_rows()
             with self.sparing("TensorBoard's scalars not written"):
-                from tensorboardX.proto.summary_pb2 import Summary
-
-                found = [Summary.Value(tag=k, simple_value=v) for k, v in numbers.items()]
-                self._events.add(step, Summary(value=found))
+                self._events.scalars(step, numbers)
 
     def _write_rows(self) -> None:
         """Brings metrics.jsonl up to date: by the last row, or after a failure by all, anew."""
@@ -209,7 +206,7 @@ class Writer:
             _replace(self._workdir / "curves.png", _curves(self._rows, names))
 
 
-class _Events:
+class Events:
     """A file of TensorBoard's events, in a folder that is made with the first of them.
 
     tensorboardX's own writer has a thread, which dies of a full disk with a traceback, and a queue
@@ -220,9 +217,16 @@ class _Events:
       step: what earlier files hold of later steps is dropped.
     """
 
-    def __init__(self, folder: Path, step: int):
+    def __init__(self, folder: Path, step: int = 0):
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
         self._path, self._step = folder / name, step
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds numbers by their names."""
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        found = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self.add(step, Summary(value=found))
 
     def add(self, step: int, *summaries: Any) -> None:
         """Adds summaries, as `tensorboardX.summary` makes them, in one event."""

@@ -226,7 +226,7 @@ def test_measured_is_what_the_files_say(tmp_path):
         {"step": 30, "eval/accuracy": 0.7},
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    summary = {"eval/accuracy": 0.7, "best_step": 20, "wall_seconds": 4.5}
+    summary = {"step": 30, "eval/accuracy": 0.7, "best_step": 20, "wall_seconds": 4.5}
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     run = compare.Run("8", 0, mlp.Config(workdir=str(tmp_path)))
     expected = dict(zip(compare.FIGURES, (0.7, 0.8, 0.6, 20, 4.5), strict=True))

@@ -289,3 +289,28 @@ def test_folds_are_extended_too(tmp_path):
     for fold in range(2):
         summary = json.loads((tmp_path / "cv" / f"fold{fold}" / "summary.json").read_text())
         assert summary["step"] == 6
+
+
+@pytest.mark.parametrize("text", ["", '{"image_sh', "[1, 2]", "{}", '{"class_names": 3}'])
+def test_a_damaged_record_is_one_line(tmp_path, text):
+    train(tmp_path)
+    (tmp_path / "inputs.json").write_text(text)
+    with pytest.raises(InputError, match=r"inputs\.json is damaged; remove it"):
+        training.read_inputs(tmp_path, class_names=list)
+    (tmp_path / "inputs.json").unlink()
+    train(tmp_path)  # writes it anew
+    assert training.read_inputs(tmp_path, class_names=list)["class_names"] == ["a", "b", "c"]
+    (tmp_path / "summary.json").write_text(text)
+    with pytest.raises(InputError, match=r"summary\.json is damaged; remove it"):
+        training.read_summary(tmp_path)
+    with pytest.raises(InputError, match=r"no inputs\.json in .*the run has not come so far"):
+        training.read_inputs(tmp_path / "nowhere")
+
+
+def test_what_is_held_out_must_be_what_was_to_go_on_and_not_to_evaluate(tmp_path):
+    train(tmp_path)
+    held_out = {"image_shape": (6, 6, 1), "class_names": ["a", "b", "c"], "held_out": "by classes"}
+    now = lambda c, m: build(c, m, inputs=held_out)
+    with pytest.raises(InputError, match="another held_out"):
+        train(tmp_path, now)
+    training.evaluate(config(tmp_path), now)
