@@ -42,8 +42,9 @@ def test_resnet_learns_and_leaves_the_whole_record(command):
     done = command("resnet", "--epochs=4", "--width=8", "--workdir=run", "--eval_every=60")
     assert done.stderr == ""
     first, *_, last = done.stdout.splitlines()
-    start = "resnet20_cifar learning digits by nesterov with l2_penalty 0.0005 on 1 cpu device: "
-    assert first.startswith(f"{start}67,906 parameters")
+    by = "by nesterov with l2_penalty 0.0005 and 45 steps of warm-up"
+    start = f"resnet20_cifar learning digits {by} on 1 cpu device: 67,906 parameters"
+    assert first.startswith(start)
     assert "1437 train, 360 test images, 180 steps, in run" in first
     assert last.startswith("test: loss")
     run = command.folder / "run"
