@@ -58,7 +58,7 @@ def test_values_that_are_not_the_defaults():
         "on": False,
         "numbers": (0.1,),
     }
-    # The defaults are those of the experiment, not of what it inherits; the penalty is the method's.
+    # The defaults are those of the experiment; the penalty is the method's.
     of_lenet = {"seed": 3, "l2_penalty": 5e-4}
     assert cli.changed(cli.parse(lenet.Config, ["--seed=3"])[0]) == of_lenet
 
