@@ -79,6 +79,7 @@ class Config:
     workdir: str = flag("runs/mode_collapse", "the folder to write into")
     setups: tuple[str, ...] = flag((), "the titles of those to train; all when empty")
     seeds: int = flag(5, "trainings of each setup")
+    first_seed: int = flag(0, "of the seeds, which are in a row")
     steps: int = flag(6000, "updates of either player")
     frames: int = flag(40, "of the animation, at equal distances")
     batch_size: int = flag(128, "points in an update, the same for all seeds")
@@ -97,6 +98,9 @@ class Config:
         sizes = "batch_size", "latent_size", "width", "discriminator_width", "depth"
         for name in ("seeds", "frames", *sizes):
             require(self, name, getattr(self, name) >= 1, "at least 1")
+        require(
+            self, "first_seed", 0 <= self.first_seed < 2**31 - self.seeds, "at least 0, 31 bits"
+        )
         whole = self.steps >= 1 and self.steps % self.frames == 0
         require(self, "steps", whole, f"a multiple of --frames={self.frames}")
         for name in ("learning_rate", "discriminator_learning_rate"):
@@ -155,9 +159,9 @@ def train(config: Config, setup: Setup, mesh: Mesh) -> np.ndarray:
     task, hparams = make_task(config, setup)
     stacked = P(None, *parallel.BATCH)
     task = parallel.jit(parallel.scan(parallel.vmap(task)), mesh, batch_spec=stacked)
-    keys = jax.vmap(jax.random.key)(jnp.arange(config.seeds))
+    seeds = jnp.arange(config.first_seed, config.first_seed + config.seeds)
     each = jax.tree.map(lambda value: jnp.full(config.seeds, value), hparams)
-    state = task.init(keys, each)
+    state = task.init(jax.vmap(jax.random.key)(seeds), each)
 
     players = make_players(config, setup)
     latents = jax.random.normal(jax.random.key(config.seeds), (SAMPLES, config.latent_size))

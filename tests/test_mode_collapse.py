@@ -31,7 +31,7 @@ def tiny_config(*flags):
 
 @pytest.mark.parametrize("title", ["minimax + spectral norm", "Wasserstein + penalty"])
 def test_seeds_trained_as_one_are_the_single_trainings(title):
-    config, setup = tiny_config("--learning_rate=0.01"), SETUPS[title]
+    config, setup = tiny_config("--learning_rate=0.01", "--first_seed=3"), SETUPS[title]
     together = mode_collapse.train(config, setup, parallel.data_mesh())
     assert together.shape == (2, 2, 64, 2)
 
@@ -39,7 +39,7 @@ def test_seeds_trained_as_one_are_the_single_trainings(title):
     step, players = jax.jit(task.train), mode_collapse.make_players(config, setup)
     latents = jax.random.normal(jax.random.key(2), (64, 3))
     alone = []
-    for seed in (0, 1):
+    for seed in (3, 4):
         state = task.init(jax.random.key(seed), hparams)
         for i, batch in enumerate(itertools.islice(data.Ring(16).train(), 6)):
             state, _ = step(state, batch)
@@ -193,6 +193,7 @@ def test_the_command_writes_what_the_last_frame_measures(tmp_path, capsys, monke
         (["--steps=0"], "--steps=0: it must be a multiple"),
         (["--frames=0"], "--frames=0: it must be at least 1"),
         (["--seeds=0"], "--seeds=0: it must be at least 1"),
+        (["--first_seed=-1"], "--first_seed=-1: it must be at least 0"),
         (["--depth=0"], "--depth=0: it must be at least 1"),
         (["--b1=1"], "--b1=1.0: it must be at least 0 and less than 1"),
         (["--discriminator_learning_rate=-1"], "=-1.0: it must be at least 0"),
