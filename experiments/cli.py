@@ -290,7 +290,8 @@ def main(run: Callable[[list[str]], None]) -> typing.NoReturn:
         hosts.fail(" ".join(str(error).split()))
         sys.exit(1)
     except KeyboardInterrupt:
-        hosts.fail("interrupted")
+        if hosts.are_several():
+            hosts.fail("interrupted")
         sys.exit(130)
     except Exception as error:
         if hosts.is_consequence(error):

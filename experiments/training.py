@@ -139,7 +139,8 @@ class RunConfig:
         number, count = self.process_id, self.num_processes
         if self.coordinator in ("", "auto"):
             for name in ("num_processes", "process_id"):
-                alone = getattr(self, name) is None
+                # Of runs of several hosts, older flagfiles hold them.
+                alone = getattr(self, name) is None or self.mode != "train"
                 require(self, name, alone, "left out without --coordinator=host:port")
         elif number is None or count is None:
             raise InputError("--coordinator=host:port needs --num_processes and --process_id")

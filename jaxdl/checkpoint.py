@@ -120,12 +120,12 @@ def lock(workdir: str | Path) -> Iterator[None]:
 
 def _lock(path: Path, held: contextlib.ExitStack) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = held.enter_context(path.open("a+"))
+    file = held.enter_context(path.open("a+b", buffering=0))
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
-        holder = file.read().strip() or "another process"
+        holder = file.read().decode(errors="replace").strip() or "another process"
         raise InputError(f"{path.parent} is in use by {holder}") from None
     except OSError as error:  # a network's file system may have no locks
         print(
@@ -133,8 +133,7 @@ def _lock(path: Path, held: contextlib.ExitStack) -> None:
         )
     file.truncate(0)
     try:
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
     except OSError as error:  # one of a full disk does not say where
         raise OSError(error.errno, error.strerror, str(path)) from None
 

@@ -272,9 +272,12 @@ def supervised(
 
 
 def observe(state: State, value: Any) -> State:
-    """The state once an evaluation has shown `value`, float32 [], of which more is better."""
+    """The state once an evaluation has shown `value`, float32 [], of which more is better.
+
+    What is not finite is never better.
+    """
     best, since_best, since_cut = state.monitor
-    better = value > best
+    better = (value > best) & jnp.isfinite(value)
     since = lambda count: jnp.where(better, 0, count + 1)
     monitor = Monitor(jnp.where(better, value, best), since(since_best), since(since_cut))
     return state._replace(monitor=monitor)

@@ -264,7 +264,7 @@ def test_monitor_counts_evaluations_since_the_best():
     run = linear_task()
     state = run.init(KEY, HPARAMS)
     seen = []
-    for value in (0.5, 0.4, 0.5, 0.6, float("nan"), 0.1):
+    for value in (0.5, 0.4, 0.5, 0.6, float("nan"), float("inf")):
         state = task.observe(state, jnp.float32(value))
         seen.append((float(state.monitor.best), int(state.monitor.since_best)))
     best = [round(value, 6) for value, _ in seen]
