@@ -218,13 +218,16 @@ def require(config: Any, name: str, holds: bool, accepted: str) -> None:
         raise InputError(f"--{name}={_to_text(getattr(config, name))}: it must be {accepted}")
 
 
-def check_same_run(config: Any, workdir: Path, apart_from: Collection[str] = ()) -> None:
-    """Raises InputError when the run in `workdir` has other flags, where they make the run.
+def check_same_run(config: C, workdir: Path, apart_from: Collection[str] = ()) -> C:
+    """Gives the flags of the run in `workdir`, which must be the same where they make the run.
 
     Args:
       config: the flags given now.
       workdir: the run's folder.
       apart_from: flags that may differ all the same, as what uses a trained run takes them anew.
+
+    Raises:
+      InputError: one is another; the message names it.
     """
     try:
         saved, _ = parse(type(config), [f"--flagfile={workdir / FLAGS_FILE}"])
@@ -234,11 +237,13 @@ def check_same_run(config: Any, workdir: Path, apart_from: Collection[str] = ())
         was, now = getattr(saved, field.name), getattr(config, field.name)
         checked = field.metadata["part_of_run"] and field.name not in apart_from
         if checked and was != now:
+            further = "--resume=extend, " if field.name in ("steps", "epochs") else ""
             raise InputError(
                 f"{workdir} holds a run with --{field.name}={_to_text(was)}, not "
-                f"{_to_text(now) or 'none'}; give the flags of {workdir / FLAGS_FILE} or another "
-                "--workdir"
+                f"{_to_text(now) or 'none'}; give the flags of {workdir / FLAGS_FILE}, {further}or "
+                "another --workdir"
             )
+    return saved
 
 
 def experiment_of(workdir: str | Path) -> str:
@@ -291,7 +296,7 @@ def main(run: Callable[[list[str]], None]) -> typing.NoReturn:
         sys.exit(1)
     except KeyboardInterrupt:
         if hosts.are_several():
-            hosts.fail("interrupted")
+            hosts.fail("interrupted", exit_code=130)
         sys.exit(130)
     except Exception as error:
         if hosts.is_consequence(error):

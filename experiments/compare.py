@@ -180,7 +180,7 @@ def check(runs: Sequence[Run], config: Config, build: training.Build) -> Compare
             raise InputError("compare runs on one host; start the runs of several hosts singly")
         if run.config.folds:
             raise InputError("compare repeats a run over seeds; give no --folds")
-        if training.holds_run(run.workdir):
+        if run.done or training.holds_run(run.workdir):
             cli.check_same_run(run.config, run.workdir)
         if run.seed > 0:
             continue

@@ -1,11 +1,12 @@
 """The flags of image data, for the dataclasses of image experiments to inherit, and its batches."""
 
 import dataclasses
+from pathlib import Path
 
 from jax.sharding import Mesh
 
 from experiments.cli import flag, require
-from experiments.training import RunConfig
+from experiments.training import INPUTS_FILE, RunConfig, holds_run, read_inputs
 from jaxdl import data, parallel
 
 
@@ -75,6 +76,15 @@ def held_out(config: ImageDataFlags) -> dict[str, str]:
     return {"held_out": "by classes"} if config.validation or config.folds else {}
 
 
+def _channels_of(workdir: str) -> int | None:
+    """Those that a run goes on with: some of before took gray folders for colored ones."""
+    if not workdir or not holds_run(workdir) or not (Path(workdir) / INPUTS_FILE).exists():
+        return None
+    inputs = read_inputs(workdir)
+    shape = inputs.get("image_shape") or inputs.get("sample_shape")
+    return int(shape[-1]) if shape else None
+
+
 def make_pipeline(
     config: ImageDataFlags, mesh: Mesh, batch_size: int | None = None
 ) -> data.Pipeline:
@@ -86,9 +96,10 @@ def make_pipeline(
       batch_size: rows of a global batch; --batch_size when None.
     """
     dataset = load(config)
+    channels = config.channels or _channels_of(config.workdir) or dataset.channels
     return data.Pipeline(
         dataset,
-        preprocessing(config, config.channels or dataset.channels),
+        preprocessing(config, channels),
         config.batch_size if batch_size is None else batch_size,
         seed=config.seed,
         sharding=parallel.batch_sharding(mesh),

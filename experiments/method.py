@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+from experiments import training
 from experiments.cli import flag, require
 from jaxdl import InputError, optim
 from jaxdl.task import Optimizer, Schedule
@@ -202,9 +203,10 @@ def warmup_steps(config: Any, name: str, steps: int, unit: float = 1.0) -> int:
       unit: how many steps the flag counts as one.
 
     Raises:
-      InputError: another warm-up than the default leaves no step after it.
+      InputError: another warm-up than the default leaves no step after it, in a new run.
     """
     asked, is_default = getattr(config, name), getattr(config, name) == getattr(type(config), name)
-    fits = round(asked * unit) < steps or is_default or config.mode != "train"
+    goes_on = config.workdir != "" and training.holds_run(config.workdir)
+    fits = round(asked * unit) < steps or is_default or goes_on
     require(config, name, fits, f"less than {steps / unit:.3g}, the {steps} steps of the run")
     return min(round(asked * unit), steps - 1)

@@ -247,6 +247,7 @@ def main(config_type: type[RunConfig], build: Build, **modes: Callable[[Any, Bui
             cross_validate(config, build)
         else:
             train(config, build)
+        hosts.wait()  # for the first, which may still have much to show and to write
 
     cli.main(run)
 
@@ -411,7 +412,11 @@ def _train(config: RunConfig, build: Build) -> dict[str, Any]:
         state = restored or state
         step = int(state.step)
         _check_length(config, problem, step)
+        if config.resume == "extend" and done(state):
+            raise InputError(f"--resume=extend: {workdir} stopped early, at step {step}")
         if hosts.is_first():
+            if step < problem.steps and not done(state):  # what it came to, it comes to anew
+                (workdir / SUMMARY_FILE).unlink(missing_ok=True)
             _write_flags(config, workdir)
             _write(workdir / INPUTS_FILE, json.dumps(problem.inputs, indent=2))
             print(_first_line(problem, state, workdir), flush=True)
@@ -449,10 +454,10 @@ def _train(config: RunConfig, build: Build) -> dict[str, Any]:
                 if int(best.step) < int(result.state.step):
                     trained = {k: v for k, v in result.metrics.items() if k.startswith("train/")}
                     result = loop.Result(best, trained, stopped=0)
-            metrics = (
-                _last_trained(workdir) | result.metrics | _final_metrics(problem, task, result)
-            )
+            metrics = result.metrics | _final_metrics(problem, task, result)
             if hosts.is_first():
+                with writer.sparing("the last training metrics not read"):
+                    metrics = _last_trained(workdir) | metrics
                 if problem.best not in result.metrics:  # this state was not reported on
                     with writer.sparing("an evaluation not reported"):
                         problem.report(result.state, metrics, writer)
@@ -482,15 +487,14 @@ def _check_length(config: RunConfig, problem: Problem, step: int) -> None:
             f"--resume=extend: {config.workdir} is trained to step {step}, and {problem.steps} "
             "steps were given; give more --steps or --epochs"
         )
-    if not config.profile_steps or step == problem.steps:
-        return
-    most = problem.steps - step - loop.COMPILING
+    most = max(problem.steps - loop.COMPILING, 0)
+    # A run that goes on has the flag from its beginning, and may have few steps left.
+    fits = step > 0 or config.profile_steps <= most
     require(
         config,
         "profile_steps",
-        config.profile_steps <= most,
-        f"at most {max(most, 0)}: steps {step} to {problem.steps} without the first "
-        f"{loop.COMPILING}, which compile",
+        fits,
+        f"at most {most}, of the {problem.steps} steps all but the first {loop.COMPILING}",
     )
 
 
@@ -528,8 +532,11 @@ def cross_validate(config: RunConfig, build: Build) -> None:
     """
     # What cannot be trained is told before the folder is its.
     check_devices(config)
-    _check_choice(config, build(dataclasses.replace(config, fold=0), parallel.data_mesh()))
+    problem = build(dataclasses.replace(config, fold=0), parallel.data_mesh())
+    _check_choice(config, problem)
     with _opened(config) as workdir:
+        for folder in workdir.glob("fold*"):
+            _check_length(config, problem, max(checkpoint.steps(folder), default=0))
         _cross_validate(dataclasses.replace(config, workdir=str(workdir)), build)
 
 
@@ -613,6 +620,8 @@ def evaluate(config: RunConfig, build: Build) -> None:
     if config.split not in problem.examples:
         there = ", ".join(problem.examples)
         raise InputError(f"--split={config.split}: this data set has {there}")
+    if config.folds or config.split != "test":  # drawn of what may have been trained on
+        check_inputs(config.workdir, problem.inputs)
     measured = measure(problem, task, state, config.split, config.split)
     if hosts.is_first():
         count = problem.examples[config.split]
@@ -655,7 +664,7 @@ def _new_workdir(config: RunConfig) -> Path:
 def holds_run(workdir: str | Path) -> bool:
     """Whether anything was trained in a folder: a start that failed before that is no run yet."""
     folders = (Path(workdir), *Path(workdir).glob("fold*"))
-    return any(checkpoint.steps(folder) for folder in folders)
+    return any(checkpoint.steps(f) or (f / SUMMARY_FILE).exists() for f in folders)
 
 
 def _check_workdir(config: RunConfig, workdir: Path) -> None:
@@ -671,7 +680,11 @@ def _check_workdir(config: RunConfig, workdir: Path) -> None:
                 f"{workdir} holds a run of experiments.{there}; take another --workdir"
             )
         longer = ("steps", "epochs") if config.resume == "extend" else ()
-        cli.check_same_run(config, workdir, apart_from=longer)
+        saved = cli.check_same_run(config, workdir, apart_from=longer)
+        for name in longer if (saved.steps is None) == (config.steps is None) else ():
+            was, now = getattr(saved, name), getattr(config, name)
+            fits = was is None or now >= was
+            require(config, name, fits, f"at least {was} to extend the run in {workdir}")
     elif config.resume in ("must", "extend"):
         raise InputError(f"--resume={config.resume}, but there is no run in {workdir}")
     elif workdir.exists() and not (workdir / cli.FLAGS_FILE).exists():

@@ -374,8 +374,8 @@ def _load(folder: Path, step: int | None) -> dict[str, Any]:
     for candidate in reversed(steps) if step is None else [step]:
         try:
             return _read(folder, candidate)
-        except DamagedCheckpoint as damage:
-            if not (folder / str(candidate)).exists():  # the run that goes on has removed it
+        except (DamagedCheckpoint, FileNotFoundError) as damage:
+            if _steps(folder) != steps:  # the run that goes on has removed it
                 return _load(folder, step)
             if step is not None or candidate == steps[0]:
                 raise

@@ -5,6 +5,7 @@ long over a report holds nobody's collective up, and no time limit of a backend 
 single process all of this does nothing.
 """
 
+import contextlib
 import ctypes
 import itertools
 import json
@@ -121,7 +122,7 @@ def wait() -> None:
         _client().wait_at_barrier(f"jaxdl/turn/{next(_turns)}", DAYS_IN_MS)
 
 
-def fail(line: str) -> None:
+def fail(line: str, exit_code: int = 1) -> None:
     """Says on stderr why this process ends, and tells the others, which end too.
 
     With several processes it does not return: a goodbye would wait for them.
@@ -129,12 +130,10 @@ def fail(line: str) -> None:
     _say(line)
     if not are_several():
         return
-    try:
-        _client().key_value_set(FAILED, f"process {jax.process_index()} failed: {line}")
-        time.sleep(5)  # the first process serves what it has said, so it goes last
-    except jax.errors.JaxRuntimeError:
-        pass  # another has said so already, or is gone
-    _leave()
+    number = distributed.global_state.process_id
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # another has failed before, or is gone
+        _client().key_value_set(FAILED, f"process {number} failed: {line}")
+    _leave(exit_code)
 
 
 def is_consequence(error: BaseException) -> bool:
@@ -156,11 +155,13 @@ def _client() -> Any:
     return distributed.global_state.client
 
 
-def _leave() -> NoReturn:
+def _leave(exit_code: int = 1) -> NoReturn:
     """Ends at once: the goodbye of `jax.distributed` waits minutes for processes that are gone."""
+    if distributed.global_state.process_id == 0:
+        time.sleep(5)  # it serves what was said, so it goes last
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(1)
+    os._exit(exit_code)
 
 
 def _say(line: str) -> None:
@@ -170,9 +171,9 @@ def _say(line: str) -> None:
 
 def _watch() -> None:
     """Ends this process once another has told of its failure."""
-    while not _last_word.locked():
+    while (client := _client()) is not None and not _last_word.locked():
         try:
-            line = _client().key_value_try_get(FAILED)
+            line = client.key_value_try_get(FAILED)
         except jax.errors.JaxRuntimeError:
             time.sleep(1)  # none has
             continue

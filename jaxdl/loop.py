@@ -35,7 +35,7 @@ class Result(NamedTuple):
     Attributes:
       state: its last.
       metrics: its last, under `train/` and `eval/`.
-      stopped: the number of the signal that stopped it early; 0 for none.
+      stopped: the number of the signal that asked it to stop; 0 for none.
     """
 
     state: State
@@ -269,7 +269,9 @@ def fit(
                     checkpoints.save(state, measured, reports.totals.sums)
             if stop or (due_eval and done(state)):
                 break
-    return Result(state, reports.last, stop if step < steps and not done(state) else 0)
+        if not hosts.are_several():
+            stop = stop or stop_asked(step)  # meanwhile: of several hosts, each would say its own
+    return Result(state, reports.last, stop)
 
 
 class _Trace:

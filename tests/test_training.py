@@ -4,6 +4,7 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 
@@ -125,8 +126,11 @@ def test_a_finished_run_is_extended(tmp_path, flag):
     train(tmp_path / "run", **longer)  # now the run's own length
     steps = [row["step"] for row in read_rows(tmp_path / "run") if "eval/loss" in row]
     assert steps == [6, 8, 12]
+    with pytest.raises(InputError, match=rf"--{flag}=\S+: it must be at least \S+ to extend"):
+        train(tmp_path / "run", **own, resume="extend")
+    other = {"steps": None, "epochs": 0.5} if flag == "steps" else {"steps": 5}
     with pytest.raises(InputError, match="is trained to step 12, and 5 steps were given"):
-        train(tmp_path / "run", steps=5, resume="extend")
+        train(tmp_path / "run", **other, resume="extend")
     with pytest.raises(InputError, match="--resume=extend, but there is no run in"):
         train(tmp_path / "new", resume="extend")
     assert not (tmp_path / "new").exists()
@@ -150,6 +154,29 @@ def test_a_start_that_failed_leaves_no_run(tmp_path):
     assert "--seed=3\n" in (tmp_path / "flags.txt").read_text()
     with pytest.raises(InputError, match="holds a run with --seed=3, not 4"):
         train(tmp_path, lambda c, m: build(c, m, inputs=other), seed=4)
+
+
+def test_a_finished_run_without_its_checkpoints_is_still_one(tmp_path):
+    train(tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(InputError, match="holds a run with --seed=0, not 1"):
+        train(tmp_path, seed=1)
+    with pytest.raises(InputError, match="--resume=never"):
+        train(tmp_path, resume="never")
+
+
+def test_what_was_gone_back_to_is_not_extended(tmp_path):
+    falling = iter(range(100))
+
+    def make(config, mesh):
+        problem = build(config, mesh, measures=("worse",), best="eval/worse")
+        problem = problem._replace(examples={"train": 160, "validation": 48})
+        return problem._replace(measure=lambda state, split: {"worse": -next(falling)})
+
+    summary = train(tmp_path, make, steps=60, early_stop=2)
+    assert summary["step"] == 6
+    with pytest.raises(InputError, match=r"--resume=extend: .* stopped early, at step 18"):
+        train(tmp_path, make, steps=90, early_stop=2, resume="extend")
 
 
 def test_what_a_full_disk_left_is_no_stranger(tmp_path):
@@ -189,7 +216,8 @@ def test_flags_of_a_run_that_cannot_be(tmp_path, changes, message):
 def test_a_profile_that_does_not_fit_the_run_is_refused(tmp_path):
     with pytest.raises(InputError, match="--profile_steps=10: it must be at most 9"):
         train(tmp_path, profile_steps=10)
-    train(tmp_path, profile_steps=9)
+    train(tmp_path, profile_steps=9, steps=12)
+    train(tmp_path, profile_steps=9, steps=14, resume="extend")  # the flag is of its beginning
     assert list((tmp_path / "tensorboard").rglob("*.xplane.pb"))
 
 
@@ -228,6 +256,24 @@ def test_a_run_found_complete_has_the_whole_summary(tmp_path):
     assert {k: v for k, v in first.items() if k != "wall_seconds"} == {
         k: v for k, v in second.items() if k != "wall_seconds"
     }
+
+
+def test_a_signal_while_a_run_ends_is_heard(tmp_path):
+    """Or the next fold, or the next run of a comparison, would begin."""
+
+    def make(config, mesh):
+        problem = build(config, mesh)
+
+        def report(state, metrics, writer):
+            if int(state.step) == 12:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        return problem._replace(report=report)
+
+    with pytest.raises(cli.Interrupted):
+        train(tmp_path, make)
+    assert checkpoint.steps(tmp_path)[-1] == 12
+    assert train(tmp_path)["step"] == 12
 
 
 def test_interrupted_runs_are_saved_and_raise(tmp_path, capsys):
@@ -284,6 +330,11 @@ def test_folds_are_extended_too(tmp_path):
 
     run = dataclasses.replace(config(tmp_path / "cv", steps=4), folds=2)
     training.cross_validate(run, folded)
+    before = (tmp_path / "cv" / "flags.txt").read_text()
+    shorter = dataclasses.replace(run, steps=None, epochs=0.3, resume="extend")
+    with pytest.raises(InputError, match="trained to step 4, and 3 steps were given"):
+        training.cross_validate(shorter, folded)
+    assert (tmp_path / "cv" / "flags.txt").read_text() == before
     longer = dataclasses.replace(run, steps=6, resume="extend")
     training.cross_validate(longer, folded)
     for fold in range(2):
