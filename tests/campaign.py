@@ -74,7 +74,7 @@ def kill(campaign: Campaign) -> str:
                 continue
             process.must_end_well()  # it was too fast; what it came to counts as well
             differences(like.workdir, run)
-            attempt += 1
+            moments[0], attempt = "training", attempt + 1  # of a new run, which cannot be missed
             run = campaign.folder / f"run{number}_{attempt}"
         Process(campaign.folder, SMALL[name], devices, [f"--workdir={run}"]).must_end_well()
         differences(like.workdir, run)

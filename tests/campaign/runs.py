@@ -277,7 +277,7 @@ def at_moment(
     """Waits for a random time within a moment of a run; False if it ended before."""
     checkpoints, metrics = run / "checkpoints", run / "metrics.jsonl"
     unfinished = lambda: {p.name for p in checkpoints.glob("*tmp*")}
-    evaluations = lambda: metrics.read_text().count("eval/loss") if metrics.exists() else 0
+    evaluations = lambda: metrics.read_text().count('"eval/') if metrics.exists() else 0
     there, before = unfinished(), evaluations()
     steps = json.loads((like.workdir / "summary.json").read_text())["step"]
     last = checkpoints / str(steps)
