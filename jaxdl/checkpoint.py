@@ -11,6 +11,7 @@ A run has one writer, who holds `lock` and uses `Checkpoints`, and any number of
 import contextlib
 import errno
 import fcntl
+import functools
 import json
 import logging
 import math
@@ -168,6 +169,7 @@ class Checkpoints:
         self._sound: tuple[int, dict[str, Any]] | None = None
 
     def __enter__(self) -> "Checkpoints":
+        _mute_closed_loops()
         step = hosts.agree(self._find_sound)
         if step is not None and self._sound is None:
             self._sound = step, _read(self.folder, step)  # on the hosts beside the first
@@ -193,11 +195,11 @@ class Checkpoints:
         traceback: TracebackType | None,
     ) -> None:
         try:
-            self.wait()
+            self._manager.wait_until_finished()
             self._manager.close()
-        except Exception:
+        except Exception as failed:
             if error is None:  # else that is what to tell of
-                raise
+                self._tell_of(failed)
 
     def _find_sound(self) -> int | None:
         """The newest sound step; damaged checkpoints are set aside, unfinished ones removed."""
@@ -431,18 +433,18 @@ def _read(folder: Path, step: int) -> dict[str, Any]:
     _read_metrics(path)
     # The handler itself, for what wraps it hides errors and waits for other hosts.
     handler = ocp.PyTreeCheckpointHandler()
-    with _without_noise():
-        try:
-            shapes = handler.metadata(path / "default").tree
-            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
-            tree = handler.restore(path / "default", args=ocp.args.PyTreeRestore(None, as_numpy))
-            saved = tree.pop("fingerprint")
-        except Exception as error:
-            if not _is_damage(error):
-                if isinstance(error, OSError | MemoryError):
-                    raise
-                raise OSError(f"checkpoint {path} cannot be read ({_reason(error)})") from error
-            raise DamagedCheckpoint(f"checkpoint {path} is damaged ({_reason(error)})") from error
+    _mute_closed_loops()
+    try:
+        shapes = handler.metadata(path / "default").tree
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+        tree = handler.restore(path / "default", args=ocp.args.PyTreeRestore(None, as_numpy))
+        saved = tree.pop("fingerprint")
+    except Exception as error:
+        if not _is_damage(error):
+            if isinstance(error, OSError | MemoryError):
+                raise
+            raise OSError(f"checkpoint {path} cannot be read ({_reason(error)})") from error
+        raise DamagedCheckpoint(f"checkpoint {path} is damaged ({_reason(error)})") from error
     if saved != fingerprint(tree):
         raise DamagedCheckpoint(
             f"checkpoint {path} is damaged (its arrays are not those that were saved)"
@@ -468,15 +470,17 @@ def _is_damage(error: Exception) -> bool:
 
 
 def _reason(error: Exception) -> str:
+    if "No space left" in str(error):  # at the end of a long line
+        return "no space left"
     return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
 
 
-@contextlib.contextmanager
-def _without_noise() -> Iterator[None]:
-    """Keeps a failed read from printing a traceback for each array that it had begun to read.
+@functools.cache
+def _mute_closed_loops() -> None:
+    """Keeps failed reads and saves from printing a traceback for each array that was under way.
 
-    Orbax closes its event loop at the first error; the reads under way then find it closed, also
-    after this function's end, so after an error their complaint stays unheard.
+    Orbax closes its event loop at the first error; the others then find it closed, some of them
+    only later, and their complaints reach nobody but the interpreter.
     """
     before = sys.unraisablehook
 
@@ -485,8 +489,6 @@ def _without_noise() -> Iterator[None]:
             before(unraisable)
 
     sys.unraisablehook = heard
-    yield
-    sys.unraisablehook = before
 
 
 def _check_room(folder: Path, size: int) -> None:

@@ -468,6 +468,7 @@ def test_a_text_that_the_run_was_not_on(tmp_path, book):
 
     inputs = check(f"--text={book}")
     (tmp_path / "inputs.json").write_text(json.dumps(inputs))
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)  # or there would be no run yet
     check(f"--text={book}")
     copy = tmp_path / "copy.txt"
     copy.write_text(book.read_text() + "more")

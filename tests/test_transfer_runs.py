@@ -244,15 +244,15 @@ def test_mistakes_are_named_before_training(source):
 
 def test_the_study_tables_its_runs_and_trains_none_twice(tmp_path, monkeypatch):
     """What it trains is recorded here and not trained; the other tests train."""
-    trained = []
+    trained, inputs = [], {"image_shape": [16, 16, 1], "class_names": list("01234")}
 
     def train(config, build):
         trained.append(config)
         workdir = Path(config.workdir)
         workdir.mkdir(parents=True)
         (workdir / "flags.txt").write_text(cli.to_flags(config))
-        (workdir / "inputs.json").write_text(json.dumps({"image_shape": [16, 16, 1]}))
-        summary = {"test/accuracy": len(trained) ** 2 / 1000}
+        (workdir / "inputs.json").write_text(json.dumps(inputs))
+        summary = {"step": 3, "test/accuracy": len(trained) ** 2 / 1000}
         (workdir / "summary.json").write_text(json.dumps(summary))
         return summary
 

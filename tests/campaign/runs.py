@@ -117,7 +117,7 @@ class Process:
     def must_end_well(self) -> None:
         code = self.wait()
         expect(code == 0, f"exit code {code}, stderr: {' | '.join(self.err[-3:])[:400]}")
-        strange = [line for line in self.err if "set aside" not in line]
+        strange = [line for line in self.err if not is_news(line)]
         said = f"{len(strange)} lines on stderr: {' | '.join(strange)[:400]}"
         expect(not strange, f"{said}; of {shlex.join(self.words)}")
 
@@ -126,13 +126,18 @@ class Process:
         shown = " | ".join(err[-3:])[:400]
         expect(not any("Traceback" in line for line in err), f"a traceback: {shown}")
         expect(code == 1, f"exit code {code}, stderr: {shown or 'empty'}")
-        # What was set aside on the way is news of its own.
-        lines = [line for line in err if "set aside" not in line]
+        lines = [line for line in err if not is_news(line)]
         # Of several images each has a line, and the last counts them.
         counted = lines[-1:] and lines[-1].endswith("could not be read")
         expect(len(lines) == 1 or counted, f"{len(lines)} lines: {shown}")
         expect(all(line.startswith("error: ") for line in lines), f"no error: {shown}")
         expect(word in lines[0], f"without {word!r}: {shown}")
+
+
+def is_news(line: str) -> bool:
+    """Whether a line on stderr is of what was set aside, or not shown because of a full disk."""
+    not_shown = line.startswith("warning: ") and "No space left" in line
+    return not_shown or "set aside" in line
 
 
 def checkpoints_of(run: Path) -> list[int]:
