@@ -208,7 +208,9 @@ def _make_images(folder: Path, count: int) -> None:
 
 def run(argv: list[str]) -> None:
     """Runs the measurement that was asked for."""
-    config, _ = cli.parse(Config, argv)
+    config, rest = cli.parse(Config, argv)
+    if rest:
+        raise InputError(f"{rest[0]!r} is no flag; see --help")
     measure = {
         "loop": measure_loop,
         "start": measure_start,

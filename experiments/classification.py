@@ -3,12 +3,13 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from experiments import image_data
@@ -17,7 +18,7 @@ from experiments.cli import flag, require
 from experiments.image_data import ImageDataFlags
 from experiments.method import GRADIENT_DESCENT, MethodFlags, warmup_steps
 from experiments.training import Problem
-from jaxdl import augment, data, losses, models
+from jaxdl import InputError, augment, data, losses, models
 from jaxdl.nn import INITIALIZERS, initializer, tabulate
 from jaxdl.task import Init, Loss, Optimizer, Schedule, Task, supervised
 
@@ -102,6 +103,24 @@ def build_model(config: Config, num_classes: int, axis_name: str | None) -> nn.M
     model = models.create(config.model, num_classes=num_classes, dtype=dtype, **arguments)
     # Only a network with batch statistics has something to synchronize.
     return model.clone(axis_name=axis_name) if hasattr(model, "axis_name") else model
+
+
+def check_variables(
+    config: Config, image_shape: Sequence[int], num_classes: int, variables: Any
+) -> None:
+    """Raises InputError unless a run's variables are those of the network that its files name."""
+    model, image = build_model(config, num_classes, None), jnp.zeros((1, *image_shape))
+    wanted = jax.eval_shape(lambda: model.init(jax.random.key(0), image, train=False))
+    shapes = lambda tree: {jax.tree_util.keystr(k): np.shape(v) for k, v in tree}
+    kept = {name: wanted[name] for name in variables if name in wanted}
+    there, here = (shapes(jax.tree.leaves_with_path(tree)) for tree in (variables, kept))
+    if there != here:
+        name = min(k for k in there.keys() | here.keys() if there.get(k) != here.get(k))
+        raise InputError(
+            f"the checkpoint in {config.workdir} is not of the network that its flags.txt and "
+            f"inputs.json name: {name} is {there.get(name, 'absent')} there and "
+            f"{here.get(name, 'absent')} here"
+        )
 
 
 def make_pipeline(config: Config, mesh: Mesh) -> data.Pipeline:

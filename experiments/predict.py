@@ -92,7 +92,10 @@ def load_run(workdir: Path) -> tuple[Classify, list[str]]:
     saved = checkpoint.load(workdir, training.went_back_to(workdir))
     trained = saved["average"] or saved
     variables = transfer.merged(trained["params"], trained["extra"])
-    model = classification.build_model(config, len(inputs["class_names"]), axis_name=None)
+    num_classes = len(inputs["class_names"])
+    config = dataclasses.replace(config, workdir=str(workdir))  # wherever it was trained
+    classification.check_variables(config, inputs["image_shape"], num_classes, variables)
+    model = classification.build_model(config, num_classes, axis_name=None)
     preprocess = image_data.preprocessing(config, inputs["image_shape"][-1])
     classify = classifier(model, variables, preprocess, config.mean, config.std)
     return classify, inputs["class_names"]
@@ -111,7 +114,10 @@ def load_published(config: Config) -> tuple[Classify, list[str]]:
         preparation = preparation._replace(resize=config.resize)
     state_dict = pretrained.read(config.weights)
     num_classes = pretrained.num_classes_of(config.model, state_dict)
-    variables = pretrained.from_torch(config.model, state_dict, num_classes=num_classes)
+    try:
+        variables = pretrained.from_torch(config.model, state_dict, num_classes=num_classes)
+    except InputError as error:
+        raise InputError(f"{config.weights}: {error}") from None
     model = models.create(config.model, num_classes=num_classes)
     class_names = [str(number) for number in range(num_classes)]
     if config.labels:

@@ -284,7 +284,7 @@ def read_record(path: Path, **wanted: type | tuple[type, ...]) -> dict[str, Any]
       InputError: it is not there, or damaged.
     """
     if not path.is_file():
-        raise InputError(f"no {path.name} in {path.parent}: the run has not come so far")
+        raise InputError(f"there is no {path}: the run has not come so far")
     try:
         found = json.loads(path.read_bytes())
         sound = all(isinstance(found[name], types) for name, types in wanted.items())

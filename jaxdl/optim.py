@@ -553,7 +553,7 @@ def schedule(
 
     Raises:
       InputError: no such schedule, an argument it does not take or cannot use, or a warm-up that
-        leaves it no step.
+        leaves it no step; or there is no step at all.
     """
     build = _lookup("schedule", name, SCHEDULES)
     check_arguments("schedule", name, arguments)
@@ -561,7 +561,9 @@ def schedule(
         _positive(f"schedule {name}: {argument}", arguments.get(argument))
     if not 0 <= arguments.get("end", 0.0) < math.inf:
         raise InputError(f"schedule {name}: end={arguments['end']}: it must be at least 0, finite")
-    if not 0 <= warmup_steps < max(steps, 1):
+    if steps < 1:
+        raise InputError(f"schedule {name}: steps={steps}: it must be at least 1")
+    if not 0 <= warmup_steps < steps:
         raise InputError(f"a warm-up of {warmup_steps} steps does not fit in {steps} steps")
     factor = warm = build(max(steps - warmup_steps, 1), **arguments)
     if warmup_steps:

@@ -187,7 +187,8 @@ def hosts(campaign: Campaign) -> str:
         like, run = whole[name], campaign.folder / f"hosts{number}"
         victim, term = number % 2, number // 2 % 2
         # SIGTERM before the first step ends the process at once.
-        moment = rng.choice(("saving", "evaluating")) if term else rng.choice(MOMENTS)
+        # One that was killed before they joined is waited for as one that comes late.
+        moment = rng.choice(("saving", "evaluating") if term else MOMENTS[1:])
         over = lambda: max(checkpoints_of(like.workdir)) in checkpoints_of(run)
         pair = start_hosts(campaign.folder, SMALL[name], run)
         if not at_moment(moment, pair[victim], run, like, rng):

@@ -354,7 +354,9 @@ def test_a_damaged_record_is_one_line(tmp_path, text):
     (tmp_path / "summary.json").write_text(text)
     with pytest.raises(InputError, match=r"summary\.json is damaged; remove it"):
         training.read_summary(tmp_path)
-    with pytest.raises(InputError, match=r"no inputs\.json in .*the run has not come so far"):
+    with pytest.raises(
+        InputError, match=r"there is no .*inputs\.json: the run has not come so far"
+    ):
         training.read_inputs(tmp_path / "nowhere")
 
 

@@ -116,6 +116,10 @@ def from_arrays(
     """
     given = {"train": (images, labels), "validation": validation, "test": test}
     if class_names is None:
+        if not np.issubdtype(np.asarray(labels).dtype, np.integer):
+            raise InputError(
+                f"{name}: the train labels are {np.asarray(labels).dtype}; expected integers"
+            )
         class_names = [str(label) for label in range(int(np.max(labels, initial=-1)) + 1)]
     splits: dict[str, Source] = {}
     for split, pair in given.items():

@@ -279,7 +279,6 @@ resnet --optimizer=sgd --b1=0.9 => b1
 resnet --momentum=1 => --momentum=1
 resnet --clip_norm=0 => --clip_norm=0
 resnet --schedule=step --schedule_boundaries=0.5,x => schedule_boundaries
-resnet --schedule=step --schedule_boundaries=0.7,0.3 --steps=1 => boundaries
 resnet --schedule=step --schedule_boundaries=2 => boundaries
 resnet --schedule_rate=0.5 => rate
 resnet --schedule=restarts --schedule_cycles=0 => cycles
@@ -619,7 +618,6 @@ mode_collapse --workdir=file --steps=1 --frames=1 --setups=minimax => file
 summary --model=resnet5 => resnet50
 summary --model=alexnet --image_size=4 => image
 summary --model=mlp --small_images => small_images
-summary --num_classes=0 => --num_classes=0
 summary resnet50 => 'resnet50' is no flag
 schedule --schedule= => --schedule
 schedule --schedule=sine => sine
