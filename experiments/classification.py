@@ -84,6 +84,8 @@ class Config(MethodFlags, AugmentFlags, ImageDataFlags):
         require(self, "norm_epsilon", epsilon is None or epsilon > 0, "more than 0")
         scaled = self.init_scale is None or self.init != ""
         require(self, "init_scale", scaled, "left out without --init")
+        scale = 1.0 if self.init_scale is None or self.init == "constant" else self.init_scale
+        require(self, "init_scale", scale > 0, "more than 0")
         for name in ("warmup_epochs", "aux_weight"):
             value = getattr(self, name)
             require(self, name, math.isfinite(value) and value >= 0, "at least 0")

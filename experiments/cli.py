@@ -301,7 +301,7 @@ def main(run: Callable[[list[str]], None]) -> typing.NoReturn:
     except Exception as error:
         if hosts.is_consequence(error):
             hosts.end_with_the_others()
-        if "RESOURCE_EXHAUSTED" in str(error):
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             hosts.fail(f"out of memory: {' '.join(str(error).split())[:200]}")
             sys.exit(1)
         if hosts.are_several():  # who wait for this one

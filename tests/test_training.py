@@ -310,6 +310,7 @@ def test_interrupted_runs_are_saved_and_raise(tmp_path, capsys):
         (InputError("a mistake\n of two lines"), 1, "error: a mistake of two lines\n"),
         (OSError(28, "No space left on device", "x"), 1, "error: [Errno 28] No space"),
         (RuntimeError("RESOURCE_EXHAUSTED: out of memory"), 1, "error: out of memory: RES"),
+        (MemoryError("Unable to allocate"), 1, "error: out of memory: Unable"),
     ],
 )
 def test_exit_codes(monkeypatch, capsys, error, code, line):

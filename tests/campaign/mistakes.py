@@ -291,10 +291,9 @@ resnet --early_stop=3 => --early_stop
 resnet --folds=1 => --folds=1
 resnet --folds=5000 => 5000 folds
 resnet --fold=0 => --fold=0
-resnet --folds=3 --validation=0.1 => --validation
 resnet --validation=1 => --validation=1
 resnet --validation=1e-9 => 1e-09
-resnet --validation=0.9999 => 0.9999
+resnet --validation=0.9999 => batch size 32
 resnet --classes=3,11 => 11
 resnet --classes=3,3 => 3
 resnet --per_class=0 => --per_class=0
@@ -327,7 +326,7 @@ resnet --coordinator=localhost:7 --num_processes=2 --process_id=2 --workdir=h =>
 resnet --coordinator=localhost:7 --num_processes=0 --process_id=0 --workdir=h => --num_processes=0
 resnet --coordinator=localhost:7 --num_processes=2 --process_id=0 => --workdir
 resnet --num_processes=2 --process_id=1 --steps=1 => --coordinator
-resnet --coordinator=auto --workdir=h => --coordinator=auto
+resnet --coordinator=auto --workdir=h => join at auto
 lenet --model=resnet20_cifar => lenet5
 lenet --model=lenet5_1998 --image_size=64 => image
 alexnet --image_size=4 => at least 15x15
@@ -346,7 +345,6 @@ resnet --flagfile=emptied => emptied
 resnet --flagfile=binary => binary
 resnet --flagfile=latin1.txt => latin1.txt
 resnet --flagfile=nowhere => nowhere
-resnet --flagfile=flagfiles/cycle --steps=1 => flagfiles/
 resnet --flagfile=flagfiles/unknown => --modle
 resnet --flagfile=flagfiles/bare => batch_size=3
 resnet --flagfile=flagfiles/spaces => batch_size
