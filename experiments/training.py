@@ -571,8 +571,9 @@ def _cross_validate(config: RunConfig, build: Build) -> None:
 
 def _write_flags(config: RunConfig, workdir: Path) -> None:
     """Writes the flagfile that goes on with a run, on however many hosts and however it began."""
-    alone = {"coordinator": "", "num_processes": None, "process_id": None}
-    run = dataclasses.replace(config, resume="auto", **alone)  # type: ignore[arg-type]
+    run = dataclasses.replace(
+        config, resume="auto", coordinator="", num_processes=None, process_id=None
+    )
     _write(workdir / cli.FLAGS_FILE, cli.to_flags(run))
 
 

@@ -460,7 +460,7 @@ def _is_damage(error: Exception) -> bool:
     """
     if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
         return True
-    status = re.match(r"([A-Z]+_?[A-Z_]*): ", str(error))  # TensorStore's, which are ValueErrors
+    status = re.match(r"([A-Z_]+): ", str(error))  # TensorStore's, which are ValueErrors
     if isinstance(error, ValueError) and status:
         return status[1] in (
             *("DATA_LOSS", "FAILED_PRECONDITION", "INVALID_ARGUMENT", "NOT_FOUND"),

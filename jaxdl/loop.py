@@ -83,8 +83,8 @@ class _Reports:
     """Takes in the metrics of finished steps, and reports their means and the speed when due.
 
     Args:
-      start: the step that training begins or goes on at.
-      steps: the last.
+      state: where training begins or goes on.
+      steps: the last step.
       log_every: report every so many steps.
       unit: what the loss counts.
       writer: where rows go.
@@ -94,7 +94,7 @@ class _Reports:
 
     def __init__(
         self,
-        start: int,
+        state: State,
         steps: int,
         log_every: int,
         unit: str,
@@ -102,12 +102,13 @@ class _Reports:
         progress: Progress,
         checkpoints: Checkpoints | None,
     ):
-        self._start, self._steps, self._log_every, self._unit = start, steps, log_every, unit
+        self._start, self._steps = int(state.step), steps
+        self._log_every, self._unit = log_every, unit
         self._writer, self._progress, self._checkpoints = writer, progress, checkpoints
         self.last: dict[str, float] = {}
-        self.totals = _Totals(checkpoints.totals if checkpoints and start else None)
+        self.totals = _Totals(checkpoints.totals if checkpoints and self._start else None)
         self.step_flops: float | None = None
-        self.devices = jax.devices()
+        self._devices = state.step.sharding.device_set
         self._began = self._clock = time.perf_counter()
         self._timed_steps, self._timed_examples = 0, 0.0
 
@@ -149,9 +150,9 @@ class _Reports:
         speed = {f"{self._unit}_per_second": self._timed_examples / seconds}
         if self.step_flops is not None:
             speed["model_flops_per_second"] = self.step_flops * self._timed_steps / seconds
-            peak = cost.peak_flops(self.devices[0])
+            peak = cost.peak_flops(next(iter(self._devices)))
             if peak is not None:
-                used = speed["model_flops_per_second"] / (peak * len(self.devices))
+                used = speed["model_flops_per_second"] / (peak * len(self._devices))
                 speed["model_flops_utilization"] = used
         return speed
 
@@ -232,7 +233,7 @@ def fit(
         Progress(steps, start, quiet=not hosts.is_first()) as progress,
         _Trace(profile, start) as trace,
     ):
-        reports = _Reports(start, steps, log_every, unit, writer, progress, checkpoints)
+        reports = _Reports(state, steps, log_every, unit, writer, progress, checkpoints)
         for step in range(start + 1, start + 1 if done(state) else steps + 1):
             batch = next(stream)
             if step == start + 1:
