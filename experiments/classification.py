@@ -2,9 +2,11 @@
 
 import dataclasses
 import functools
+import importlib
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -12,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments import image_data
+from experiments import cli, image_data, training
 from experiments.augmentation import AugmentFlags
 from experiments.cli import flag, require
 from experiments.image_data import ImageDataFlags
 from experiments.method import GRADIENT_DESCENT, MethodFlags, warmup_steps
 from experiments.training import Problem
-from jaxdl import InputError, augment, data, losses, models
+from jaxdl import InputError, augment, checkpoint, data, losses, models, transfer
 from jaxdl.nn import INITIALIZERS, initializer, tabulate
 from jaxdl.task import Init, Loss, Optimizer, Schedule, Task, supervised
 
@@ -107,22 +109,65 @@ def build_model(config: Config, num_classes: int, axis_name: str | None) -> nn.M
     return model.clone(axis_name=axis_name) if hasattr(model, "axis_name") else model
 
 
-def check_variables(
-    config: Config, image_shape: Sequence[int], num_classes: int, variables: Any
-) -> None:
-    """Raises InputError unless a run's variables are those of the network that its files name."""
-    model, image = build_model(config, num_classes, None), jnp.zeros((1, *image_shape))
-    wanted = jax.eval_shape(lambda: model.init(jax.random.key(0), image, train=False))
-    shapes = lambda tree: {jax.tree_util.keystr(k): np.shape(v) for k, v in tree}
-    kept = {name: wanted[name] for name in variables if name in wanted}
-    there, here = (shapes(jax.tree.leaves_with_path(tree)) for tree in (variables, kept))
+class Trained(NamedTuple):
+    """What a run of an image experiment has come to.
+
+    Attributes:
+      config: its flags.
+      model: the network.
+      variables: its averages where it kept any, as numpy arrays.
+      image_shape: (height, width, channels) of the images it takes.
+      class_names: what its outputs stand for.
+    """
+
+    config: Config
+    model: nn.Module
+    variables: dict[str, Any]
+    image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+
+
+def config_of(workdir: str | Path) -> Config:
+    """The flags of a run.
+
+    Raises:
+      InputError: there is no run, or none that classifies images.
+    """
+    name = cli.experiment_of(workdir)
+    config_type = importlib.import_module(f"experiments.{name}").Config
+    config, _ = cli.parse(config_type, [f"--flagfile={Path(workdir) / cli.FLAGS_FILE}"])
+    if not isinstance(config, Config):
+        raise InputError(f"{workdir} holds a run of experiments.{name}: no classifier")
+    return config
+
+
+def load_trained(workdir: str | Path) -> Trained:
+    """The classifier that a run has trained.
+
+    Raises:
+      InputError: the folder holds no such run, or no checkpoint, or files that do not fit together.
+    """
+    config = config_of(workdir)
+    inputs = training.read_inputs(workdir, class_names=list, image_shape=list)
+    saved = checkpoint.load(workdir, training.went_back_to(workdir))
+    trained = saved["average"] or saved
+    variables = transfer.merged(trained["params"], trained["extra"])
+    height, width, channels = inputs["image_shape"]
+    model = build_model(config, len(inputs["class_names"]), axis_name=None)
+    image = jax.ShapeDtypeStruct((1, height, width, channels), jnp.float32)
+    wanted = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), image)
+    shapes = lambda tree: {
+        jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in jax.tree.leaves_with_path(tree)
+    }
+    there, here = shapes(variables), shapes({k: v for k, v in wanted.items() if k in variables})
     if there != here:
         name = min(k for k in there.keys() | here.keys() if there.get(k) != here.get(k))
         raise InputError(
-            f"the checkpoint in {config.workdir} is not of the network that its flags.txt and "
-            f"inputs.json name: {name} is {there.get(name, 'absent')} there and "
-            f"{here.get(name, 'absent')} here"
+            f"the checkpoint in {workdir} is not of the network that its flags.txt and inputs.json "
+            f"name: {name} is {there.get(name, 'absent')} there and {here.get(name, 'absent')} here"
         )
+    names = tuple(inputs["class_names"])
+    return Trained(config, model, variables, (height, width, channels), names)
 
 
 def make_pipeline(config: Config, mesh: Mesh) -> data.Pipeline:

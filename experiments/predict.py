@@ -13,7 +13,6 @@ Images are preprocessed as those weights were trained. Classes are numbers, or t
 """
 
 import dataclasses
-import importlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,9 +23,9 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments import classification, cli, image_data, training
+from experiments import classification, cli, image_data
 from experiments.cli import flag, require
-from jaxdl import InputError, augment, checkpoint, data, models, pretrained, transfer
+from jaxdl import InputError, augment, data, models, pretrained
 from jaxdl.data.folders import IMAGE_SUFFIXES
 
 
@@ -78,30 +77,19 @@ def classifier(
     return classify
 
 
-def load_run(workdir: Path) -> tuple[Classify, list[str]]:
+def load_run(workdir: Path) -> tuple[Classify, Sequence[str]]:
     """The classifier that a run trained, its averages if it kept any, and its classes' names.
 
     Raises:
       InputError: the folder holds no run, or no checkpoint.
     """
-    experiment = importlib.import_module(f"experiments.{cli.experiment_of(workdir)}")
-    config, _ = cli.parse(experiment.Config, [f"--flagfile={workdir / cli.FLAGS_FILE}"])
-    if not isinstance(config, classification.Config):
-        raise InputError(f"{workdir} holds a run of experiments.{config.experiment}: no classifier")
-    inputs = training.read_inputs(workdir, class_names=list, image_shape=list)
-    saved = checkpoint.load(workdir, training.went_back_to(workdir))
-    trained = saved["average"] or saved
-    variables = transfer.merged(trained["params"], trained["extra"])
-    num_classes = len(inputs["class_names"])
-    config = dataclasses.replace(config, workdir=str(workdir))  # wherever it was trained
-    classification.check_variables(config, inputs["image_shape"], num_classes, variables)
-    model = classification.build_model(config, num_classes, axis_name=None)
-    preprocess = image_data.preprocessing(config, inputs["image_shape"][-1])
-    classify = classifier(model, variables, preprocess, config.mean, config.std)
-    return classify, inputs["class_names"]
+    run = classification.load_trained(workdir)
+    preprocess = image_data.preprocessing(run.config, run.image_shape[-1])
+    mean, std = run.config.mean, run.config.std
+    return classifier(run.model, run.variables, preprocess, mean, std), run.class_names
 
 
-def load_published(config: Config) -> tuple[Classify, list[str]]:
+def load_published(config: Config) -> tuple[Classify, Sequence[str]]:
     """The classifier with published weights, and the names of its classes.
 
     Raises:

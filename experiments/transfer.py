@@ -11,7 +11,6 @@ their outputs. `experiments.transfer_study` compares what the flags here do.
 
 import dataclasses
 import functools
-import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from experiments import classification, cli, training
+from experiments import classification, training
 from experiments.cli import flag, require
 from jaxdl import (
     InputError,
     augment,
     bottleneck,
-    checkpoint,
     losses,
     parallel,
     pretrained,
@@ -88,7 +86,7 @@ class Config(classification.Config):
     @property
     def model_arguments(self) -> dict[str, Any]:
         """Those of the run that it starts from, and what is given here."""
-        of_run = _config_of(self.from_run).model_arguments if self.from_run else {}
+        of_run = classification.config_of(self.from_run).model_arguments if self.from_run else {}
         return of_run | super().model_arguments
 
 
@@ -96,33 +94,17 @@ def _known_of(config: Config) -> dict[str, Any]:
     """The flags that the starting point settles."""
     known: dict[str, Any] = {"augment": ()} if config.bottleneck else {}
     if config.from_run:
-        of_run = _config_of(config.from_run)
+        of_run = classification.config_of(config.from_run)
         names = ("model", "image_size", "crop_share", "mean", "std")
         known |= {name: getattr(of_run, name) for name in names}
-        known["channels"] = _inputs_of(config)["image_shape"][-1]
+        known["channels"] = training.read_inputs(config.from_run, image_shape=list)["image_shape"][
+            -1
+        ]
     elif config.from_weights:
         wants = pretrained.preprocessing(config.model)
         known |= {"image_size": wants.crop, "crop_share": wants.crop / wants.resize}
         known |= {"mean": wants.mean, "std": wants.std, "channels": 3}
     return known
-
-
-def _config_of(workdir: str) -> classification.Config:
-    """The flags of a run.
-
-    Raises:
-      InputError: there is no run, or none that classifies images.
-    """
-    name = cli.experiment_of(workdir)
-    config_type = importlib.import_module(f"experiments.{name}").Config
-    config, _ = cli.parse(config_type, [f"--flagfile={Path(workdir) / cli.FLAGS_FILE}"])
-    if not isinstance(config, classification.Config):
-        raise InputError(f"{workdir} holds a run of experiments.{name}, which classifies no images")
-    return config
-
-
-def _inputs_of(config: Config) -> dict[str, Any]:
-    return training.read_inputs(config.from_run, class_names=list, image_shape=list)
 
 
 def starting_point(config: Config) -> tuple[dict[str, Any], list[str]]:
@@ -132,10 +114,8 @@ def starting_point(config: Config) -> tuple[dict[str, Any], list[str]]:
       InputError: there is none, or it is damaged or of another network.
     """
     if config.from_run:
-        saved = checkpoint.load(config.from_run, training.went_back_to(config.from_run))
-        trained = saved["average"] or saved  # as in prediction
-        variables = transfer.merged(trained["params"], trained["extra"])
-        return variables, _inputs_of(config)["class_names"]
+        run = classification.load_trained(config.from_run)
+        return run.variables, list(run.class_names)
     if not config.from_weights:
         raise InputError("give --from_run=WORKDIR, or --from_weights=FILE and its --model=NAME")
     state_dict = pretrained.read(config.from_weights)

@@ -8,7 +8,6 @@ examples; all is computed on the host, the same on every one.
 import contextlib
 import dataclasses
 import fcntl
-import importlib
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from experiments import classification, cli, image_data, lenet, training
-from jaxdl import InputError, augment, checkpoint, data, fidelity, hosts, transfer
+from jaxdl import InputError, augment, data, fidelity, hosts
 from jaxdl.losses import SOWN
 
 CHUNK = 256
@@ -73,35 +72,25 @@ def of_classifier(workdir: str | Path, channels: int, class_names: tuple[str, ..
     Raises:
       InputError: there is no such run, or it has other classes or channels.
     """
-    workdir = Path(workdir)
-    experiment = importlib.import_module(f"experiments.{cli.experiment_of(workdir)}")
-    config, _ = cli.parse(experiment.Config, [f"--flagfile={workdir / cli.FLAGS_FILE}"])
-    if not isinstance(config, classification.Config):
-        raise InputError(f"{workdir} holds a run of experiments.{config.experiment}: no classifier")
-    inputs = training.read_inputs(workdir, class_names=list, image_shape=list)
-    known = tuple(inputs["class_names"])
-    if class_names and known != class_names:
+    run = classification.load_trained(workdir)
+    if class_names and run.class_names != class_names:
         raise InputError(
-            f"the classifier in {workdir} knows the classes {', '.join(known[:10])}; the data has "
-            f"{', '.join(class_names[:10])}"
+            f"the classifier in {workdir} knows the classes {', '.join(run.class_names[:10])}; the "
+            f"data has {', '.join(class_names[:10])}"
         )
-    if inputs["image_shape"][-1] != channels:
+    height, width, of_classifier = run.image_shape
+    if of_classifier != channels:
         raise InputError(
-            f"the classifier in {workdir} takes images of {inputs['image_shape'][-1]} channels, "
-            f"not {channels}"
+            f"the classifier in {workdir} takes images of {of_classifier} channels, not {channels}"
         )
-    saved = checkpoint.load(workdir, training.went_back_to(workdir))
-    trained = saved["average"] or saved
-    variables = jax.device_put(transfer.merged(trained["params"], trained["extra"]))
-    model = classification.build_model(config, len(known), axis_name=None)
-    height, width, _ = inputs["image_shape"]
+    variables = jax.device_put(run.variables)
 
     @jax.jit
     def look(images):
         shape = (len(images), height, width, channels)
         resized = jax.image.resize(augment.as_float(images), shape, "linear")
-        normalized = augment.normalize(resized, config.mean, config.std)
-        applied: Any = model.apply(variables, normalized, train=False, mutable=[SOWN])
+        normalized = augment.normalize(resized, run.config.mean, run.config.std)
+        applied: Any = run.model.apply(variables, normalized, train=False, mutable=[SOWN])
         logits, sown = applied
         return sown[SOWN]["features"][0].astype(jnp.float32), jnp.argmax(logits, axis=-1)
 
@@ -109,7 +98,7 @@ def of_classifier(workdir: str | Path, channels: int, class_names: tuple[str, ..
         features, classes = in_chunks(look, images)
         return features.reshape(len(features), -1), classes
 
-    return Yardstick(f"{config.model} of {workdir}", look_at, len(known))
+    return Yardstick(f"{run.config.model} of {workdir}", look_at, len(run.class_names))
 
 
 def in_chunks(function: Callable[..., tuple[Any, ...]], *arrays: np.ndarray) -> list[np.ndarray]:
