@@ -175,7 +175,7 @@ def test_a_run_that_froze_layers_goes_on_and_predicts(source, tmp_path):
         assert resumed[name] == whole[name]
 
     classify, class_names = predict.load_run(half)
-    assert class_names == ["7", "3", "5"]
+    assert list(class_names) == ["7", "3", "5"]
     digit = data.load("digits").splits["test"][0]["image"]
     (tmp_path / "digit.png").write_bytes(digit)
     average = checkpoint.load(half)["average"]
