@@ -24,8 +24,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from experiments import cli, resnet
-from experiments.cli import flag, require
+from experiments import resnet
+from experiments.harness import cli
+from experiments.harness.cli import flag, require
 from jaxdl import InputError, data, loop, parallel, recurrent
 from jaxdl.checkpoint import Checkpoints
 from jaxdl.writers import Writer

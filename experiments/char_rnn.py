@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments import cli, training
-from experiments.cli import flag, require
-from experiments.method import MethodFlags, warmup_steps
-from experiments.training import Problem, RunConfig
+from experiments.harness import cli, training
+from experiments.harness.cli import flag, require
+from experiments.harness.method import MethodFlags, warmup_steps
+from experiments.harness.training import Problem, RunConfig
 from jaxdl import InputError, losses, optim, parallel
 from jaxdl.data.text import TextPipeline, Vocabulary, read_corpus
 from jaxdl.models.language_model import LanguageModel, generate, language_model

@@ -27,8 +27,8 @@ import jax
 import numpy as np
 
 import experiments
-from experiments import cli, training
-from experiments.cli import require
+from experiments.harness import cli, training
+from experiments.harness.cli import require
 from jaxdl import InputError, loop, parallel
 from jaxdl.writers import Events, read_rows
 

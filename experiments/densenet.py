@@ -5,8 +5,8 @@ python -m experiments.densenet --flagfile=experiments/flags/densenet_digits.flag
 
 import dataclasses
 
-from experiments import classification, training
-from experiments.cli import flag
+from experiments.harness import classification, training
+from experiments.harness.cli import flag
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,11 +24,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments import image_data, training, yardstick
-from experiments.cli import flag, require
-from experiments.image_data import ImageDataFlags
-from experiments.method import MethodFlags, ScheduleArguments
-from experiments.training import Problem
+from experiments.harness import image_data, training, yardstick
+from experiments.harness.cli import flag, require
+from experiments.harness.image_data import ImageDataFlags
+from experiments.harness.method import MethodFlags, ScheduleArguments
+from experiments.harness.training import Problem
 from jaxdl import InputError, adversarial, data, fidelity, optim, parallel, pictures
 from jaxdl.models import gan
 from jaxdl.nn import tabulate

@@ -7,8 +7,8 @@ Inception v2 is arXiv:1502.03167, v3 arXiv:1512.00567, v4 and Inception-ResNet a
 
 import dataclasses
 
-from experiments import classification, training
-from experiments.cli import flag
+from experiments.harness import classification, training
+from experiments.harness.cli import flag
 from jaxdl.models import googlenet
 
 

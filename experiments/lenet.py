@@ -10,8 +10,8 @@ import dataclasses
 
 from jax.sharding import Mesh
 
-from experiments import classification, training
-from experiments.cli import flag, require
+from experiments.harness import classification, training
+from experiments.harness.cli import flag, require
 from jaxdl.models import lenet
 
 # The paper's input: background at -0.1 and ink at 1.175.

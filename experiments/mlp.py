@@ -5,8 +5,8 @@ python -m experiments.mlp --flagfile=experiments/flags/mlp_digits.flags
 
 import dataclasses
 
-from experiments import classification, training
-from experiments.cli import flag
+from experiments.harness import classification, training
+from experiments.harness.cli import flag
 from jaxdl import optim
 from jaxdl.models.mlp import ACTIVATIONS
 

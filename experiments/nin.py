@@ -5,8 +5,8 @@ python -m experiments.nin --flagfile=experiments/flags/nin_digits.flags
 
 import dataclasses
 
-from experiments import classification, training
-from experiments.cli import flag
+from experiments.harness import classification, training
+from experiments.harness.cli import flag
 from jaxdl import optim
 
 

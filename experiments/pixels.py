@@ -14,11 +14,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
-from experiments import cli
-from experiments.cli import flag, require
+from experiments.harness import cli
+from experiments.harness.cli import flag, require
 from jaxdl import InputError, augment, data
 
 
@@ -38,27 +37,6 @@ class Config:
         folder = Path(self.output).parent
         fits = folder.is_dir() and not Path(self.output).is_dir()
         require(self, "output", fits, "a file in a folder that is there")
-
-
-def read_components(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """The eigenvalues [3] and eigenvectors [3, 3] that this command wrote, for `pca_color`.
-
-    Raises:
-      InputError: the file is not there or holds none, as that of a gray data set.
-    """
-    try:
-        saved = json.loads(Path(path).read_text())
-        eigenvalues, eigenvectors = (
-            np.asarray(saved[name], np.float64) for name in ("eigenvalues", "eigenvectors")
-        )
-    except (OSError, ValueError, TypeError, KeyError):
-        eigenvalues, eigenvectors = np.zeros(0), np.zeros(0)
-    if eigenvalues.shape != (3,) or eigenvectors.shape != (3, 3):
-        raise InputError(
-            f"{path} holds no color components; expected a file that "
-            "python -m experiments.pixels wrote for a set of RGB images"
-        )
-    return eigenvalues, eigenvectors
 
 
 def run(argv: list[str]) -> None:

@@ -23,8 +23,8 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments import classification, cli, image_data
-from experiments.cli import flag, require
+from experiments.harness import classification, cli, image_data
+from experiments.harness.cli import flag, require
 from jaxdl import InputError, augment, data, models, pretrained
 from jaxdl.data.folders import IMAGE_SUFFIXES
 

@@ -7,8 +7,8 @@ arXiv:1512.03385; the pre-activation form is arXiv:1603.05027.
 
 import dataclasses
 
-from experiments import classification, training
-from experiments.cli import flag
+from experiments.harness import classification, training
+from experiments.harness.cli import flag
 
 
 @dataclasses.dataclass(frozen=True)

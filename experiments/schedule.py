@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from matplotlib.figure import Figure
 
-from experiments import cli
-from experiments.cli import flag, require
-from experiments.method import ScheduleArguments
+from experiments.harness import cli
+from experiments.harness.cli import flag, require
+from experiments.harness.method import ScheduleArguments
 from jaxdl import InputError, optim
 
 

@@ -29,10 +29,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from experiments import cli, training
-from experiments.cli import flag, require
-from experiments.method import MethodFlags, warmup_steps
-from experiments.training import Problem, RunConfig
+from experiments.harness import cli, training
+from experiments.harness.cli import flag, require
+from experiments.harness.method import MethodFlags, warmup_steps
+from experiments.harness.training import Problem, RunConfig
 from jaxdl import InputError, decoding, losses, optim, parallel
 from jaxdl.data.pairs import (
     EOS,

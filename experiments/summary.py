@@ -10,8 +10,8 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from experiments import cli
-from experiments.cli import flag, require
+from experiments.harness import cli
+from experiments.harness.cli import flag, require
 from jaxdl import InputError, cost, models
 
 

@@ -6,7 +6,7 @@
 
 The first takes the network and the form of its images from the run, the second from what is known
 of the weights; a flag that is given wins over both. Classes that old and new task both know keep
-their outputs. `experiments.transfer_study` compares what the flags here do.
+their outputs. `experiments.studies.transfer` compares what the flags here do.
 """
 
 import dataclasses
@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from experiments import classification, training
-from experiments.cli import flag, require
+from experiments.harness import classification, training
+from experiments.harness.cli import flag, require
 from jaxdl import (
     InputError,
     augment,

@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments import cli, training
-from experiments.cli import flag, require
-from experiments.method import MethodFlags
-from experiments.training import Problem, RunConfig
+from experiments.harness import cli, training
+from experiments.harness.cli import flag, require
+from experiments.harness.method import MethodFlags
+from experiments.harness.training import Problem, RunConfig
 from jaxdl import InputError, losses, optim, parallel
 from jaxdl.data import words as data
 from jaxdl.data.text import read_corpus

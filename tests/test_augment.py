@@ -12,6 +12,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from scipy import ndimage, stats
 
 from experiments import pixels
+from experiments.harness import augmentation
 from jaxdl import InputError, augment, parallel
 
 KEY = jax.random.key(3)
@@ -569,7 +570,7 @@ def test_pixels_command_measures_and_writes(tmp_path, capsys):
     saved = json.loads(output.read_text())
     np.testing.assert_allclose(saved["mean"], every.mean(0))
     np.testing.assert_allclose(saved["std"], every.std(0))
-    values, vectors = pixels.read_components(output)
+    values, vectors = augmentation.read_components(output)
     np.testing.assert_allclose(vectors * values @ vectors.T, np.cov(every.T, bias=True))
     assert augment.pca_color(values, vectors)(KEY, images).shape == images.shape
 
@@ -583,7 +584,7 @@ def test_pixels_command_of_a_gray_set(tmp_path, capsys):
     assert len(saved["mean"]) == len(saved["std"]) == 1
     assert saved["images"] == 1437
     with pytest.raises(InputError, match=r"gray\.json holds no color components"):
-        pixels.read_components(output)
+        augmentation.read_components(output)
 
 
 def test_pixels_command_tells_mistakes_in_one_line(tmp_path):
@@ -601,4 +602,4 @@ def test_pixels_command_tells_mistakes_in_one_line(tmp_path):
     for text in ("", "[]", '{"eigenvalues": 1}', '{"eigenvalues": [1], "eigenvectors": [[1]]}'):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(InputError, match="holds no color components"):
-            pixels.read_components(tmp_path / "bad.json")
+            augmentation.read_components(tmp_path / "bad.json")

@@ -14,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import char_rnn, cli, recurrent_pictures, training
+from experiments import char_rnn
+from experiments.harness import cli, training
+from experiments.studies import recurrent as recurrent_pictures
 from jaxdl import InputError, checkpoint, losses, models, optim, parallel
 from jaxdl.data.text import TextPipeline
 from jaxdl.models.language_model import generate, language_model

@@ -1,4 +1,4 @@
-"""`experiments.checkerboard`: its runs, its table, and what it measures."""
+"""`experiments.studies.checkerboard`: its runs, its table, and what it measures."""
 
 import json
 
@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import checkerboard, cli, gan, training
+from experiments import gan
+from experiments.harness import cli, training
+from experiments.studies import checkerboard
 from jaxdl import InputError, checkpoint, fidelity, parallel, pictures
 
 UPSAMPLINGS = checkerboard.UPSAMPLINGS

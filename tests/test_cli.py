@@ -4,8 +4,9 @@ import dataclasses
 
 import pytest
 
-from experiments import cli, lenet, resnet
-from experiments.cli import flag
+from experiments import lenet, resnet
+from experiments.harness import cli
+from experiments.harness.cli import flag
 from jaxdl import InputError
 
 

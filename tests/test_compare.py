@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
-from experiments import cli, compare, mlp, training
+from experiments import compare, mlp
+from experiments.harness import cli, training
 from jaxdl import InputError, checkpoint
 
 # A perceptron on digits: 30 steps, of which 10, 20 and 30 are reported and evaluated.

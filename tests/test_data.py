@@ -23,7 +23,8 @@ from PIL import Image, JpegImagePlugin
 from sklearn.datasets import load_digits
 
 import jaxdl.data.digits
-from experiments import benchmark, cli, image_data
+from experiments import benchmark
+from experiments.harness import cli, image_data
 from jaxdl import InputError
 from jaxdl.data import (
     CorruptImage,

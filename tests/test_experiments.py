@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from experiments import cli, image_data, lenet, training, transfer
+from experiments import lenet, transfer
+from experiments.harness import cli, image_data, training
 from jaxdl import InputError, augment, checkpoint, data, models
 from jaxdl.writers import read_rows
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import cli, gan, yardstick
+from experiments import gan
+from experiments.harness import cli, yardstick
 from jaxdl import InputError, checkpoint, data, fidelity, parallel
 from jaxdl.writers import read_rows
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import char_rnn, cli, densenet, inception, mlp, nin, resnet, schedule, vgg
-from experiments.method import MethodFlags, ScheduleArguments
+from experiments import char_rnn, densenet, inception, mlp, nin, resnet, schedule, vgg
+from experiments.harness import cli
+from experiments.harness.method import MethodFlags, ScheduleArguments
 from jaxdl import InputError, optim, parallel
 
 

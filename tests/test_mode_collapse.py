@@ -10,8 +10,9 @@ import pytest
 from PIL import Image, ImageSequence
 from scipy import stats
 
-from experiments import cli, mode_collapse
-from experiments.mode_collapse import PANEL, SETUPS, TITLE
+from experiments.harness import cli
+from experiments.studies import mode_collapse
+from experiments.studies.mode_collapse import PANEL, SETUPS, TITLE
 from jaxdl import InputError, data, parallel
 from jaxdl.pictures import POINT, REFERENCE, read_png
 

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from experiments import cli, seq2seq, training
+from experiments import seq2seq
+from experiments.harness import cli, training
 from jaxdl import InputError, checkpoint, decoding, losses, optim, parallel, task
 from jaxdl.attention import Attention
 from jaxdl.data.pairs import EOS, GO, PAD, PairPipeline, Pairs, Vocabulary

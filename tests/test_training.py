@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import tiny
 
-from experiments import cli, training
-from experiments.training import Problem, RunConfig
+from experiments.harness import cli, training
+from experiments.harness.training import Problem, RunConfig
 from jaxdl import InputError, checkpoint, hosts, parallel
 from jaxdl.writers import read_rows
 

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import cli, mlp, predict, training, transfer, transfer_study
+from experiments import mlp, predict, transfer
+from experiments.harness import cli, training
+from experiments.studies import transfer as transfer_study
 from jaxdl import InputError, checkpoint, data, models, parallel, pretrained
 from jaxdl.transfer import merged
 

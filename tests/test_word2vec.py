@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments import cli, training, word2vec
+from experiments import word2vec
+from experiments.harness import cli, training
 from jaxdl import InputError, checkpoint, optim, parallel
 from jaxdl.data import words
 from jaxdl.data.words import Vocabulary, WordPipeline

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
-from experiments import training
+from experiments.harness import training
 from jaxdl import writers
 from jaxdl.writers import Progress, Writer, read_rows
 

@@ -28,7 +28,7 @@ class Mistake(NamedTuple):
 
 LIBRARY = """
 import numpy as np
-from experiments import cli
+from experiments.harness import cli
 def mistake(argv):
     from jaxdl import augment, checkpoint, data, models, optim, pretrained
     images, labels = np.zeros((8, 4, 4, 1), np.uint8), np.arange(8)
@@ -432,9 +432,9 @@ pixels --dataset=folder:images/sound --output=emptied => emptied
 pixels --dataset=folder:images/sound --output=/dev/full => No space left
 pixels --image_size=0 => image size 0
 pixels --crop_share=2 => crop share 2
-checkerboard --dataset=ring => ring
-checkerboard --image_size=20 => 20
-checkerboard --dataset=folder:missing --steps=1 => missing
+studies.checkerboard --dataset=ring => ring
+studies.checkerboard --image_size=20 => 20
+studies.checkerboard --dataset=folder:missing --steps=1 => missing
 
 # weights and prediction
 predict => --workdir=RUN
@@ -498,10 +498,10 @@ transfer --from_run=run --dataset=folder:images/flat --batch_size=2 => no classe
 transfer --from_weights=missing.npz --model=resnet18 => missing.npz
 transfer --from_weights=weights/foreign.npz => resnet20_cifar
 transfer --from_weights=weights/foreign.npz --model=lenet5 => lenet5
-transfer_study --per_class=1 => --per_class=1
-transfer_study --per_class=5,5 => --per_class
-transfer_study --per_class=100000 => 100000
-transfer_study --workdir=file => file
+studies.transfer --per_class=1 => --per_class=1
+studies.transfer --per_class=5,5 => --per_class
+studies.transfer --per_class=100000 => 100000
+studies.transfer --workdir=file => file
 
 # texts and pairs
 char_rnn --text=missing.txt => missing.txt
@@ -533,10 +533,10 @@ char_rnn --mode=sample --workdir=chars_cut => chars_cut/inputs.json
 char_rnn --mode=sample --workdir=chars_list => chars_list/inputs.json
 char_rnn --mode=sample --workdir=chars_empty => chars_empty/inputs.json
 char_rnn --mode=sample --workdir=chars_no => chars_no/inputs.json
-recurrent_pictures --workdir=missing => missing
-recurrent_pictures --workdir=run => char_rnn
-recurrent_pictures --output=file => file
-recurrent_pictures --lags=0 => --lags=0
+studies.recurrent --workdir=missing => missing
+studies.recurrent --workdir=run => char_rnn
+studies.recurrent --output=file => file
+studies.recurrent --lags=0 => --lags=0
 word2vec --text=missing.txt => missing.txt
 word2vec --text=empty => empty
 word2vec --text=binary => binary
@@ -608,9 +608,9 @@ gan --dataset=folder:images/text --classifier=run --batch_size=2 --steps=4 => ca
 gan --mode=sample => --workdir
 gan --mode=sample --workdir=missing => missing
 gan --mode=sample --workdir=run => lenet
-mode_collapse --setups=everything => everything
-mode_collapse --steps=10 --frames=3 => --frames=3
-mode_collapse --workdir=file --steps=1 --frames=1 --setups=minimax => file
+studies.mode_collapse --setups=everything => everything
+studies.mode_collapse --steps=10 --frames=3 => --frames=3
+studies.mode_collapse --workdir=file --steps=1 --frames=1 --setups=minimax => file
 
 # tools
 summary --model=resnet5 => resnet50

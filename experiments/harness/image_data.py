@@ -5,8 +5,8 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
-from experiments.cli import flag, require
-from experiments.training import INPUTS_FILE, RunConfig, holds_run, read_inputs
+from experiments.harness.cli import flag, require
+from experiments.harness.training import INPUTS_FILE, RunConfig, holds_run, read_inputs
 from jaxdl import data, parallel
 
 

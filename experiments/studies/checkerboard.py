@@ -1,6 +1,6 @@
 """Checkerboards in what a generator draws: transposed convolutions against what avoids them.
 
-    python -m experiments.checkerboard
+    python -m experiments.studies.checkerboard
 
 trains a generator of digits for each way of upsampling, and measures the share of its images'
 energy that repeats with the stride, every two pixels, before the first step and after the last,
@@ -24,8 +24,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import cli, gan, image_data, training
-from experiments.cli import flag, require
+from experiments import gan
+from experiments.harness import cli, image_data, training
+from experiments.harness.cli import flag, require
 from jaxdl import InputError, adversarial, fidelity, parallel, pictures
 
 STRIDE = 2

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments import cli, image_data, training
-from experiments.augmentation import AugmentFlags
-from experiments.cli import flag, require
-from experiments.image_data import ImageDataFlags
-from experiments.method import GRADIENT_DESCENT, MethodFlags, warmup_steps
-from experiments.training import Problem
+from experiments.harness import cli, image_data, training
+from experiments.harness.augmentation import AugmentFlags
+from experiments.harness.cli import flag, require
+from experiments.harness.image_data import ImageDataFlags
+from experiments.harness.method import GRADIENT_DESCENT, MethodFlags, warmup_steps
+from experiments.harness.training import Problem
 from jaxdl import InputError, augment, checkpoint, data, losses, models, transfer
 from jaxdl.nn import INITIALIZERS, initializer, tabulate
 from jaxdl.task import Init, Loss, Optimizer, Schedule, Task, supervised

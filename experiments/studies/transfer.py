@@ -1,6 +1,6 @@
 """What transfer learning brings, and which way of it: few, some and many examples.
 
-    python -m experiments.transfer_study
+    python -m experiments.studies.transfer
 
 pretrains a narrow ResNet-20 on the digits 0 to 4 and takes it to the digits 5 to 9, of which it is
 shown 5, 20 or 100 examples each, as they are: training the head alone, the top layers, or all,
@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments import cli, resnet, training, transfer
-from experiments.cli import flag, require
+from experiments import resnet, transfer
+from experiments.harness import cli, training
+from experiments.harness.cli import flag, require
 from jaxdl import InputError, data
 
 OLD_CLASSES, NEW_CLASSES = "0,1,2,3,4", "5,6,7,8,9"

@@ -1,14 +1,16 @@
 """The flags of augmentation, for the dataclasses of image experiments to inherit."""
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
+import numpy as np
 
-from experiments.cli import flag, require
-from experiments.pixels import read_components
-from jaxdl import augment
+from experiments.harness.cli import flag, require
+from jaxdl import InputError, augment
 from jaxdl.augment import Augment, Mix
 
 # The flags that say how an augmentation does what it does.
@@ -21,6 +23,27 @@ _FLAGS_OF = {
     "cutout": ("cutout_size",),
     "rand_augment": ("rand_ops", "rand_magnitude"),
 }
+
+
+def read_components(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """The eigenvalues [3] and eigenvectors [3, 3] that experiments.pixels wrote, for `pca_color`.
+
+    Raises:
+      InputError: the file is not there or holds none, as that of a gray data set.
+    """
+    try:
+        saved = json.loads(Path(path).read_text())
+        eigenvalues, eigenvectors = (
+            np.asarray(saved[name], np.float64) for name in ("eigenvalues", "eigenvectors")
+        )
+    except (OSError, ValueError, TypeError, KeyError):
+        eigenvalues, eigenvectors = np.zeros(0), np.zeros(0)
+    if eigenvalues.shape != (3,) or eigenvectors.shape != (3, 3):
+        raise InputError(
+            f"{path} holds no color components; expected a file that "
+            "python -m experiments.pixels wrote for a set of RGB images"
+        )
+    return eigenvalues, eigenvectors
 
 
 @dataclasses.dataclass(frozen=True)

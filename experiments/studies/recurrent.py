@@ -1,7 +1,7 @@
 """Pictures of what recurrent networks do with time: vanishing gradients, clipping, and gates.
 
-    python -m experiments.recurrent_pictures --output=pictures
-    python -m experiments.recurrent_pictures --output=pictures --workdir=runs/char_rnn_stdlib
+    python -m experiments.studies.recurrent --output=pictures
+    python -m experiments.studies.recurrent --output=pictures --workdir=runs/char_rnn_stdlib
 
 It writes into the folder `--output`, and beside each picture its numbers as .json:
 
@@ -26,8 +26,9 @@ import numpy as np
 import optax
 from matplotlib.figure import Figure
 
-from experiments import char_rnn, cli, training
-from experiments.cli import flag, require
+from experiments import char_rnn
+from experiments.harness import cli, training
+from experiments.harness.cli import flag, require
 from jaxdl import InputError, losses, optim
 from jaxdl.data.text import TextPipeline, Vocabulary, read_corpus
 from jaxdl.models.language_model import language_model

@@ -23,8 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments import cli
-from experiments.cli import Interrupted, flag, require
+from experiments.harness import cli
+from experiments.harness.cli import Interrupted, flag, require
 from jaxdl import InputError, checkpoint, hosts, loop, optim, parallel
 from jaxdl.checkpoint import Checkpoints
 from jaxdl.task import Batch, State, Task, observe

@@ -1,6 +1,6 @@
 """Mode collapse and its remedies: generative adversarial networks learn a ring of eight Gaussians.
 
-    python -m experiments.mode_collapse
+    python -m experiments.studies.mode_collapse
 
 trains the same two multilayer perceptrons at the same rates for as many steps with several losses,
 penalties and norms, and counts the Gaussians that the generator then draws. The seeds of a setup
@@ -25,8 +25,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from PIL import Image, ImageDraw, ImageFont
 
-from experiments import cli, training
-from experiments.cli import flag, require
+from experiments.harness import cli, training
+from experiments.harness.cli import flag, require
 from jaxdl import InputError, adversarial, data, fidelity, optim, parallel, pictures
 from jaxdl.models import gan
 from jaxdl.task import Task

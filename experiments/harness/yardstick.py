@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments import classification, cli, image_data, lenet, training
+from experiments import lenet
+from experiments.harness import classification, cli, image_data, training
 from jaxdl import InputError, augment, data, fidelity, hosts
 from jaxdl.losses import SOWN
 

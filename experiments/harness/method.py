@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from experiments import training
-from experiments.cli import flag, require
+from experiments.harness import training
+from experiments.harness.cli import flag, require
 from jaxdl import InputError, optim
 from jaxdl.task import Optimizer, Schedule
 

@@ -1,0 +1,1 @@
+"""What experiments, tools and studies share; nothing here is run."""

@@ -1,0 +1,1 @@
+"""One claim of the textbooks each, trained, measured and drawn."""
