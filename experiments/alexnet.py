@@ -6,24 +6,32 @@ python -m experiments.alexnet --flagfile=experiments/flags/alexnet_digits.flags
 import dataclasses
 
 from experiments.harness import classification, training
+from experiments.harness.classification import ClassifierFlags, NetworkFlags
 from experiments.harness.cli import flag
+from experiments.harness.image_data import ImageDataFlags
+from experiments.harness.method import MethodFlags
+from experiments.harness.run import RunFlags
+
+
+@dataclasses.dataclass(frozen=True)
+class Network(NetworkFlags):
+    """Which form of an AlexNet."""
+
+    model: str = flag("alexnet", "the form of AlexNet", ("alexnet", "alexnet_paper"))
+    width: int | None = flag(24, "features of conv1; the model's own when empty")
+    small_images: bool = flag(True, "the form for images of about 32x32")
+    dropout: float | None = flag(None, "before fc6 and fc7; the model's own when empty")
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(classification.Config):
     """Trains an AlexNet, by default a narrow one on handwritten digits."""
 
-    MODEL_FLAGS = ("width", "small_images", "dropout")
-
-    experiment: str = flag("alexnet", "which experiment this is", ("alexnet",))
-    model: str = flag("alexnet", "the form of AlexNet", ("alexnet", "alexnet_paper"))
-    width: int | None = flag(24, "features of conv1; the model's own when empty")
-    small_images: bool = flag(True, "the form for images of about 32x32")
-    dropout: float | None = flag(None, "before fc6 and fc7; the model's own when empty")
-    image_size: int = flag(32, "height and width that images are resized to, in pixels")
-    epochs: float = flag(30.0, "passes over the training set, unless --steps is given")
-    learning_rate: float = flag(0.02, "its peak")
-    label_smoothing: float = flag(0.0, "share of the uniform distribution in the target")
+    run: RunFlags = RunFlags("alexnet")
+    images: ImageDataFlags = ImageDataFlags(image_size=32)
+    method: MethodFlags = MethodFlags(learning_rate=0.02)
+    classifier: ClassifierFlags = ClassifierFlags(label_smoothing=0.0)
+    network: Network = Network()
 
 
 build = classification.build

@@ -85,7 +85,7 @@ def load_run(workdir: Path) -> tuple[Classify, Sequence[str]]:
     """
     run = classification.load_trained(workdir)
     preprocess = image_data.preprocessing(run.config, run.image_shape[-1])
-    mean, std = run.config.mean, run.config.std
+    mean, std = run.config.classifier.mean, run.config.classifier.std
     return classifier(run.model, run.variables, preprocess, mean, std), run.class_names
 
 

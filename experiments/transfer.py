@@ -11,7 +11,7 @@ their outputs. `experiments.studies.transfer` compares what the flags here do.
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +19,28 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from experiments.harness import classification, training
+from experiments.harness import classification, cli, run_folder, training
 from experiments.harness.cli import flag, require
+from experiments.harness.method import MethodFlags
+from experiments.harness.problem import Problem, View
+from experiments.harness.run import RunFlags
 from jaxdl import (
     InputError,
     augment,
     bottleneck,
+    data,
     losses,
     parallel,
     pretrained,
     transfer,
 )
+from jaxdl.task import Batch, Init
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(classification.Config):
-    """Trains a network on from --from_run=WORKDIR, or --from_weights=FILE and --model=NAME."""
+class StartFlags:
+    """Where to start from, and what is trained on."""
 
-    experiment: str = flag("transfer", "which experiment this is", ("transfer",))
     from_run: str = flag("", "the folder of the run to start from, which has to stay there")
     from_weights: str = flag("", "or weights as torchvision or timm name them, of --model")
     from_labels: str = flag("", "names of their classes, a text file with one in each line")
@@ -51,22 +55,18 @@ class Config(classification.Config):
         None, "train the head first, and one stage more below it after so many steps"
     )
     stages: tuple[str, ...] = flag((), "their patterns from the lowest up; found when empty")
-    learning_rate: float = flag(0.02, "its peak")
 
     def __post_init__(self) -> None:
+        """Raises InputError for a value, or a pair of values, that cannot be."""
         frozen = ("freeze", "freeze_up_to", "head_only", "bottleneck")
         given = [f"--{name}" for name in frozen if getattr(self, name)]
         if len(given) > 1:
             raise InputError(f"{' and '.join(given)} say what to freeze; give one of them")
         if self.from_run and self.from_weights:
             raise InputError("--from_run and --from_weights say where to start; give one of them")
-        self._default_to(_known_of(self))
-        super().__post_init__()
         require(self, "layer_decay", 0 < self.layer_decay <= 1, "more than 0 and at most 1")
-        every, clip = self.unfreeze_every, self.clip_global_norm
+        every = self.unfreeze_every
         require(self, "unfreeze_every", every is None or every >= 1, "at least 1")
-        apart = every is None or clip is None  # each stage has an optimizer of its own
-        require(self, "clip_global_norm", apart, "left out with --unfreeze_every; see --clip_norm")
         staged = every is not None or self.layer_decay < 1
         require(self, "stages", staged or not self.stages, "of --layer_decay or --unfreeze_every")
         labelled = not self.from_labels or self.from_weights != ""
@@ -74,34 +74,47 @@ class Config(classification.Config):
         if self.bottleneck:
             require(self, "unfreeze_every", every is None, "left out with --bottleneck")
             require(self, "layer_decay", self.layer_decay == 1, "1 with --bottleneck")
-            require(self, "augment", not self.augment, "empty with --bottleneck")
-            require(self, "mix", not self.mix, "empty with --bottleneck")
 
-    def _default_to(self, values: Mapping[str, Any]) -> None:
-        """Sets what was not given, so that the run's flagfile says what holds."""
-        for name, value in values.items():
-            if name not in self.given and getattr(self, name) == getattr(type(self), name):
-                object.__setattr__(self, name, value)
+
+@dataclasses.dataclass(frozen=True)
+class Config(classification.Config):
+    """Trains a network on from --from_run=WORKDIR, or --from_weights=FILE and --model=NAME."""
+
+    run: RunFlags = RunFlags("transfer")
+    method: MethodFlags = MethodFlags(learning_rate=0.02)
+    start: StartFlags = StartFlags()
+
+    def __post_init__(self) -> None:
+        """Raises InputError for flags that do not fit one another."""
+        known = {k: v for k, v in _known_of(self).items() if k not in self.run.given}
+        cli.settle(self, **known)  # so that the run's flagfile says what holds
+        super().__post_init__()
+        every, clip = self.start.unfreeze_every, self.method.clip_global_norm
+        apart = every is None or clip is None  # each stage has an optimizer of its own
+        require(self, "clip_global_norm", apart, "left out with --unfreeze_every; see --clip_norm")
+        if self.start.bottleneck:
+            require(self, "augment", not self.augmentation.augment, "empty with --bottleneck")
+            require(self, "mix", not self.augmentation.mix, "empty with --bottleneck")
 
     @property
     def model_arguments(self) -> dict[str, Any]:
         """Those of the run that it starts from, and what is given here."""
-        of_run = classification.config_of(self.from_run).model_arguments if self.from_run else {}
+        start = self.start.from_run
+        of_run = classification.config_of(start).model_arguments if start else {}
         return of_run | super().model_arguments
 
 
 def _known_of(config: Config) -> dict[str, Any]:
     """The flags that the starting point settles."""
-    known: dict[str, Any] = {"augment": ()} if config.bottleneck else {}
-    if config.from_run:
-        of_run = classification.config_of(config.from_run)
+    known: dict[str, Any] = {"augment": ()} if config.start.bottleneck else {}
+    if config.start.from_run:
+        of_run = cli.to_dict(classification.config_of(config.start.from_run))
         names = ("model", "image_size", "crop_share", "mean", "std")
-        known |= {name: getattr(of_run, name) for name in names}
-        known["channels"] = training.read_inputs(config.from_run, image_shape=list)["image_shape"][
-            -1
-        ]
-    elif config.from_weights:
-        wants = pretrained.preprocessing(config.model)
+        known |= {name: of_run[name] for name in names}
+        inputs = run_folder.read_inputs(config.start.from_run, image_shape=list)
+        known["channels"] = inputs["image_shape"][-1]
+    elif config.start.from_weights:
+        wants = pretrained.preprocessing(config.network.model)
         known |= {"image_size": wants.crop, "crop_share": wants.crop / wants.resize}
         known |= {"mean": wants.mean, "std": wants.std, "channels": 3}
     return known
@@ -113,69 +126,101 @@ def starting_point(config: Config) -> tuple[dict[str, Any], list[str]]:
     Raises:
       InputError: there is none, or it is damaged or of another network.
     """
-    if config.from_run:
-        run = classification.load_trained(config.from_run)
+    if config.start.from_run:
+        run = classification.load_trained(config.start.from_run)
         return run.variables, list(run.class_names)
-    if not config.from_weights:
+    if not config.start.from_weights:
         raise InputError("give --from_run=WORKDIR, or --from_weights=FILE and its --model=NAME")
-    state_dict = pretrained.read(config.from_weights)
-    num_classes = pretrained.num_classes_of(config.model, state_dict)
+    state_dict = pretrained.read(config.start.from_weights)
+    num_classes = pretrained.num_classes_of(config.network.model, state_dict)
     arguments = config.model_arguments | {"num_classes": num_classes}
     try:
-        variables = pretrained.from_torch(config.model, state_dict, **arguments)
+        variables = pretrained.from_torch(config.network.model, state_dict, **arguments)
     except InputError as error:
-        raise InputError(f"{config.from_weights}: {error}") from None
+        raise InputError(f"{config.start.from_weights}: {error}") from None
     class_names: list[str] = []
-    if config.from_labels:
-        class_names = Path(config.from_labels).read_text(errors="replace").splitlines()
+    if config.start.from_labels:
+        class_names = Path(config.start.from_labels).read_text(errors="replace").splitlines()
         fits = len(class_names) == num_classes
         require(config, "from_labels", fits, f"of {num_classes} lines, a class each")
     return variables, class_names
 
 
-def build(config: Config, mesh: Mesh) -> training.Problem:
+class FeatureView(View):
+    """Shows the images whose features a head is trained on.
+
+    Args:
+      pipeline: of the images.
+    """
+
+    def __init__(self, pipeline: data.Pipeline):
+        self._pipeline = pipeline
+
+    def inputs(self, key: Any, batch: Batch) -> Any:
+        """The first sixteen of the set."""
+        return next(self._pipeline.evaluate("train"))["image"][:16] / 255
+
+    def notes(self) -> dict[str, Any]:
+        """How many images could not be read."""
+        return {"unreadable_images": self._pipeline.skipped}
+
+
+def build(config: Config, mesh: Mesh) -> Problem:
     """The Problem of training a network on from where another training left it."""
     variables, old_classes = starting_point(config)
-    pipeline = classification.make_pipeline(config, mesh)
+    pipeline, start = classification.make_pipeline(config, mesh), config.start
     new_classes = pipeline.dataset.class_names
     net = transfer.outline(
         lambda num_classes: classification.build_model(config, num_classes, None),
         pipeline.image_shape,
     )
-    frozen = config.freeze
-    if config.freeze_up_to:
-        frozen = net.up_to(config.freeze_up_to)
-    elif config.head_only:
-        frozen = net.all_but_head
 
     def begun(init):
         return transfer.start_from(init, variables, net.head, old_classes, new_classes)
+
+    title = f"{config.network.model} of {start.from_run or start.from_weights} learning "
+    title += config.images.dataset
+    if start.bottleneck:
+        return _on_features(config, mesh, pipeline, net, begun)._replace(title=title)
+    frozen = start.freeze
+    if start.freeze_up_to:
+        frozen = net.up_to(start.freeze_up_to)
+    elif start.head_only:
+        frozen = net.all_but_head
 
     def adapt(init, loss, optimizer, schedule):
         init = begun(init)
         if frozen:
             init, loss = transfer.freeze(init, loss, frozen)
-        stages = config.stages or (net.without(frozen) if frozen else net).stages
-        if config.unfreeze_every:
+        stages = start.stages or (net.without(frozen) if frozen else net).stages
+        if start.unfreeze_every:
             loss, optimizer, schedule = transfer.gradual(
-                loss, optimizer, schedule, stages, config.unfreeze_every
+                loss, optimizer, schedule, stages, start.unfreeze_every
             )
-        if config.layer_decay < 1:
-            rates = transfer.discriminative(stages, config.layer_decay)
+        if start.layer_decay < 1:
+            rates = transfer.discriminative(stages, start.layer_decay)
             optimizer = transfer.layer_rates(optimizer, rates)
         return init, loss, optimizer, schedule
 
-    title = f"{config.model} of {config.from_run or config.from_weights} learning {config.dataset}"
-    if not config.bottleneck:
-        return classification.build(config, mesh, adapt=adapt)._replace(title=title)
+    return classification.build(config, mesh, adapt=adapt)._replace(title=title)
 
-    model = classification.build_model(config, len(new_classes), None)
-    normalize = functools.partial(augment.normalize, mean=config.mean, std=config.std)
+
+def _on_features(
+    config: Config,
+    mesh: Mesh,
+    pipeline: data.Pipeline,
+    net: transfer.Outline,
+    begun: Callable[[Init], Init],
+) -> Problem:
+    """The Problem of training the head on what the layers below it make of the images."""
+    model = classification.build_model(config, len(pipeline.dataset.class_names), None)
+    mean, std = config.classifier.mean, config.classifier.std
+    normalize = functools.partial(augment.normalize, mean=mean, std=std)
     init, _ = losses.classification(model, pipeline.image_shape, normalize)
-    params, extra = jax.jit(begun(init))(jax.random.key(config.seed))
-    folder = Path(config.bottleneck)
-    if config.fold is not None:  # each has a data set of its own
-        folder /= f"fold{config.fold}"
+    params, extra = jax.jit(begun(init))(jax.random.key(config.run.seed))
+    folder = Path(config.start.bottleneck)
+    if config.run.fold is not None:  # each has a data set of its own
+        folder /= f"fold{config.run.fold}"
     features = bottleneck.features(
         model,
         net,
@@ -186,21 +231,16 @@ def build(config: Config, mesh: Mesh) -> training.Problem:
         on_unfit="fail",
     )
     width = features["train"].values.shape[1]
-    batches = bottleneck.Batches(
-        features, config.batch_size, config.seed, parallel.batch_sharding(mesh)
-    )
 
-    def on_features(init, loss, optimizer, schedule):
-        dtype = jnp.dtype(config.precision)
+    def adapt(init, loss, optimizer, schedule):
+        dtype = jnp.dtype(config.run.precision)
         return *bottleneck.head(begun(init), net, width, dtype), optimizer, schedule
 
-    return classification.build(config, mesh, adapt=on_features)._replace(
-        title=title,
-        batches=batches.train,
-        passes=batches.evaluate,
-        show=lambda key, batch: next(pipeline.evaluate("train"))["image"][:16] / 255,
-        notes=lambda: {"unreadable_images": pipeline.skipped},
+    batches = bottleneck.Batches(
+        features, config.run.batch_size, config.run.seed, parallel.batch_sharding(mesh)
     )
+    problem = classification.build(config, mesh, adapt=adapt)
+    return problem._replace(feed=batches, view=FeatureView(pipeline))
 
 
 if __name__ == "__main__":

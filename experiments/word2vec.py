@@ -12,23 +12,25 @@ The last leaves vectors.txt, in word2vec's text format, and what TensorBoard's p
 import dataclasses
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments.harness import cli, training
+from experiments.harness import run_folder, training
 from experiments.harness.cli import flag, require
-from experiments.harness.method import MethodFlags
-from experiments.harness.training import Problem, RunConfig
-from jaxdl import InputError, losses, optim, parallel
+from experiments.harness.method import MethodFlags, supervised_task
+from experiments.harness.problem import Best, Build, Learner, Problem, View
+from experiments.harness.run import RunFlags
+from jaxdl import InputError, losses, parallel
 from jaxdl.data import words as data
 from jaxdl.data.text import read_corpus
 from jaxdl.models import word2vec
 from jaxdl.models.word2vec import Word2Vec
 from jaxdl.nn import tabulate
-from jaxdl.task import State, Task, supervised
+from jaxdl.task import State, Task
 from jaxdl.writers import Writer
 
 VECTORS_FILE = "vectors.txt"
@@ -37,16 +39,9 @@ PROJECTED = 10_000  # words that TensorBoard's projector, which runs in a browse
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(MethodFlags, RunConfig):
-    """Trains word vectors, by default on the source of Python's standard library."""
+class WordFlags:
+    """Which text, and what a network is asked about its words."""
 
-    experiment: str = flag("word2vec", "which experiment this is", ("word2vec",))
-    mode: str = flag(
-        "train",
-        "train, evaluate a run, or show, score or write its vectors",
-        ("train", "eval", "neighbours", "analogies", "export"),
-        part_of_run=False,
-    )
     text: str = flag("", "a file, a folder, or tfds:NAME; empty for Python's standard library")
     data_dir: str = flag("", "where TFDS sets are; TFDS's own place when empty", part_of_run=False)
     model: str = flag("skipgram", "what predicts what", ("skipgram", "cbow"))
@@ -55,17 +50,18 @@ class Config(MethodFlags, RunConfig):
     window: int = flag(5, "greatest distance of a word that is around another, in words")
     negatives: int = flag(5, "words drawn for each middle word")
     subsample: float = flag(1e-3, "share of the text above which words are thinned out; 0 for none")
-    batch_size: int = flag(2048, "middle words a step, over all devices")
-    epochs: float = flag(5.0, "passes over the training text, unless --steps is given")
-    optimizer: str = flag("adagrad", "the method", tuple(optim.OPTIMIZERS))
-    learning_rate: float = flag(
-        0.1, "its peak; for sgd 0.025 times batch_size is word2vec.c's 0.025 for each pair"
-    )
-    schedule: str = flag("linear", "of the learning rate", tuple(optim.SCHEDULES))
-    grad_accum: int = flag(1, "parts that a batch is computed in, to save memory")
-    log_every: int = flag(500, "steps between reports of the training metrics", part_of_run=False)
-    eval_every: int = flag(2000, "steps between evaluations", part_of_run=False)
-    checkpoint_every: int = flag(2000, "steps between checkpoints", part_of_run=False)
+
+    def __post_init__(self) -> None:
+        """Raises InputError for a value that cannot be."""
+        for name in ("features", "min_count", "window", "negatives"):
+            require(self, name, getattr(self, name) >= 1, "at least 1")
+        require(self, "subsample", 0 <= self.subsample <= 1, "at least 0 and at most 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class ShowFlags:
+    """What is asked of the vectors."""
+
     words: tuple[str, ...] = flag(
         (), "whose neighbours to show; empty for eight frequent ones", part_of_run=False
     )
@@ -74,114 +70,142 @@ class Config(MethodFlags, RunConfig):
         "", "a file of questions `a b c d` to score below `: section` lines", part_of_run=False
     )
 
+    def __post_init__(self) -> None:
+        """Raises InputError for a value that cannot be."""
+        require(self, "neighbours", self.neighbours >= 1, "at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Trains word vectors, by default on the source of Python's standard library.
+
+    For sgd a learning rate of 0.025 times batch_size is word2vec.c's 0.025 for each pair.
+    """
+
+    run: RunFlags = RunFlags(
+        "word2vec",
+        batch_size=2048,
+        epochs=5.0,
+        log_every=500,
+        eval_every=2000,
+        checkpoint_every=2000,
+        modes=("train", "eval", "neighbours", "analogies", "export"),
+    )
+    words: WordFlags = WordFlags()
+    method: MethodFlags = MethodFlags(optimizer="adagrad", learning_rate=0.1, schedule="linear")
+    show: ShowFlags = ShowFlags()
+
     @property
     def hparams(self) -> dict[str, float]:
         """The method's hyperparameters, with a start for adagrad that suits small gradients."""
         # Of a mean over thousands of words each vector's share is small: beside its square optax's
         # own 0.1 and 1e-7 would be all there is.
         start = {"initial_accumulator_value": 1e-9, "eps": 0.0}
-        return (start if self.optimizer == "adagrad" else {}) | super().hparams
+        return (start if self.method.optimizer == "adagrad" else {}) | self.method.hparams
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check_method()
-        require(self, "folds", self.folds is None, "left out: a text is held out by its own rule")
-        for name in ("features", "min_count", "window", "negatives", "neighbours"):
-            require(self, name, getattr(self, name) >= 1, "at least 1")
-        require(self, "subsample", 0 <= self.subsample <= 1, "at least 0 and at most 1")
-        require(
-            self,
-            "grad_accum",
-            self.grad_accum >= 1 and self.batch_size % self.grad_accum == 0,
-            f"at least 1 and a divisor of the batch_size {self.batch_size}",
-        )
+        """Raises InputError for flags that do not fit one another."""
+        folds = self.run.folds
+        require(self, "folds", folds is None, "left out: a text is held out by its own rule")
+
+
+class Probes(View):
+    """Shows the neighbours of some words, and how many analogies are answered right.
+
+    Args:
+      config: the flags.
+      vocabulary: the words.
+      words: whose neighbours to show.
+    """
+
+    def __init__(self, config: Config, vocabulary: data.Vocabulary, words: tuple[str, ...]):
+        count, file = config.show.neighbours, config.show.analogies
+        require(config, "neighbours", count < len(vocabulary), f"under {len(vocabulary)}")
+        for word in words:
+            vocabulary.id(word)  # rather now than after the first evaluation
+        self._vocabulary, self._words, self._count = vocabulary, words, count
+        self._questions = data.read_analogies(file) if file else {}
+
+    def report(self, state: State, metrics: dict[str, float], writer: Writer) -> None:
+        """Prints the neighbours, and writes down the share of right answers."""
+        step = int(state.step)
+        vectors = jax.device_get(state.params["input"])
+        shown = describe_neighbours(self._vocabulary, vectors, self._words, self._count)
+        print(shown, flush=True)
+        writer.text("neighbours", shown, step)
+        if self._questions:
+            scores = score(self._vocabulary, vectors, self._questions)
+            right, asked = np.sum(list(scores.values()), 0)[:2]
+            if asked:
+                writer.scalars(step, {"eval/analogies": right / asked})
+
+    def notes(self) -> dict[str, Any]:
+        """How many words there are."""
+        return {"vocabulary_size": len(self._vocabulary)}
 
 
 def build(config: Config, mesh: Mesh) -> Problem:
     """The Problem of predicting words from those around them."""
-    corpus = read_corpus(config.text, config.data_dir or None)
+    corpus = read_corpus(config.words.text, config.words.data_dir or None)
     tokens = {split: data.tokenize(text) for split, text in corpus.items()}
-    vocabulary = data.Vocabulary.of(tokens["train"], config.min_count)
+    vocabulary = data.Vocabulary.of(tokens["train"], config.words.min_count)
     splits = {split: vocabulary.encode(each) for split, each in tokens.items()}
     inputs = {
         "vocabulary": " ".join(vocabulary.words),
         "text_sha256": hashlib.sha256(np.concatenate(list(splits.values())).tobytes()).hexdigest(),
     }
-    probes = config.words or frequent(vocabulary)
-    require(config, "neighbours", config.neighbours < len(vocabulary), f"under {len(vocabulary)}")
-    for word in probes:
-        vocabulary.id(word)  # rather now than after the first evaluation
-    questions = data.read_analogies(config.analogies) if config.analogies else {}
+    probes = Probes(config, vocabulary, config.show.words or frequent(vocabulary))
     pipeline = data.WordPipeline(
         splits,
         vocabulary.counts,
-        config.batch_size,
-        window=config.window,
-        negatives=config.negatives,
-        subsample=config.subsample,
-        seed=config.seed,
+        config.run.batch_size,
+        window=config.words.window,
+        negatives=config.words.negatives,
+        subsample=config.words.subsample,
+        seed=config.run.seed,
         sharding=parallel.batch_sharding(mesh),
     )
-    steps = config.steps or max(1, round(config.epochs * pipeline.steps_per_epoch))
+    steps = config.run.steps or max(1, round(config.run.epochs * pipeline.steps_per_epoch))
     model = Word2Vec(
         len(vocabulary),
-        config.features,
-        cbow=config.model == "cbow",
-        dtype=jnp.dtype(config.precision),
+        config.words.features,
+        cbow=config.words.model == "cbow",
+        dtype=jnp.dtype(config.run.precision),
     )
 
     def task(axis_name: str | None) -> Task:
-        return supervised(
+        return supervised_task(
+            config,
             *losses.word_prediction(model),
-            config.make_optimizer(),
-            config.make_schedule(steps, 0),
-            accumulate=config.grad_accum,
-            loss_scaling=config.precision == "float16",
-            axis_name=axis_name,
+            config.method.make_optimizer(),
+            config.method.make_schedule(steps, 0),
+            axis_name,
         )
 
     def table() -> str:
-        around = jnp.zeros((1, 2 * config.window), jnp.int32)
-        targets = jnp.zeros((1, 1 + config.negatives), jnp.int32)
+        around = jnp.zeros((1, 2 * config.words.window), jnp.int32)
+        targets = jnp.zeros((1, 1 + config.words.negatives), jnp.int32)
         return tabulate(model, around, jnp.ones(around.shape), targets)
 
-    def report(state: State, metrics: dict[str, float], writer: Writer) -> None:
-        step = int(state.step)
-        vectors = jax.device_get(state.params["input"])
-        shown = describe_neighbours(vocabulary, vectors, probes, config.neighbours)
-        print(shown, flush=True)
-        writer.text("neighbours", shown, step)
-        if questions:
-            right, asked = np.sum(list(score(vocabulary, vectors, questions).values()), 0)[:2]
-            if asked:
-                writer.scalars(step, {"eval/analogies": right / asked})
-
+    source = config.words.text or "the standard library"
     return Problem(
-        title=f"{config.model} learning the words of {config.text or 'the standard library'}",
-        task=task,
-        method=config.method_in_words(),
-        hparams=config.hparams,
-        steps=steps,
-        examples={split: pipeline.examples(split) for split in splits},
-        batches=pipeline.train,
-        passes=pipeline.evaluate,
-        table=table,
-        show=None,
-        report=report,
+        title=f"{config.words.model} learning the words of {source}",
+        learner=Learner(task, config.hparams, steps, config.method.in_words(), table),
+        feed=pipeline,
+        splits=tuple(splits),
+        best=Best("eval/loss", least=True),
         unit="words",
-        best="eval/loss",
-        best_is_least=True,
         inputs=inputs,
-        notes=lambda: {"vocabulary_size": len(vocabulary)},
+        view=probes,
     )
 
 
 def trained(config: Config) -> tuple[data.Vocabulary, np.ndarray]:
     """The words of the run in --workdir and their vectors, [V, D]."""
-    cli.check_same_run(config, Path(config.workdir))
-    path = Path(config.workdir) / training.INPUTS_FILE
-    words = training.read_record(path, vocabulary=str)["vocabulary"].split()
-    vectors = training.trained_params(config.workdir)["input"]
+    run_folder.check_same_run(config, Path(config.run.workdir))
+    path = Path(config.run.workdir) / run_folder.INPUTS_FILE
+    words = run_folder.read_record(path, vocabulary=str)["vocabulary"].split()
+    vectors = run_folder.trained_params(config.run.workdir)["input"]
     if len(words) != len(vectors):
         raise InputError(
             f"{path} has {len(words)} words and the checkpoint beside it {len(vectors)}; expected "
@@ -233,32 +257,32 @@ def score(
     return scores
 
 
-def neighbours(config: Config, build: training.Build) -> None:
+def neighbours(config: Config, build: Build) -> None:
     """Prints the words nearest to --words."""
     vocabulary, vectors = trained(config)
-    words = config.words or frequent(vocabulary)
-    print(describe_neighbours(vocabulary, vectors, words, config.neighbours))
+    words = config.show.words or frequent(vocabulary)
+    print(describe_neighbours(vocabulary, vectors, words, config.show.neighbours))
 
 
-def analogies(config: Config, build: training.Build) -> None:
+def analogies(config: Config, build: Build) -> None:
     """Prints the share of right answers in each section of --analogies."""
-    require(config, "analogies", config.analogies != "", "a file of questions to score")
+    require(config, "analogies", config.show.analogies != "", "a file of questions to score")
     vocabulary, vectors = trained(config)
-    scores = score(vocabulary, vectors, data.read_analogies(config.analogies))
+    scores = score(vocabulary, vectors, data.read_analogies(config.show.analogies))
     total = tuple(np.sum(list(scores.values()), 0))
     for section, (right, asked, there) in [*scores.items(), ("all", total)]:
         share = f"{right / asked:.4f}" if asked else "none asked"
         print(f"{section}: {share}  ({right} right of {asked}; {there - asked} with unknown words)")
 
 
-def export(config: Config, build: training.Build) -> None:
+def export(config: Config, build: Build) -> None:
     """Writes the vectors into the workdir, as text and for TensorBoard's projector."""
     vocabulary, vectors = trained(config)
-    path, board = Path(config.workdir) / VECTORS_FILE, Path(config.workdir) / "tensorboard"
+    path, board = Path(config.run.workdir) / VECTORS_FILE, Path(config.run.workdir) / "tensorboard"
     data.write_vectors(path, vocabulary.words, vectors)
     data.write_projector(board, vocabulary.words[:PROJECTED], vectors[:PROJECTED])
     print(f"wrote {len(vectors)} vectors of {vectors.shape[1]} numbers: {path}")
-    print(f"the first {min(PROJECTED, len(vectors))} for tensorboard --logdir {config.workdir}")
+    print(f"the first {min(PROJECTED, len(vectors))} for tensorboard --logdir {config.run.workdir}")
 
 
 if __name__ == "__main__":

@@ -170,6 +170,10 @@ class Batches(NamedTuple):
     seed: int
     sharding: Sharding | None = None
 
+    def examples(self, split: str) -> int:
+        """How many a split has."""
+        return len(self.features[split].labels)
+
     def train(self, start: int = 0) -> Generator[Batch, None, None]:
         """The batches of steps `start`, `start + 1`, ... without end."""
         order = TrainOrder(len(self.features["train"].labels), self.batch_size, self.seed)

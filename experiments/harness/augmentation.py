@@ -1,4 +1,4 @@
-"""The flags of augmentation, for the dataclasses of image experiments to inherit."""
+"""The flags of augmentation, and what they make of images."""
 
 import dataclasses
 import json
@@ -78,7 +78,7 @@ class AugmentFlags:
     mix: str = flag("", "what mixes two images and their labels", ("", "mixup", "cutmix"))
     mix_alpha: float = flag(1.0, "of mixup and cutmix: the smaller, the closer to unmixed")
 
-    def check_augmentation(self) -> None:
+    def __post_init__(self) -> None:
         """Raises InputError for a value that cannot be, or of what is not chosen.
 
         The library checks what it can itself.

@@ -4,9 +4,8 @@ import dataclasses
 import functools
 import importlib
 import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import flax.linen as nn
 import jax
@@ -14,37 +13,57 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments.harness import cli, image_data, training
+from experiments.harness import cli, image_data, run_folder
 from experiments.harness.augmentation import AugmentFlags
 from experiments.harness.cli import flag, require
 from experiments.harness.image_data import ImageDataFlags
-from experiments.harness.method import GRADIENT_DESCENT, MethodFlags, warmup_steps
-from experiments.harness.training import Problem
+from experiments.harness.method import (
+    GRADIENT_DESCENT,
+    MethodFlags,
+    supervised_task,
+    warmup_steps,
+)
+from experiments.harness.problem import Best, Learner, Problem, View
+from experiments.harness.run import RunFlags
 from jaxdl import InputError, augment, checkpoint, data, losses, models, transfer
 from jaxdl.nn import INITIALIZERS, initializer, tabulate
-from jaxdl.task import Init, Loss, Optimizer, Schedule, Task, supervised
+from jaxdl.task import Batch, Init, Loss, Optimizer, Schedule, Task
 
 L2_PENALTY = 5e-4
-AUGMENT = AugmentFlags.__dataclass_fields__["augment"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(MethodFlags, AugmentFlags, ImageDataFlags):
-    """The flags of an image classification run."""
+class NetworkFlags:
+    """Which network; an experiment's own adds the arguments of its family."""
 
-    augment: tuple[str, ...] = flag(
-        ("warp",), AUGMENT.metadata["help"], AUGMENT.metadata["choices"]
-    )
+    model: str = flag("resnet20_cifar", "a name of jaxdl.models.names()")
+    norm_momentum: float | None = flag(None, "of batch norms: how much of their averages stays")
+    norm_epsilon: float | None = flag(None, "of batch norms: added to the variance")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Those that say something; the rest is as the model has it."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del values["model"]
+        return {k: v for k, v in values.items() if v is not None and v is not False and v != ""}
+
+    def __post_init__(self) -> None:
+        """Raises InputError for a value that cannot be."""
+        for name in {"width", "growth_rate"}.intersection(cli.to_dict(self)):
+            value = getattr(self, name)
+            require(self, name, value is None or value > 0, "more than 0")
+        momentum, epsilon = self.norm_momentum, self.norm_epsilon
+        require(self, "norm_momentum", momentum is None or 0 <= momentum < 1, "in [0, 1)")
+        require(self, "norm_epsilon", epsilon is None or epsilon > 0, "more than 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifierFlags:
+    """How images are normalized, kernels are drawn, and what is minimized."""
+
     mean: tuple[float, ...] = flag((0.5,), "subtracted from images in [0, 1]; one or one a channel")
     std: tuple[float, ...] = flag((0.5,), "what that is divided by")
-    model: str = flag("resnet20_cifar", "a name of jaxdl.models.names()")
     warmup_epochs: float = flag(1.0, "passes over which the learning rate rises in a line")
-    l2_penalty: float | None = flag(
-        None,
-        f"weight of |params|^2 / 2 in what is minimized; when empty {L2_PENALTY:g} for "
-        f"{', '.join(GRADIENT_DESCENT)} without --weight_decay; a flagfile's is left out where the "
-        "command line has another --optimizer or --weight_decay",
-    )
     label_smoothing: float = flag(0.1, "share of the uniform distribution in the target")
     init: str = flag(
         "",
@@ -52,38 +71,11 @@ class Config(MethodFlags, AugmentFlags, ImageDataFlags):
         ("", *INITIALIZERS),
     )
     init_scale: float | None = flag(None, "of --init: factor, standard deviation or constant")
-    norm_momentum: float | None = flag(None, "of batch norms: how much of their averages stays")
-    norm_epsilon: float | None = flag(None, "of batch norms: added to the variance")
     aux_weight: float = flag(0.0, "of the losses of auxiliary heads, where the model has any")
-    grad_accum: int = flag(1, "parts that a batch is computed in, to save memory")
-
-    # The flags of an experiment that are keyword arguments of its models.
-    MODEL_FLAGS: ClassVar[tuple[str, ...]] = ()
-
-    @property
-    def model_arguments(self) -> dict[str, Any]:
-        """Those flags that say something; the rest is as the model has it."""
-        names = (*self.MODEL_FLAGS, "norm_momentum", "norm_epsilon")
-        values = {name: getattr(self, name) for name in names}
-        return {k: v for k, v in values.items() if v is not None and v is not False and v != ""}
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        # A penalty is tuned for a method: no other method inherits it.
-        descends = self.optimizer in GRADIENT_DESCENT
-        if descends and self.l2_penalty is None and self.weight_decay is None:
-            object.__setattr__(self, "l2_penalty", L2_PENALTY)
-        self.check_method()
-        self.check_augmentation()
-        self.check_image_data()
-        for name in {"width", "growth_rate"}.intersection(self.MODEL_FLAGS):
-            value = getattr(self, name)
-            require(self, name, value is None or value > 0, "more than 0")
-        build_model(self, num_classes=10, axis_name=None)  # does it exist?
+        """Raises InputError for a value that cannot be."""
         require(self, "label_smoothing", 0 <= self.label_smoothing < 1, "at least 0, less than 1")
-        momentum, epsilon = self.norm_momentum, self.norm_epsilon
-        require(self, "norm_momentum", momentum is None or 0 <= momentum < 1, "in [0, 1)")
-        require(self, "norm_epsilon", epsilon is None or epsilon > 0, "more than 0")
         scaled = self.init_scale is None or self.init != ""
         require(self, "init_scale", scaled, "left out without --init")
         scale = 1.0 if self.init_scale is None or self.init == "constant" else self.init_scale
@@ -92,19 +84,42 @@ class Config(MethodFlags, AugmentFlags, ImageDataFlags):
             value = getattr(self, name)
             require(self, name, math.isfinite(value) and value >= 0, "at least 0")
         require(self, "std", all(s > 0 for s in self.std), "more than 0")
-        require(
-            self,
-            "grad_accum",
-            self.grad_accum >= 1 and self.batch_size % self.grad_accum == 0,
-            f"at least 1 and a divisor of the batch_size {self.batch_size}",
-        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The flags of an image classification run.
+
+    Of --optimizer sgd, momentum and nesterov, without --weight_decay, an --l2_penalty that is not
+    given is 0.0005: it is tuned for them, and no other method inherits it.
+    """
+
+    run: RunFlags = RunFlags()
+    images: ImageDataFlags = ImageDataFlags()
+    method: MethodFlags = MethodFlags()
+    augmentation: AugmentFlags = AugmentFlags(augment=("warp",))
+    classifier: ClassifierFlags = ClassifierFlags()
+    network: NetworkFlags = NetworkFlags()
+
+    @property
+    def model_arguments(self) -> dict[str, Any]:
+        """The keyword arguments of the network that is built."""
+        return self.network.arguments
+
+    def __post_init__(self) -> None:
+        """Raises InputError for flags that do not fit one another."""
+        descends = self.method.optimizer in GRADIENT_DESCENT
+        if descends and self.method.l2_penalty is None and self.method.weight_decay is None:
+            cli.settle(self, l2_penalty=L2_PENALTY)
+        image_data.check(self)
+        build_model(self, num_classes=10, axis_name=None)  # does it exist?
 
 
 def build_model(config: Config, num_classes: int, axis_name: str | None) -> nn.Module:
     """The model that a config names."""
-    dtype = jnp.dtype(config.precision)
+    dtype = jnp.dtype(config.run.precision)
     arguments = config.model_arguments
-    model = models.create(config.model, num_classes=num_classes, dtype=dtype, **arguments)
+    model = models.create(config.network.model, num_classes=num_classes, dtype=dtype, **arguments)
     # Only a network with batch statistics has something to synchronize.
     return model.clone(axis_name=axis_name) if hasattr(model, "axis_name") else model
 
@@ -127,15 +142,20 @@ class Trained(NamedTuple):
     class_names: tuple[str, ...]
 
 
+def experiment(name: str) -> Any:
+    """The module `experiments.NAME`; what a run in a folder is of is known when it is read."""
+    return importlib.import_module(f"experiments.{name}")
+
+
 def config_of(workdir: str | Path) -> Config:
     """The flags of a run.
 
     Raises:
       InputError: there is no run, or none that classifies images.
     """
-    name = cli.experiment_of(workdir)
-    config_type = importlib.import_module(f"experiments.{name}").Config
-    config, _ = cli.parse(config_type, [f"--flagfile={Path(workdir) / cli.FLAGS_FILE}"])
+    name = run_folder.experiment_of(workdir)
+    config_type = experiment(name).Config
+    config, _ = cli.parse(config_type, [f"--flagfile={Path(workdir) / run_folder.FLAGS_FILE}"])
     if not isinstance(config, Config):
         raise InputError(f"{workdir} holds a run of experiments.{name}: no classifier")
     return config
@@ -148,8 +168,8 @@ def load_trained(workdir: str | Path) -> Trained:
       InputError: the folder holds no such run, or no checkpoint, or files that do not fit together.
     """
     config = config_of(workdir)
-    inputs = training.read_inputs(workdir, class_names=list, image_shape=list)
-    saved = checkpoint.load(workdir, training.went_back_to(workdir))
+    inputs = run_folder.read_inputs(workdir, class_names=list, image_shape=list)
+    saved = checkpoint.load(workdir, run_folder.step_of(workdir))
     trained = saved["average"] or saved
     variables = transfer.merged(trained["params"], trained["extra"])
     height, width, channels = inputs["image_shape"]
@@ -181,11 +201,46 @@ Parts = tuple[Init, Loss, Optimizer, Schedule]
 """What `task.supervised` makes a Task of."""
 
 
+class Adapt(Protocol):
+    """What changes the parts of a Task before it is made."""
+
+    def __call__(
+        self, init: Init, loss: Loss, optimizer: Optimizer, schedule: Schedule, /
+    ) -> Parts:
+        """The parts to make it of."""
+        ...
+
+
+class ImageView(View):
+    """Shows the images of a batch as the network is given them.
+
+    Args:
+      pipeline: what feeds the run.
+      augmentation: what its images go through.
+      mix: what mixes them; None for nothing.
+    """
+
+    def __init__(
+        self, pipeline: data.Pipeline, augmentation: augment.Augment, mix: augment.Mix | None
+    ):
+        self._pipeline, self._augmentation, self._mix = pipeline, augmentation, mix
+
+    def inputs(self, key: Any, batch: Batch) -> Any:
+        """The first sixteen."""
+        few = {name: values[:16] for name, values in batch.items()}
+        images = augment.as_float(self._augmentation(key, few["image"]))
+        return self._mix(key, images, few["label"], few["mask"])[0] if self._mix else images
+
+    def notes(self) -> dict[str, Any]:
+        """How many images could not be read."""
+        return {"unreadable_images": self._pipeline.skipped}
+
+
 def build(
     config: Config,
     mesh: Mesh,
     example_loss: losses.ExampleLoss = losses.cross_entropy,
-    adapt: Callable[..., Parts] = lambda *parts: parts,
+    adapt: Adapt = lambda *parts: parts,
 ) -> Problem:
     """The Problem of training a classifier on a data set.
 
@@ -193,69 +248,63 @@ def build(
       config: the flags.
       mesh: the devices.
       example_loss: of the logits.
-      adapt: (init, loss, optimizer, schedule) -> the same, changed before a Task is made of them.
+      adapt: changes the parts of the Task.
     """
     pipeline = make_pipeline(config, mesh)
     dataset, channels = pipeline.dataset, pipeline.image_shape[-1]
-    examples = {split: pipeline.examples(split) for split in dataset.splits}
-    steps_per_epoch = examples["train"] / config.batch_size
-    steps = config.steps or max(1, round(config.epochs * steps_per_epoch))
+    steps_per_epoch = pipeline.examples("train") / config.run.batch_size
+    steps = config.run.steps or max(1, round(config.run.epochs * steps_per_epoch))
     warmup = warmup_steps(config, "warmup_epochs", steps, steps_per_epoch)
-    for name in ("mean", "std"):
-        fits = len(getattr(config, name)) in (1, channels)
-        require(config, name, fits, f"one number, or one for each of {channels} channels")
+    mean, std = config.classifier.mean, config.classifier.std
+    for name, values in {"mean": mean, "std": std}.items():
+        accepted = f"one number, or one for each of {channels} channels"
+        require(config, name, len(values) in (1, channels), accepted)
     num_classes = len(dataset.class_names)
-    normalize = functools.partial(augment.normalize, mean=config.mean, std=config.std)
-    augmentation = config.make_augment(fill=config.mean)
+    augmentation = config.augmentation.make_augment(fill=mean)
     image = jax.ShapeDtypeStruct((1, *pipeline.image_shape), jnp.uint8)
     jax.eval_shape(augmentation, jax.random.key(0), image)  # does it fit the images?
-    mix = config.make_mix(num_classes)
-    draw = initializer(config.init, config.init_scale) if config.init else None
+    mix = config.augmentation.make_mix(num_classes)
 
     def task(axis_name: str | None) -> Task:
         init, loss = losses.classification(
             build_model(config, num_classes, axis_name),
             pipeline.image_shape,
-            normalize,
+            functools.partial(augment.normalize, mean=mean, std=std),
             augmentation,
             example_loss,
-            config.aux_weight,
+            config.classifier.aux_weight,
             mix,
-            draw,
+            _drawn(config.classifier),
         )
-        return supervised(
-            *adapt(init, loss, config.make_optimizer(), config.make_schedule(steps, warmup)),
-            accumulate=config.grad_accum,
-            loss_scaling=config.precision == "float16",
-            axis_name=axis_name,
+        optimizer, schedule = (
+            config.method.make_optimizer(),
+            config.method.make_schedule(steps, warmup),
         )
+        return supervised_task(config, *adapt(init, loss, optimizer, schedule), axis_name)
 
     def table() -> str:
         model = build_model(config, num_classes, None)
-        images = jnp.zeros((1, *pipeline.image_shape))
-        return tabulate(model, images, train=False)
+        return tabulate(model, jnp.zeros((1, *pipeline.image_shape)), train=False)
 
-    def show(key, batch):
-        images = augment.as_float(augmentation(key, batch["image"]))
-        return mix(key, images, batch["label"], batch["mask"])[0] if mix else images
-
+    smoothing = {"label_smoothing": config.classifier.label_smoothing}
     return Problem(
-        title=f"{config.model} learning {config.dataset}",
-        task=task,
-        method=config.method_in_words(warmup),
-        hparams=config.hparams | {"label_smoothing": config.label_smoothing},
-        steps=steps,
-        examples=examples,
-        batches=pipeline.train,
-        passes=pipeline.evaluate,
-        table=table,
-        show=lambda key, batch: show(key, {k: v[:16] for k, v in batch.items()}),
+        title=f"{config.network.model} learning {config.images.dataset}",
+        learner=Learner(
+            task, config.method.hparams | smoothing, steps, config.method.in_words(warmup), table
+        ),
+        feed=pipeline,
+        splits=tuple(dataset.splits),
+        best=Best("eval/accuracy"),
         unit="images",
-        best="eval/accuracy",
         inputs={
             "image_shape": pipeline.image_shape,
             "class_names": dataset.class_names,
             **image_data.held_out(config),
         },
-        notes=lambda: {"unreadable_images": pipeline.skipped},
+        view=ImageView(pipeline, augmentation, mix),
     )
+
+
+def _drawn(flags: ClassifierFlags) -> nn.initializers.Initializer | None:
+    """How kernels are drawn; None for as the network has it."""
+    return initializer(flags.init, flags.init_scale) if flags.init else None

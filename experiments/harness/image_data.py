@@ -1,17 +1,18 @@
-"""The flags of image data, for the dataclasses of image experiments to inherit, and its batches."""
+"""The flags of image data, and the batches of the data set that they name."""
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from jax.sharding import Mesh
 
 from experiments.harness.cli import flag, require
-from experiments.harness.training import INPUTS_FILE, RunConfig, holds_run, read_inputs
+from experiments.harness.run_folder import INPUTS_FILE, holds_run, read_inputs
 from jaxdl import data, parallel
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageDataFlags(RunConfig):
+class ImageDataFlags:
     """Which images a run is about, and how they are read."""
 
     dataset: str = flag("digits", "digits, folder:PATH, or the name of a prepared TFDS set")
@@ -33,11 +34,10 @@ class ImageDataFlags(RunConfig):
     workers: int = flag(0, "Grain's worker processes; 0 for threads", part_of_run=False)
     on_corrupt: str = flag("fail", "what an unreadable image does", ("fail", "skip"))
 
-    def check_image_data(self) -> None:
+    def __post_init__(self) -> None:
         """Raises InputError for a value that cannot be."""
         for name in ("test", "validation"):
             require(self, name, 0 <= getattr(self, name) < 1, "at least 0 and less than 1")
-        require(self, "test", not (self.folds and self.test), "left out with --folds")
         require(self, "image_size", self.image_size >= 1, "at least 1")
         require(self, "crop_share", 0 < self.crop_share <= 1, "more than 0 and at most 1")
         require(self, "channels", self.channels in (None, 1, 3), "1 or 3")
@@ -45,35 +45,41 @@ class ImageDataFlags(RunConfig):
         require(self, "workers", self.workers >= 0, "at least 0")
 
 
-def preprocessing(config: ImageDataFlags, channels: int) -> data.Preprocess:
+def check(config: Any) -> None:
+    """Raises InputError for flags of a run that do not fit those of its images."""
+    require(config, "test", not (config.run.folds and config.images.test), "left out with --folds")
+
+
+def preprocessing(config: Any, channels: int) -> data.Preprocess:
     """The host's part of the preprocessing, in training and in prediction."""
-    return data.Preprocess(config.image_size, channels, config.crop_share, config.random_crop)
+    images = config.images
+    return data.Preprocess(images.image_size, channels, images.crop_share, images.random_crop)
 
 
-def load(config: ImageDataFlags) -> data.Dataset:
+def load(config: Any) -> data.Dataset:
     """The data set a config names, with the classes, examples and splits that it asks for."""
-    dataset = data.load(config.dataset, config.data_dir or None)
-    if config.classes:
-        dataset = data.only(dataset, config.classes)
-    if config.folds and config.fold is not None:
+    dataset = data.load(config.images.dataset, config.images.data_dir or None)
+    if config.images.classes:
+        dataset = data.only(dataset, config.images.classes)
+    if config.run.folds and config.run.fold is not None:
         # What is held out is the test split: nothing may be chosen by what is to be estimated.
-        cut = data.fold(dataset, config.folds, config.fold, config.seed).splits
+        cut = data.fold(dataset, config.run.folds, config.run.fold, config.run.seed).splits
         dataset = dataset._replace(splits={"train": cut["train"], "test": cut["validation"]})
-    if config.test:
-        dataset = data.split_off(dataset, config.test, config.seed, "test")
-    if config.validation:
-        dataset = data.split_off(dataset, config.validation, config.seed)
-    if config.per_class:
-        dataset = data.few(dataset, config.per_class, config.seed)
+    if config.images.test:
+        dataset = data.split_off(dataset, config.images.test, config.run.seed, "test")
+    if config.images.validation:
+        dataset = data.split_off(dataset, config.images.validation, config.run.seed)
+    if config.images.per_class:
+        dataset = data.few(dataset, config.images.per_class, config.run.seed)
     return dataset
 
 
-def held_out(config: ImageDataFlags) -> dict[str, str]:
+def held_out(config: Any) -> dict[str, str]:
     """For a run's inputs: how shares of the training split are drawn, where any are.
 
     Runs of before they were drawn by classes had other training images, and cannot go on here.
     """
-    return {"held_out": "by classes"} if config.validation or config.folds else {}
+    return {"held_out": "by classes"} if config.images.validation or config.run.folds else {}
 
 
 def _channels_of(workdir: str) -> int | None:
@@ -85,9 +91,7 @@ def _channels_of(workdir: str) -> int | None:
     return int(shape[-1]) if shape else None
 
 
-def make_pipeline(
-    config: ImageDataFlags, mesh: Mesh, batch_size: int | None = None
-) -> data.Pipeline:
+def make_pipeline(config: Any, mesh: Mesh, batch_size: int | None = None) -> data.Pipeline:
     """The batches of the data set that a config names.
 
     Args:
@@ -96,15 +100,14 @@ def make_pipeline(
       batch_size: rows of a global batch; --batch_size when None.
     """
     dataset = load(config)
-    channels = config.channels or _channels_of(config.workdir) or dataset.channels
+    channels = config.images.channels or _channels_of(config.run.workdir) or dataset.channels
     return data.Pipeline(
         dataset,
         preprocessing(config, channels),
-        config.batch_size if batch_size is None else batch_size,
-        seed=config.seed,
+        config.run.batch_size if batch_size is None else batch_size,
+        seed=config.run.seed,
         sharding=parallel.batch_sharding(mesh),
-        # The flags' own choices are the literals that mypy misses in these two.
-        backend=config.backend,  # type: ignore[arg-type]
-        workers=config.workers,
-        on_corrupt=config.on_corrupt,  # type: ignore[arg-type]
+        backend=config.images.backend,
+        workers=config.images.workers,
+        on_corrupt=config.images.on_corrupt,
     )

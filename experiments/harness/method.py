@@ -1,30 +1,52 @@
-"""The flags of optimizers and schedules, for the dataclasses of experiments to inherit."""
+"""The flags of optimizers and schedules, and the Task that they make of a network's loss."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, ClassVar
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from experiments.harness import training
+from experiments.harness import cli, run_folder
 from experiments.harness.cli import flag, require
 from jaxdl import InputError, optim
-from jaxdl.task import Optimizer, Schedule
+from jaxdl.task import Init, Loss, Optimizer, Schedule, Task, supervised
+
+GREATEST = 3e38
+GRADIENT_DESCENT = ("sgd", "momentum", "nesterov")
+"""Gradient descent, with momentum or without: the penalty that suits one suits the others."""
+
+
+def _method(values: Mapping[str, Any]) -> str:
+    optimizer = values["optimizer"]
+    return GRADIENT_DESCENT[0] if optimizer in GRADIENT_DESCENT else optimizer
+
+
+_of_schedule = functools.partial(flag, belongs_to=lambda values: values["schedule"])
+_of_method = functools.partial(flag, belongs_to=_method)
 
 
 @dataclasses.dataclass(frozen=True)
 class ScheduleArguments:
     """The arguments of schedules; what is not given is as the schedule has it."""
 
-    schedule_boundaries: tuple[float, ...] = flag((), "of step: shares of the training")
-    schedule_factor: float | None = flag(None, "of step: at each boundary")
-    schedule_rate: float | None = flag(None, "of exponential, inverse_time: of each transition")
-    schedule_transitions: float | None = flag(None, "of exponential, inverse_time: in all")
-    schedule_staircase: bool | None = flag(None, "of exponential, inverse_time: in whole steps")
-    schedule_power: float | None = flag(None, "of polynomial")
-    schedule_peak: float | None = flag(None, "of one_cycle: share of the training that rises")
-    schedule_start: float | None = flag(None, "of one_cycle: the first factor")
-    schedule_cycles: int | None = flag(None, "of restarts")
-    schedule_growth: float | None = flag(None, "of restarts: of each cycle's length over the last")
-    schedule_end: float | None = flag(
+    schedule_boundaries: tuple[float, ...] = _of_schedule((), "of step: shares of the training")
+    schedule_factor: float | None = _of_schedule(None, "of step: at each boundary")
+    schedule_rate: float | None = _of_schedule(
+        None, "of exponential, inverse_time: of each transition"
+    )
+    schedule_transitions: float | None = _of_schedule(None, "of exponential, inverse_time: in all")
+    schedule_staircase: bool | None = _of_schedule(
+        None, "of exponential, inverse_time: in whole steps"
+    )
+    schedule_power: float | None = _of_schedule(None, "of polynomial")
+    schedule_peak: float | None = _of_schedule(
+        None, "of one_cycle: share of the training that rises"
+    )
+    schedule_start: float | None = _of_schedule(None, "of one_cycle: the first factor")
+    schedule_cycles: int | None = _of_schedule(None, "of restarts")
+    schedule_growth: float | None = _of_schedule(
+        None, "of restarts: of each cycle's length over the last"
+    )
+    schedule_end: float | None = _of_schedule(
         None, "of linear, polynomial, cosine, one_cycle, restarts: the last factor"
     )
 
@@ -64,67 +86,56 @@ _RANGES: list[tuple[str, Callable[[float], bool], tuple[str, ...]]] = [
 ]
 
 
-GREATEST = 3e38
-GRADIENT_DESCENT = ("sgd", "momentum", "nesterov")
-"""Gradient descent, with momentum or without: the penalty that suits one suits the others."""
-
-
-def _method(values: Any) -> str:
-    return GRADIENT_DESCENT[0] if values.optimizer in GRADIENT_DESCENT else values.optimizer
-
-
 @dataclasses.dataclass(frozen=True)
 class MethodFlags(ScheduleArguments):
     """How to minimize, and at what rate; what is not given is as the method has it."""
 
-    # What a flagfile says of these, it says of its own method: see cli.parse.
-    BELONGS_TO: ClassVar[dict[str, Callable[[Any], Any]]] = {
-        **{name: _method for method in optim.OPTIMIZERS for name in optim.arguments(method)},
-        **dict.fromkeys(("least_momentum", "l1_penalty", "weight_decay"), _method),
-        "l2_penalty": lambda values: (_method(values), values.weight_decay),
-        **{
-            field.name: lambda values: values.schedule
-            for field in dataclasses.fields(ScheduleArguments)
-        },
-    }
-
     optimizer: str = flag("nesterov", "the method", tuple(optim.OPTIMIZERS))
     learning_rate: float = flag(0.1, "its peak")
-    momentum: float | None = flag(None, "share of the last update kept; 0.9, 0 for rmsprop")
-    b1: float | None = flag(None, "of adam and its kin: decay of the averaged gradient")
-    b2: float | None = flag(None, "of adam and its kin: decay of the averaged squares")
-    eps: float | None = flag(None, "what keeps a denominator from 0")
-    eps_root: float | None = flag(None, "of adam and its kin: the same, inside the root")
-    decay: float | None = flag(None, "of rmsprop: decay of the averaged squares")
-    initial_scale: float | None = flag(None, "of rmsprop: where the averaged squares start")
-    rho: float | None = flag(None, "of adadelta: decay of both averages")
-    eta_minus: float | None = flag(None, "of rprop: factor on a step size after a change of sign")
-    eta_plus: float | None = flag(None, "of rprop: factor on a step size otherwise")
-    min_step_size: float | None = flag(None, "of rprop")
-    max_step_size: float | None = flag(None, "of rprop")
-    trust_coefficient: float | None = flag(None, "of lars")
-    initial_accumulator_value: float | None = flag(
+    momentum: float | None = _of_method(None, "share of the last update kept; 0.9, 0 for rmsprop")
+    b1: float | None = _of_method(None, "of adam and its kin: decay of the averaged gradient")
+    b2: float | None = _of_method(None, "of adam and its kin: decay of the averaged squares")
+    eps: float | None = _of_method(None, "what keeps a denominator from 0")
+    eps_root: float | None = _of_method(None, "of adam and its kin: the same, inside the root")
+    decay: float | None = _of_method(None, "of rmsprop: decay of the averaged squares")
+    initial_scale: float | None = _of_method(None, "of rmsprop: where the averaged squares start")
+    rho: float | None = _of_method(None, "of adadelta: decay of both averages")
+    eta_minus: float | None = _of_method(
+        None, "of rprop: factor on a step size after a change of sign"
+    )
+    eta_plus: float | None = _of_method(None, "of rprop: factor on a step size otherwise")
+    min_step_size: float | None = _of_method(None, "of rprop")
+    max_step_size: float | None = _of_method(None, "of rprop")
+    trust_coefficient: float | None = _of_method(None, "of lars")
+    initial_accumulator_value: float | None = _of_method(
         None, "of adagrad, adagrad_da, proximal_adagrad, ftrl: where the sum of squares starts"
     )
-    l1: float | None = flag(None, "of adagrad_da, proximal_*, ftrl: weight of their own L1 penalty")
-    l2: float | None = flag(None, "of adagrad_da, proximal_*, ftrl: weight of their own L2 penalty")
-    l2_shrinkage: float | None = flag(None, "of ftrl: weight of an L2 penalty in the gradient")
-    learning_rate_power: float | None = flag(None, "of ftrl: at most 0")
-    beta: float | None = flag(None, "of ftrl: smoothing of the rate")
-    l1_penalty: float | None = flag(None, "weight of |params| in what is minimized")
+    l1: float | None = _of_method(
+        None, "of adagrad_da, proximal_*, ftrl: weight of their own L1 penalty"
+    )
+    l2: float | None = _of_method(
+        None, "of adagrad_da, proximal_*, ftrl: weight of their own L2 penalty"
+    )
+    l2_shrinkage: float | None = _of_method(
+        None, "of ftrl: weight of an L2 penalty in the gradient"
+    )
+    learning_rate_power: float | None = _of_method(None, "of ftrl: at most 0")
+    beta: float | None = _of_method(None, "of ftrl: smoothing of the rate")
+    l1_penalty: float | None = _of_method(None, "weight of |params| in what is minimized")
     l2_penalty: float | None = flag(
         None,
         "weight of |params|^2 / 2 in what is minimized; a flagfile's is left out where the command "
         "line has another --optimizer or --weight_decay",
+        belongs_to=lambda values: (_method(values), values["weight_decay"]),
     )
-    weight_decay: float | None = flag(
+    weight_decay: float | None = _of_method(
         None,
         "share of the parameters, times the learning rate, taken off past the method; a flagfile's "
         "is left out where the command line has another --optimizer",
     )
     decay_all: bool = flag(False, "penalties and decay act on biases and norm scales too")
     schedule: str = flag("cosine", "of the learning rate after warm-up", tuple(optim.SCHEDULES))
-    least_momentum: float | None = flag(
+    least_momentum: float | None = _of_method(
         None, "what momentum falls to as the learning rate rises to its peak"
     )
     clip_value: float | None = flag(None, "greatest absolute value in the gradient")
@@ -138,7 +149,7 @@ class MethodFlags(ScheduleArguments):
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {k: v for k, v in values.items() if k in known and v is not None}
 
-    def check_method(self) -> None:
+    def __post_init__(self) -> None:
         """Raises InputError for an argument of another method, or a value that cannot be."""
         optim.check_arguments("optimizer", self.optimizer, self.optimizer_arguments)
         optim.check_arguments("schedule", self.schedule, self.schedule_arguments)
@@ -164,7 +175,7 @@ class MethodFlags(ScheduleArguments):
         defaults = optim.arguments(self.optimizer)
         return {k: v for k, v in defaults.items() if k == "momentum"} | given
 
-    def method_in_words(self, warmup_steps: int = 0) -> str:
+    def in_words(self, warmup_steps: int = 0) -> str:
         """The optimizer, what decays and the warm-up, in words."""
         decays = optim.decay_of(self.optimizer, self.hparams).items()
         parts = [f"{name} {value:g}" for name, value in decays] or ["no decay"]
@@ -193,6 +204,35 @@ class MethodFlags(ScheduleArguments):
         )
 
 
+def supervised_task(
+    config: Any,
+    init: Init,
+    loss: Loss,
+    optimizer: Optimizer,
+    schedule: Schedule,
+    axis_name: str | None,
+) -> Task:
+    """The Task of one network, with batches in the parts and numbers of the precision of a run.
+
+    Args:
+      config: a run's flags.
+      init: of the network, see `jaxdl.task.supervised`; as the other parts.
+      loss: of the network.
+      optimizer: what minimizes it.
+      schedule: of the hyperparameters.
+      axis_name: the mapped axis that is the devices; None for one program over all.
+    """
+    return supervised(
+        init,
+        loss,
+        optimizer,
+        schedule,
+        accumulate=config.run.grad_accum,
+        loss_scaling=config.run.precision == "float16",
+        axis_name=axis_name,
+    )
+
+
 def warmup_steps(config: Any, name: str, steps: int, unit: float = 1.0) -> int:
     """The steps of the warm-up that a flag asks for; its default gives way to a shorter run.
 
@@ -203,10 +243,10 @@ def warmup_steps(config: Any, name: str, steps: int, unit: float = 1.0) -> int:
       unit: how many steps the flag counts as one.
 
     Raises:
-      InputError: another warm-up than the default leaves no step after it, in a new run.
+      InputError: the warm-up that was given leaves no step after it, in a new run.
     """
-    asked, is_default = getattr(config, name), getattr(config, name) == getattr(type(config), name)
-    goes_on = config.workdir != "" and training.holds_run(config.workdir)
-    fits = round(asked * unit) < steps or is_default or goes_on
+    asked = cli.to_dict(config)[name]
+    goes_on = config.run.workdir != "" and run_folder.holds_run(config.run.workdir)
+    fits = round(asked * unit) < steps or name not in config.run.given or goes_on
     require(config, name, fits, f"less than {steps / unit:.3g}, the {steps} steps of the run")
     return min(round(asked * unit), steps - 1)

@@ -6,7 +6,6 @@ examples; all is computed on the host, the same on every one.
 """
 
 import contextlib
-import dataclasses
 import fcntl
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -18,8 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments import lenet
-from experiments.harness import classification, cli, image_data, training
+from experiments.harness import classification, cli, image_data, run_folder, training
 from jaxdl import InputError, augment, data, fidelity, hosts
 from jaxdl.losses import SOWN
 
@@ -85,12 +83,13 @@ def of_classifier(workdir: str | Path, channels: int, class_names: tuple[str, ..
             f"the classifier in {workdir} takes images of {of_classifier} channels, not {channels}"
         )
     variables = jax.device_put(run.variables)
+    mean, std = run.config.classifier.mean, run.config.classifier.std
 
     @jax.jit
     def look(images):
         shape = (len(images), height, width, channels)
         resized = jax.image.resize(augment.as_float(images), shape, "linear")
-        normalized = augment.normalize(resized, run.config.mean, run.config.std)
+        normalized = augment.normalize(resized, mean, std)
         applied: Any = run.model.apply(variables, normalized, train=False, mutable=[SOWN])
         logits, sown = applied
         return sown[SOWN]["features"][0].astype(jnp.float32), jnp.argmax(logits, axis=-1)
@@ -99,7 +98,7 @@ def of_classifier(workdir: str | Path, channels: int, class_names: tuple[str, ..
         features, classes = in_chunks(look, images)
         return features.reshape(len(features), -1), classes
 
-    return Yardstick(f"{run.config.model} of {workdir}", look_at, len(run.class_names))
+    return Yardstick(f"{run.config.network.model} of {workdir}", look_at, len(run.class_names))
 
 
 def in_chunks(function: Callable[..., tuple[Any, ...]], *arrays: np.ndarray) -> list[np.ndarray]:
@@ -113,7 +112,7 @@ def in_chunks(function: Callable[..., tuple[Any, ...]], *arrays: np.ndarray) -> 
     return [np.concatenate(part) for part in zip(*parts, strict=True)]
 
 
-def trained_classifier(config: image_data.ImageDataFlags, mesh: Mesh) -> Path:
+def trained_classifier(config: Any, mesh: Mesh) -> Path:
     """The folder of a LeNet-5 trained on a run's data: trained now where it was not before.
 
     It lies in runs/, is called after the data and the images held out of it, and serves all runs on
@@ -122,31 +121,22 @@ def trained_classifier(config: image_data.ImageDataFlags, mesh: Mesh) -> Path:
     Raises:
       Interrupted: a signal stopped its training.
     """
-    held_out = bool(config.test or config.validation or config.folds)
-    classifier = lenet.Config(
-        dataset=config.dataset,
-        data_dir=config.data_dir,
-        classes=config.classes,
-        channels=config.channels,
-        on_corrupt=config.on_corrupt,
-        test=config.test,
-        validation=config.validation,
-        folds=config.folds,
-        fold=config.fold,
-        seed=config.seed if held_out else 0,  # which are held out
-        eval_every=10**9,
-        log_every=500,
-    )
+    lenet = classification.experiment("lenet")
+    shared = ("dataset", "data_dir", "classes", "channels", "on_corrupt", "test", "validation")
+    values = {name: cli.to_dict(config)[name] for name in (*shared, "folds", "fold")}
+    held_out = bool(values["test"] or values["validation"] or values["folds"])
+    values["seed"] = config.run.seed if held_out else 0  # which are held out
+    classifier = cli.replace(lenet.Config(), **values, eval_every=10**9, log_every=500)
     code = zlib.crc32(cli.to_flags(classifier).encode())
-    name = "".join(c if c.isalnum() else "_" for c in config.dataset[-32:])
+    name = "".join(c if c.isalnum() else "_" for c in config.images.dataset[-32:])
     workdir = Path("runs") / f"classifier_{name}_{code:08x}"
     count = len(image_data.load(config).splits["train"])
-    batch_size = min(max(classifier.batch_size, mesh.size), count) // mesh.size * mesh.size
-    classifier = dataclasses.replace(classifier, workdir=str(workdir), batch_size=batch_size)
+    batch_size = min(max(classifier.run.batch_size, mesh.size), count) // mesh.size * mesh.size
+    classifier = cli.replace(classifier, workdir=str(workdir), batch_size=batch_size)
     with contextlib.ExitStack() as held:
         if hosts.is_first():
             held.enter_context(_locked(workdir.with_suffix(".lock")))
-        if hosts.agree((workdir / training.SUMMARY_FILE).exists):
+        if hosts.agree((workdir / run_folder.SUMMARY_FILE).exists):
             return workdir
         if hosts.is_first():
             print(f"training the classifier to measure with, once: {workdir}", flush=True)

@@ -1,0 +1,91 @@
+"""Translations by a sequence-to-sequence model, and pictures of what they attend to."""
+
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from jaxdl import decoding
+from jaxdl.data.pairs import EOS, GO, PAD, Vocabulary
+from jaxdl.models.seq2seq import Seq2Seq
+
+Search = Callable[..., decoding.Sequences]
+"""(params, source [B, S], source_length [B], max_length) -> Sequences [B, n_best]"""
+
+
+def search(
+    model: Seq2Seq,
+    beam: int = 1,
+    n_best: int = 1,
+    length_penalty: float = 0.0,
+    coverage_penalty: float = 0.0,
+) -> Search:
+    """Beam search with a model, compiled once for each shape and `max_length`."""
+
+    @functools.partial(jax.jit, static_argnums=3)
+    def run(params, source, source_length, max_length):
+        apply = functools.partial(model.apply, {"params": params})
+        encoded, carry = apply(source, source_length, train=False, method="encode")
+        step: Any = functools.partial(apply, decoding.repeat(encoded, beam), method="step")
+        return decoding.beam_search(
+            step,
+            carry,
+            GO,
+            EOS,
+            max_length,
+            beam,
+            n_best=n_best,
+            length_penalty=length_penalty,
+            coverage_penalty=coverage_penalty,
+            source_mask=None if encoded is None else encoded.mask,
+        )
+
+    return run
+
+
+def heat_maps(
+    model: Seq2Seq,
+    params: Any,
+    vocabularies: tuple[Vocabulary, Vocabulary],
+    sources: Sequence[np.ndarray],
+    targets: Sequence[np.ndarray],
+) -> np.ndarray:
+    """A picture of what each token of some targets attended to, uint8 [height, width, 3].
+
+    Args:
+      model: one with attention.
+      params: its parameters.
+      vocabularies: of the two languages.
+      sources: the tokens of each source, without padding.
+      targets: those of its translation.
+    """
+    figure = Figure(figsize=(4.5 * len(sources), 4.5), layout="constrained")
+    panels = figure.subplots(1, len(sources), squeeze=False)[0]
+    for axes, source, target in zip(panels, sources, targets, strict=True):
+        inputs = np.array([GO, *target[:-1]])
+        lengths = np.array([len(source)])
+        applied: Any = model.apply(
+            {"params": params}, source[None], lengths, inputs[None], train=False
+        )
+        weights = applied[1][0]
+        axes.imshow(weights, cmap="gray", vmin=0, vmax=1, aspect="auto")
+        axes.set_xticks(range(len(source)), vocabularies[0].tokens(source), rotation=90, fontsize=8)
+        axes.set_yticks(range(len(target)), vocabularies[1].tokens(target), fontsize=8)
+        axes.set_xlabel("source")
+        axes.set_ylabel("translation")
+    figure.suptitle("attention weights, from 0 (black) to 1 (white)", fontsize=10)
+    canvas = FigureCanvasAgg(figure)
+    with warnings.catch_warnings():  # the font may lack a script; a box stands for its letters
+        warnings.filterwarnings("ignore", "Glyph")
+        canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
+
+
+def without_padding(rows: Any) -> list[np.ndarray]:
+    """The tokens [N, T] of sentences, each as far as it goes."""
+    return [row[row != PAD] for row in np.asarray(rows)]
