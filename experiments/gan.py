@@ -29,7 +29,7 @@ from experiments.harness.cli import flag, require
 from experiments.harness.image_data import ImageDataFlags
 from experiments.harness.method import MethodFlags, ScheduleArguments
 from experiments.harness.training import Problem
-from jaxdl import InputError, adversarial, data, fidelity, optim, parallel, pictures
+from jaxdl import InputError, adversarial, data, fidelity, optim, parallel, pictures, schedules
 from jaxdl.models import gan
 from jaxdl.nn import tabulate
 from jaxdl.task import State, Task
@@ -103,7 +103,7 @@ class Config(MethodFlags, ImageDataFlags):
     b1: float | None = flag(
         None, "of adam and its kin: decay of the averaged gradient; 0.5 if empty"
     )
-    schedule: str = flag("constant", "of the learning rate", tuple(optim.SCHEDULES))
+    schedule: str = flag("constant", "of the learning rate", tuple(schedules.SCHEDULES))
     discriminator_optimizer: str = flag("", "if it is another; arguments it lacks are left out")
     discriminator_learning_rate: float | None = flag(None, "if it is another")
     discriminator_schedule: str = flag("", "if it is another")

@@ -22,7 +22,7 @@ from experiments.harness import cli, training
 from experiments.harness.cli import flag, require
 from experiments.harness.method import MethodFlags
 from experiments.harness.training import Problem, RunConfig
-from jaxdl import InputError, losses, optim, parallel
+from jaxdl import InputError, losses, optim, parallel, schedules
 from jaxdl.data import words as data
 from jaxdl.data.text import read_corpus
 from jaxdl.models import word2vec
@@ -61,7 +61,7 @@ class Config(MethodFlags, RunConfig):
     learning_rate: float = flag(
         0.1, "its peak; for sgd 0.025 times batch_size is word2vec.c's 0.025 for each pair"
     )
-    schedule: str = flag("linear", "of the learning rate", tuple(optim.SCHEDULES))
+    schedule: str = flag("linear", "of the learning rate", tuple(schedules.SCHEDULES))
     grad_accum: int = flag(1, "parts that a batch is computed in, to save memory")
     log_every: int = flag(500, "steps between reports of the training metrics", part_of_run=False)
     eval_every: int = flag(2000, "steps between evaluations", part_of_run=False)

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from experiments.harness import training
 from experiments.harness.cli import flag, require
-from jaxdl import InputError, optim
+from jaxdl import InputError, optim, schedules
 from jaxdl.task import Optimizer, Schedule
 
 
@@ -30,7 +30,7 @@ class ScheduleArguments:
 
     @property
     def schedule_arguments(self) -> dict[str, Any]:
-        """Those given, by the names that `optim.SCHEDULES` has for them."""
+        """Those given, by the names that `schedules.SCHEDULES` has for them."""
         values = {
             field.name.removeprefix("schedule_"): getattr(self, field.name)
             for field in dataclasses.fields(ScheduleArguments)
@@ -123,7 +123,7 @@ class MethodFlags(ScheduleArguments):
         "is left out where the command line has another --optimizer",
     )
     decay_all: bool = flag(False, "penalties and decay act on biases and norm scales too")
-    schedule: str = flag("cosine", "of the learning rate after warm-up", tuple(optim.SCHEDULES))
+    schedule: str = flag("cosine", "of the learning rate after warm-up", tuple(schedules.SCHEDULES))
     least_momentum: float | None = flag(
         None, "what momentum falls to as the learning rate rises to its peak"
     )
@@ -140,8 +140,8 @@ class MethodFlags(ScheduleArguments):
 
     def check_method(self) -> None:
         """Raises InputError for an argument of another method, or a value that cannot be."""
-        optim.check_arguments("optimizer", self.optimizer, self.optimizer_arguments)
-        optim.check_arguments("schedule", self.schedule, self.schedule_arguments)
+        optim.check_arguments(self.optimizer, dict.fromkeys(self.optimizer_arguments))
+        schedules.check_arguments(self.schedule, dict.fromkeys(self.schedule_arguments))
         for accepted, fits, names in _RANGES:
             for name in names:
                 value = getattr(self, name)
@@ -184,7 +184,7 @@ class MethodFlags(ScheduleArguments):
 
     def make_schedule(self, steps: int, warmup_steps: int) -> Schedule:
         """The schedule that the flags describe."""
-        return optim.schedule(
+        return schedules.schedule(
             self.schedule,
             steps,
             warmup_steps,
