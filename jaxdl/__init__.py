@@ -13,3 +13,18 @@ class InputError(ValueError):
     The message is one line that names what was wrong and what would be accepted, fit to be shown
     without a traceback. Library callers may catch it as the `ValueError` it is.
     """
+
+
+def require(holds: bool, given: str, accepted: str) -> None:
+    """Refuses what a user gave unless a condition holds.
+
+    Args:
+      holds: the condition.
+      given: what was given, by its name and with its value.
+      accepted: what would be accepted.
+
+    Raises:
+      InputError: it does not hold; the message tells both.
+    """
+    if not holds:
+        raise InputError(f"{given}: expected {accepted}")

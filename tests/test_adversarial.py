@@ -11,7 +11,7 @@ import pytest
 import tiny
 from jax.sharding import PartitionSpec as P
 
-from jaxdl import loop, optim, parallel
+from jaxdl import loop, optim, parallel, schedules
 from jaxdl.adversarial import LOSSES, PLAYERS, Pair, adversarial, linen_players, signed
 from jaxdl.cost import cost
 from jaxdl.task import Task, keyed
@@ -56,9 +56,9 @@ def build(axis_name=None, norm=True, loss="non_saturating", **options):
     name = axis_name if synchronized else None
     players = linen_players(Generator(name, norm), Discriminator(name, norm), LATENTS, SHAPE)
     optimizers = optim.optimizer("momentum"), optim.optimizer("sgd")
-    schedules = tuple(optim.schedule("linear", steps=20) for _ in range(2))
+    rates = (schedules.schedule("linear", steps=20),) * 2
     return compiled(
-        adversarial(players, LOSSES[loss], optimizers, schedules, axis_name=axis_name, **options)
+        adversarial(players, LOSSES[loss], optimizers, rates, axis_name=axis_name, **options)
     )
 
 

@@ -17,7 +17,8 @@ data.images data.sources data.folders data.subsets data.digits | data
 data.pipeline data.ring data.text data.pairs data.words | data
 models
 task decoding
-metrics augment optim transfer fidelity pictures
+methods proximal
+metrics augment optim schedules transfer fidelity pictures
 losses | metrics
 adversarial
 parallel checkpoint writers cost pretrained bottleneck

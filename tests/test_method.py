@@ -11,7 +11,7 @@ from PIL import Image
 from experiments import char_rnn, densenet, inception, mlp, nin, resnet, schedule, vgg
 from experiments.harness import cli
 from experiments.harness.method import MethodFlags, ScheduleArguments
-from jaxdl import InputError, optim, parallel
+from jaxdl import InputError, optim, parallel, schedules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,15 +27,15 @@ def parse(*argv):
 
 
 def test_there_is_a_flag_for_every_argument_and_no_other():
-    schedules = {field.name for field in dataclasses.fields(ScheduleArguments)}
-    flags = {field.name for field in dataclasses.fields(MethodFlags)} - schedules
+    of_schedules = {field.name for field in dataclasses.fields(ScheduleArguments)}
+    flags = {field.name for field in dataclasses.fields(MethodFlags)} - of_schedules
     known = {argument for name in optim.OPTIMIZERS for argument in optim.arguments(name)}
     common = {"optimizer", "learning_rate", "weight_decay", "l1_penalty", "l2_penalty"}
     common |= {"decay_all", "clip_value", "clip_norm", "clip_global_norm"}
     common |= {"schedule", "least_momentum"}
     assert flags == known | common
-    known = {a for name in optim.SCHEDULES for a in optim.schedule_arguments(name)}
-    assert schedules == {f"schedule_{argument}" for argument in known}
+    known = {a for name in schedules.SCHEDULES for a in schedules.arguments(name)}
+    assert of_schedules == {f"schedule_{argument}" for argument in known}
 
 
 def test_given_flags_become_hyperparameters():
@@ -230,7 +230,7 @@ def test_rates_that_are_drawn():
 
 def test_every_schedule_is_drawn_into_a_file(tmp_path, capsys):
     path = tmp_path / "all.png"
-    names = ",".join(optim.SCHEDULES)
+    names = ",".join(schedules.SCHEDULES)
     schedule.run([f"--schedule={names}", "--steps=50", "--log_scale", f"--output={path}"])
     with Image.open(path) as image:
         assert image.size == (1050, 600)

@@ -1,6 +1,7 @@
 """Optimizers and schedules by name, penalties and decay, averages."""
 
 import json
+import typing
 from pathlib import Path
 
 import flax.serialization
@@ -10,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdl import InputError, optim
+from jaxdl import InputError, optim, schedules
 from jaxdl.task import Monitor, State
 
 GOLDEN = {
@@ -216,6 +217,44 @@ def test_arguments_are_those_of_the_method():
     }
 
 
+def test_the_tables_of_arguments_are_those_of_the_signatures():
+    for table, taken in (
+        (optim.ARGUMENTS, {name: optim.arguments(name) for name in optim.OPTIMIZERS}),
+        (schedules.ARGUMENTS, {name: schedules.arguments(name) for name in schedules.SCHEDULES}),
+    ):
+        assert set(table) == {argument for own in taken.values() for argument in own}
+        for name, argument in table.items():
+            assert argument.defaults == {m: own[name] for m, own in taken.items() if name in own}
+            for default in argument.defaults.values():
+                assert argument.bound is None or argument.bound.holds(default)
+                of_type = typing.get_origin(argument.type) or argument.type
+                assert of_type(default) == default
+
+
+@pytest.mark.parametrize(
+    ("check", "message"),
+    [
+        (
+            lambda: optim.check_arguments("momentum", {"momentum": 2.0}),
+            r"^optimizer momentum: momentum=2.0: expected at least 0 and less than 1, finite$",
+        ),
+        (
+            lambda: optim.check_arguments("ftrl", {"learning_rate_power": float("-inf")}),
+            "learning_rate_power=-inf: expected at most 0, finite",
+        ),
+        (lambda: optim.check_arguments("sgd", {"momentum": None}), "sgd takes no momentum"),
+        (lambda: schedules.check_arguments("cosine", {"end": float("nan")}), "end=nan: expected"),
+        (lambda: schedules.check_arguments("linear", {"power": 2}), "linear takes no power"),
+    ],
+)
+def test_arguments_are_checked(check, message):
+    optim.check_arguments("momentum", {"momentum": 0.0})
+    optim.check_arguments("momentum", {"momentum": None})
+    schedules.check_arguments("step", {"boundaries": (0.2,), "factor": 0.5})
+    with pytest.raises(InputError, match=message):
+        check()
+
+
 def test_hyperparameters_reach_the_method():
     """Those given override the defaults; None, and those of other methods, do nothing."""
     assert_same(run("momentum"), run("momentum", momentum=0.9))
@@ -367,7 +406,7 @@ def test_penalties_come_after_the_clipping():
     ],
 )
 def test_schedules(name, arguments, expected):
-    scheduled = jax.jit(optim.schedule(name, **{"steps": 100} | arguments))
+    scheduled = jax.jit(schedules.schedule(name, **{"steps": 100} | arguments))
     for step, factor in expected.items():
         at = scheduled({"learning_rate": 0.2, "other": 5.0}, step)
         assert float(at["learning_rate"]) == pytest.approx(0.2 * factor, abs=2e-7, rel=2e-6)
@@ -375,9 +414,9 @@ def test_schedules(name, arguments, expected):
 
 
 def test_every_schedule_stays_between_zero_and_its_peak_at_any_length():
-    for name in optim.SCHEDULES:
+    for name in schedules.SCHEDULES:
         for steps in (7, 300):
-            factor = jax.jit(optim.schedule(name, steps))
+            factor = jax.jit(schedules.schedule(name, steps))
             rates = np.array(
                 [factor({"learning_rate": 1.0}, n)["learning_rate"] for n in range(steps)]
             )
@@ -386,19 +425,19 @@ def test_every_schedule_stays_between_zero_and_its_peak_at_any_length():
 
 
 def test_warmup_rises_in_a_line_to_the_schedule():
-    scheduled = optim.schedule("cosine", 104, warmup_steps=4)
+    scheduled = schedules.schedule("cosine", 104, warmup_steps=4)
     rates = [float(scheduled({"learning_rate": 1.0}, step)["learning_rate"]) for step in range(104)]
     np.testing.assert_allclose(rates[:5], [0.2, 0.4, 0.6, 0.8, 1.0], rtol=1e-6)
     assert rates[54] == pytest.approx(0.5)
     assert rates == sorted(rates[:5]) + sorted(rates[5:], reverse=True)
-    scheduled = optim.schedule("one_cycle", 104, warmup_steps=4)
+    scheduled = schedules.schedule("one_cycle", 104, warmup_steps=4)
     rates = [float(scheduled({"learning_rate": 1.0}, step)["learning_rate"]) for step in range(6)]
     np.testing.assert_allclose(rates[:5], 0.04 * np.arange(1, 6) / 5, rtol=1e-5)
     assert rates[5] > rates[4]
 
 
 def test_momentum_moves_against_the_rate():
-    scheduled = optim.schedule("one_cycle", 100, least_momentum=0.85, start=0.2)
+    scheduled = schedules.schedule("one_cycle", 100, least_momentum=0.85, start=0.2)
     hparams = {"learning_rate": 3.0, "momentum": 0.95}
     for step, expected in {0: 0.93, 30: 0.85, 100: 0.95}.items():
         assert float(scheduled(hparams, step)["momentum"]) == pytest.approx(expected, abs=1e-6)
@@ -410,35 +449,50 @@ def test_momentum_moves_against_the_rate():
     ("call", "message"),
     [
         (lambda: optim.optimizer("adm"), r"no optimizer 'adm'; there are .*; did you mean 'adam'"),
-        (lambda: optim.optimizer("sgd", clip_norm=0.0), "clip_norm=0.0: it must be more than 0"),
-        (lambda: optim.optimizer("sgd", clip_value=float("nan")), "clip_value=nan"),
-        (lambda: optim.schedule("sine", 10), "no schedule 'sine'"),
-        (lambda: optim.schedule("cosine", 10, 10), "of 10 steps does not fit in 10 steps"),
         (
-            lambda: optim.schedule("cosine", 10, power=2),
+            lambda: optim.optimizer("sgd", clip_norm=0.0),
+            "clip_norm=0.0: expected more than 0, finite",
+        ),
+        (lambda: optim.optimizer("sgd", clip_value=float("nan")), "clip_value=nan"),
+        (lambda: schedules.schedule("sine", 10), "no schedule 'sine'"),
+        (lambda: schedules.schedule("cosine", 10, 10), "of 10 steps does not fit in 10 steps"),
+        (
+            lambda: schedules.schedule("cosine", 10, power=2),
             "schedule cosine takes no power; it takes end",
         ),
         (
-            lambda: optim.schedule("constant", 10, end=0.1),
+            lambda: schedules.schedule("constant", 10, end=0.1),
             "schedule constant takes no end; it takes no argument of its own",
         ),
-        (lambda: optim.schedule("polynomial", 10, power=-1), "power=-1: it must be more than 0"),
-        (lambda: optim.schedule("linear", 10, end=-0.5), "end=-0.5: it must be at least 0"),
-        (lambda: optim.schedule("cosine", 10, end=float("inf")), "end=inf: it must be .* finite"),
         (
-            lambda: optim.schedule("step", 10, factor=float("inf")),
-            "factor=inf: it must be .* finite",
+            lambda: schedules.schedule("polynomial", 10, power=-1),
+            "power=-1: expected more than 0",
         ),
-        (lambda: optim.schedule("step", 10, boundaries=(0.5, 2.0)), r"boundaries \(0.5, 2.0\)"),
-        (lambda: optim.schedule("one_cycle", 10, peak=float("nan")), "peak nan of 10 steps leaves"),
-        (lambda: optim.schedule("one_cycle", 2), "peak 0.3 of 2 steps leaves none to rise in"),
-        (lambda: optim.schedule("restarts", 3), "3 cycles, each 2.0 times .* do not fit in 3"),
         (
-            lambda: optim.schedule("restarts", 90, growth=1e300),
+            lambda: schedules.schedule("linear", 10, end=-0.5),
+            "end=-0.5: expected at least 0",
+        ),
+        (lambda: schedules.schedule("cosine", 10, end=float("inf")), "end=inf: expected .* finite"),
+        (
+            lambda: schedules.schedule("step", 10, factor=float("inf")),
+            "factor=inf: expected .* finite",
+        ),
+        (
+            lambda: schedules.schedule("step", 10, boundaries=(0.5, 2.0)),
+            r"boundaries \(0.5, 2.0\): expected each more",
+        ),
+        (
+            lambda: schedules.schedule("one_cycle", 10, peak=float("nan")),
+            "peak nan of 10 steps leaves",
+        ),
+        (lambda: schedules.schedule("one_cycle", 2), "peak 0.3 of 2 steps leaves none to rise in"),
+        (lambda: schedules.schedule("restarts", 3), "3 cycles, each 2.0 times .* do not fit in 3"),
+        (
+            lambda: schedules.schedule("restarts", 90, growth=1e300),
             "1e[+]300 times .* do not fit in 90",
         ),
         (
-            lambda: optim.check_arguments("optimizer", "nesterov", {"momentum": 1, "beta": 1}),
+            lambda: optim.check_arguments("nesterov", {"momentum": 1, "beta": 1}),
             "optimizer nesterov takes no beta; it takes momentum",
         ),
     ],

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdl import augment, losses, optim, parallel, task
+from jaxdl import augment, losses, optim, parallel, schedules, task
 
 HPARAMS = {"learning_rate": 0.1, "momentum": 0.9, "l2_penalty": 1e-3, "label_smoothing": 0.1}
 
@@ -36,7 +36,7 @@ def build(axis_name=None, accumulate=1, augmented=True, optimizer="nesterov", sy
         init,
         loss,
         optim.optimizer(optimizer, clip_global_norm=1.0),
-        optim.schedule("cosine", steps=20, warmup_steps=3),
+        schedules.schedule("cosine", steps=20, warmup_steps=3),
         accumulate=accumulate,
         axis_name=axis_name,
     )

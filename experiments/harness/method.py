@@ -2,12 +2,14 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+import typing
+from collections.abc import Mapping
 from typing import Any
 
 from experiments.harness import cli, run_folder
 from experiments.harness.cli import flag, require
-from jaxdl import InputError, optim
+from jaxdl import InputError, optim, schedules
+from jaxdl.methods import Argument
 from jaxdl.task import Init, Loss, Optimizer, Schedule, Task, supervised
 
 GREATEST = 3e38
@@ -20,144 +22,90 @@ def _method(values: Mapping[str, Any]) -> str:
     return GRADIENT_DESCENT[0] if optimizer in GRADIENT_DESCENT else optimizer
 
 
-_of_schedule = functools.partial(flag, belongs_to=lambda values: values["schedule"])
-_of_method = functools.partial(flag, belongs_to=_method)
+_of_method = functools.partial(flag, None, belongs_to=_method)
+_of_schedule = functools.partial(flag, belongs_to=lambda values: values.get("schedule"))
+
+
+def _fields(table: Mapping[str, Argument], make: Any, prefix: str = "") -> list[tuple]:
+    """The fields of a dataclass with a flag for each argument of a table, by default not given."""
+    fields = []
+    for name, argument in table.items():
+        is_list = typing.get_origin(argument.type) is tuple
+        default, type_ = ((), argument.type) if is_list else (None, argument.type | None)
+        help = f"of {', '.join(argument.defaults)}: {argument.help}"
+        fields.append((f"{prefix}{name}", type_, make(default, help)))
+    return fields
+
+
+_ScheduleFields: Any = dataclasses.make_dataclass(
+    "_ScheduleFields", _fields(schedules.ARGUMENTS, _of_schedule, "schedule_"), frozen=True
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class ScheduleArguments:
+class ScheduleArguments(_ScheduleFields):
     """The arguments of schedules; what is not given is as the schedule has it."""
-
-    schedule_boundaries: tuple[float, ...] = _of_schedule((), "of step: shares of the training")
-    schedule_factor: float | None = _of_schedule(None, "of step: at each boundary")
-    schedule_rate: float | None = _of_schedule(
-        None, "of exponential, inverse_time: of each transition"
-    )
-    schedule_transitions: float | None = _of_schedule(None, "of exponential, inverse_time: in all")
-    schedule_staircase: bool | None = _of_schedule(
-        None, "of exponential, inverse_time: in whole steps"
-    )
-    schedule_power: float | None = _of_schedule(None, "of polynomial")
-    schedule_peak: float | None = _of_schedule(
-        None, "of one_cycle: share of the training that rises"
-    )
-    schedule_start: float | None = _of_schedule(None, "of one_cycle: the first factor")
-    schedule_cycles: int | None = _of_schedule(None, "of restarts")
-    schedule_growth: float | None = _of_schedule(
-        None, "of restarts: of each cycle's length over the last"
-    )
-    schedule_end: float | None = _of_schedule(
-        None, "of linear, polynomial, cosine, one_cycle, restarts: the last factor"
-    )
 
     @property
     def schedule_arguments(self) -> dict[str, Any]:
-        """Those given, by the names that `optim.SCHEDULES` has for them."""
-        values = {
-            field.name.removeprefix("schedule_"): getattr(self, field.name)
-            for field in dataclasses.fields(ScheduleArguments)
-        }
+        """Those given, by the names that `schedules.SCHEDULES` has for them."""
+        values = {name: getattr(self, f"schedule_{name}") for name in schedules.ARGUMENTS}
         return {k: v for k, v in values.items() if v is not None and v != ()}
 
 
-_RANGES: list[tuple[str, Callable[[float], bool], tuple[str, ...]]] = [
-    (
-        "at least 0 and less than 1",
-        lambda value: 0 <= value < 1,
-        ("momentum", "least_momentum", "b1", "b2", "decay", "rho"),
-    ),
-    (
-        "at least 0",
-        lambda value: value >= 0,
-        (
-            *("learning_rate", "weight_decay", "l1_penalty", "l2_penalty"),
-            *("eps", "eps_root", "initial_scale", "l1", "l2", "l2_shrinkage", "beta"),
-        ),
-    ),
-    (
-        "more than 0",
-        lambda value: value > 0,
-        (
-            *("clip_value", "clip_norm", "clip_global_norm", "initial_accumulator_value"),
-            *("eta_minus", "eta_plus", "min_step_size", "max_step_size", "trust_coefficient"),
-        ),
-    ),
-    ("at most 0", lambda value: value <= 0, ("learning_rate_power",)),
-]
+@dataclasses.dataclass(frozen=True)
+class _Method(ScheduleArguments):
+    optimizer: str = flag("nesterov", "the method", tuple(optim.OPTIMIZERS))
+    learning_rate: float = flag(0.1, optim.COMMON["learning_rate"].help)
+
+
+_MethodFields: Any = dataclasses.make_dataclass(
+    "_MethodFields",
+    _fields(optim.ARGUMENTS, functools.partial(flag, belongs_to=_method)),
+    bases=(_Method,),
+    frozen=True,
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class MethodFlags(ScheduleArguments):
+class MethodFlags(_MethodFields):
     """How to minimize, and at what rate; what is not given is as the method has it."""
 
-    optimizer: str = flag("nesterov", "the method", tuple(optim.OPTIMIZERS))
-    learning_rate: float = flag(0.1, "its peak")
-    momentum: float | None = _of_method(None, "share of the last update kept; 0.9, 0 for rmsprop")
-    b1: float | None = _of_method(None, "of adam and its kin: decay of the averaged gradient")
-    b2: float | None = _of_method(None, "of adam and its kin: decay of the averaged squares")
-    eps: float | None = _of_method(None, "what keeps a denominator from 0")
-    eps_root: float | None = _of_method(None, "of adam and its kin: the same, inside the root")
-    decay: float | None = _of_method(None, "of rmsprop: decay of the averaged squares")
-    initial_scale: float | None = _of_method(None, "of rmsprop: where the averaged squares start")
-    rho: float | None = _of_method(None, "of adadelta: decay of both averages")
-    eta_minus: float | None = _of_method(
-        None, "of rprop: factor on a step size after a change of sign"
-    )
-    eta_plus: float | None = _of_method(None, "of rprop: factor on a step size otherwise")
-    min_step_size: float | None = _of_method(None, "of rprop")
-    max_step_size: float | None = _of_method(None, "of rprop")
-    trust_coefficient: float | None = _of_method(None, "of lars")
-    initial_accumulator_value: float | None = _of_method(
-        None, "of adagrad, adagrad_da, proximal_adagrad, ftrl: where the sum of squares starts"
-    )
-    l1: float | None = _of_method(
-        None, "of adagrad_da, proximal_*, ftrl: weight of their own L1 penalty"
-    )
-    l2: float | None = _of_method(
-        None, "of adagrad_da, proximal_*, ftrl: weight of their own L2 penalty"
-    )
-    l2_shrinkage: float | None = _of_method(
-        None, "of ftrl: weight of an L2 penalty in the gradient"
-    )
-    learning_rate_power: float | None = _of_method(None, "of ftrl: at most 0")
-    beta: float | None = _of_method(None, "of ftrl: smoothing of the rate")
-    l1_penalty: float | None = _of_method(None, "weight of |params| in what is minimized")
+    l1_penalty: float | None = _of_method(optim.COMMON["l1_penalty"].help)
     l2_penalty: float | None = flag(
         None,
-        "weight of |params|^2 / 2 in what is minimized; a flagfile's is left out where the command "
-        "line has another --optimizer or --weight_decay",
+        f"{optim.COMMON['l2_penalty'].help}; a flagfile's is left out where the command line has "
+        "another --optimizer or --weight_decay",
         belongs_to=lambda values: (_method(values), values["weight_decay"]),
     )
     weight_decay: float | None = _of_method(
-        None,
-        "share of the parameters, times the learning rate, taken off past the method; a flagfile's "
-        "is left out where the command line has another --optimizer",
+        f"{optim.COMMON['weight_decay'].help}; a flagfile's is left out where the command line has "
+        "another --optimizer"
     )
     decay_all: bool = flag(False, "penalties and decay act on biases and norm scales too")
-    schedule: str = flag("cosine", "of the learning rate after warm-up", tuple(optim.SCHEDULES))
-    least_momentum: float | None = _of_method(
-        None, "what momentum falls to as the learning rate rises to its peak"
-    )
-    clip_value: float | None = flag(None, "greatest absolute value in the gradient")
-    clip_norm: float | None = flag(None, "greatest norm of the gradient of each array")
-    clip_global_norm: float | None = flag(None, "greatest norm of the whole gradient")
+    schedule: str = flag("cosine", "of the learning rate after warm-up", tuple(schedules.SCHEDULES))
+    least_momentum: float | None = _of_method(schedules.LEAST_MOMENTUM.help)
+    clip_value: float | None = flag(None, optim.COMMON["clip_value"].help)
+    clip_norm: float | None = flag(None, optim.COMMON["clip_norm"].help)
+    clip_global_norm: float | None = flag(None, optim.COMMON["clip_global_norm"].help)
 
     @property
     def optimizer_arguments(self) -> dict[str, float]:
         """The given ones of those that only some methods take."""
-        known = {a for method in optim.OPTIMIZERS for a in optim.arguments(method)}
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {k: v for k, v in values.items() if k in known and v is not None}
+        values = {name: getattr(self, name) for name in optim.ARGUMENTS}
+        return {k: v for k, v in values.items() if v is not None}
 
     def __post_init__(self) -> None:
         """Raises InputError for an argument of another method, or a value that cannot be."""
-        optim.check_arguments("optimizer", self.optimizer, self.optimizer_arguments)
-        optim.check_arguments("schedule", self.schedule, self.schedule_arguments)
-        for accepted, fits, names in _RANGES:
-            for name in names:
-                value = getattr(self, name)
-                require(self, name, value is None or fits(value), accepted)
-                finite = value is None or abs(value) < GREATEST
+        # By name alone: what is out of bounds is told as a flag.
+        optim.check_arguments(self.optimizer, dict.fromkeys(self.optimizer_arguments))
+        schedules.check_arguments(self.schedule, dict.fromkeys(self.schedule_arguments))
+        known = optim.ARGUMENTS | optim.COMMON | {"least_momentum": schedules.LEAST_MOMENTUM}
+        for name, argument in known.items():
+            value, bound = getattr(self, name), argument.bound
+            if value is not None and bound is not None:
+                require(self, name, bound.holds(value), bound.accepted)
+                finite = abs(value) < GREATEST
                 require(self, name, finite, f"less than {GREATEST:g}, to be finite in float32")
         ftrl_moves = self.optimizer != "ftrl" or self.learning_rate > 0  # it divides by the rate
         require(self, "learning_rate", ftrl_moves, "more than 0 for ftrl")
@@ -195,7 +143,7 @@ class MethodFlags(ScheduleArguments):
 
     def make_schedule(self, steps: int, warmup_steps: int) -> Schedule:
         """The schedule that the flags describe."""
-        return optim.schedule(
+        return schedules.schedule(
             self.schedule,
             steps,
             warmup_steps,

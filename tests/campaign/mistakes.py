@@ -30,7 +30,7 @@ LIBRARY = """
 import numpy as np
 from experiments.harness import cli
 def mistake(argv):
-    from jaxdl import augment, checkpoint, data, models, optim, pretrained
+    from jaxdl import augment, checkpoint, data, models, optim, pretrained, schedules
     images, labels = np.zeros((8, 4, 4, 1), np.uint8), np.arange(8)
     {}
 cli.main(mistake)
@@ -668,8 +668,8 @@ python data.load("folder:" + "missing") => missing
 python models.create("resnet51") => resnet50
 python models.create("resnet50", classes=3) => classes
 python optim.optimizer("sdg") => sgd
-python optim.schedule("cosines", 10) => cosine
-python optim.schedule("cosine", 0) => steps
+python schedules.schedule("cosines", 10) => cosine
+python schedules.schedule("cosine", 0) => steps
 python checkpoint.load("missing") => missing
 python checkpoint.load("run", 3) => there are
 python pretrained.load("resnet5", "weights/foreign.npz") => resnet50
