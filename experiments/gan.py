@@ -154,7 +154,7 @@ class Config:
     def methods(self) -> tuple[MethodFlags, MethodFlags]:
         """How each of `adversarial.PLAYERS` learns."""
         generator, discriminator = (
-            dataclasses.replace(method, b1=B1)
+            cli.replace(method, b1=B1)
             if method.b1 is None and "b1" in optim.arguments(method.optimizer)
             else method
             for method in (self.method, self.discriminator)
