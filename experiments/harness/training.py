@@ -25,7 +25,7 @@ from jax.sharding import Mesh
 
 from experiments.harness import cli
 from experiments.harness.cli import Interrupted, flag, require
-from jaxdl import InputError, checkpoint, hosts, loop, optim, parallel
+from jaxdl import InputError, checkpoint, files, hosts, loop, optim, parallel
 from jaxdl.checkpoint import Checkpoints
 from jaxdl.task import Batch, State, Task, observe
 from jaxdl.writers import Writer, describe, json_ready, read_rows
@@ -451,6 +451,7 @@ def _train(config: RunConfig, build: Build) -> dict[str, Any]:
                 raise Interrupted(result.stopped)
             if config.early_stop is not None:
                 best = checkpoints.restore_best(result.state)
+                checkpoints.came_to(int(best.step))
                 if int(best.step) < int(result.state.step):
                     trained = {k: v for k, v in result.metrics.items() if k.startswith("train/")}
                     result = loop.Result(best, trained, stopped=0)
@@ -600,10 +601,13 @@ def trained_params(workdir: str | Path) -> Any:
 
 
 def went_back_to(workdir: str | Path) -> int | None:
-    """The step that a finished run went back to for --early_stop; None if its latest counts."""
-    summary = Path(workdir) / SUMMARY_FILE
-    given = "--early_stop=" in (Path(workdir) / cli.FLAGS_FILE).read_text()
-    return read_summary(workdir)["step"] if given and summary.exists() else None
+    """The step that a run came to by --early_stop, before checkpoints said so themselves."""
+    workdir = Path(workdir)
+    said = workdir / checkpoint.FOLDER / checkpoint.CAME_TO
+    if said.exists() or not (workdir / SUMMARY_FILE).exists():
+        return None
+    given = "--early_stop=" in (workdir / cli.FLAGS_FILE).read_text()
+    return read_summary(workdir)["step"] if given else None
 
 
 def measure(
@@ -690,8 +694,9 @@ def _check_workdir(config: RunConfig, workdir: Path) -> None:
         raise InputError(f"--resume={config.resume}, but there is no run in {workdir}")
     elif workdir.exists() and not (workdir / cli.FLAGS_FILE).exists():
         # A start that failed early may have left these.
-        own = {checkpoint.LOCK_FILE, checkpoint.FOLDER, f"{cli.FLAGS_FILE}.tmp"}
-        if {path.name for path in workdir.iterdir()} - own:
+        own = {checkpoint.LOCK_FILE, checkpoint.FOLDER}
+        others = {path.name for path in workdir.iterdir()} - own
+        if not all(name.startswith(cli.FLAGS_FILE) for name in others):
             raise InputError(f"{workdir} holds other files and no run; take another --workdir")
 
 
@@ -755,10 +760,6 @@ def _summary(
 
 
 def _write(path: Path, text: str) -> None:
-    """Writes beside and renames, so that the file is there whole or not at all."""
-    scratch = path.with_name(f"{path.name}.tmp")
-    try:
-        scratch.write_text(text.rstrip("\n") + "\n")
-    except OSError as error:  # one of a full disk does not say where
-        raise OSError(error.errno, error.strerror, str(path)) from None
-    scratch.replace(path)
+    """Writes a file whole or not at all."""
+    with files.replacing(path) as file:
+        file.write((text.rstrip("\n") + "\n").encode())
