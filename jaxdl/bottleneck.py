@@ -23,7 +23,7 @@ import PIL
 from flax import traverse_util
 from jax.sharding import Sharding
 
-from jaxdl import InputError, losses
+from jaxdl import InputError, files, losses
 from jaxdl.data import Pipeline, fingerprint
 from jaxdl.data.pipeline import EvalOrder, TrainOrder
 from jaxdl.task import Batch, Init, Loss
@@ -146,13 +146,9 @@ def _read_features(path: Path, key: Mapping[str, str]) -> Features:
 
 
 def _write_features(path: Path, features: Features, key: Mapping[str, str]) -> None:
-    """Writes beside and renames, so that the file is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".tmp")
-    with scratch.open("wb") as file:
+    with files.replacing(path) as file:
         # mypy takes an array's name for the keyword `allow_pickle`.
         np.savez(file, **features._asdict(), **key)  # type: ignore[arg-type]
-    scratch.replace(path)
 
 
 class Batches(NamedTuple):

@@ -10,15 +10,12 @@ A run has one writer, who holds `lock` and uses `Checkpoints`, and any number of
 
 import contextlib
 import errno
-import fcntl
 import functools
 import json
 import logging
 import math
-import os
 import re
 import shutil
-import socket
 import sys
 import zlib
 from collections.abc import Iterator, Mapping
@@ -26,81 +23,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
-import flax.serialization
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from jaxdl import InputError, hosts
+from jaxdl import InputError, files, hosts, trees
 from jaxdl.task import State
 
 FOLDER = "checkpoints"
 LOCK_FILE = ".lock"
+CAME_TO = "came_to"
+"""A file among the checkpoints, of the step that a run came to where it said so."""
 # Orbax tells each save at length through absl's logger; what users must hear is raised or printed.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
-
-
-def _to_tree(state: State) -> dict[str, Any]:
-    """A State as nested dicts of plain arrays: no named tuples, no typed PRNG keys."""
-    plain = state._replace(key=jax.random.key_data(state.key))
-    return flax.serialization.to_state_dict(plain)
-
-
-def _from_tree(tree: dict[str, Any], template: State) -> State:
-    """The reverse of `_to_tree`; types, structure and shardings are the template's."""
-    plain = template._replace(key=jax.random.key_data(template.key))
-    state = flax.serialization.from_state_dict(plain, tree)
-    state = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), state, plain)
-    impl = jax.random.key_impl(template.key)
-    return state._replace(key=jax.random.wrap_key_data(state.key, impl=impl))
-
-
-def fingerprint(tree: Any) -> Any:
-    """uint32 [] that changes with any change of a single word of any array.
-
-    Words are summed modulo 2^32 with odd weights: exact, and the same in whatever order, on however
-    many devices, and on the host: numpy arrays are summed there, and take no room on a device.
-    """
-    leaves = jax.tree.leaves_with_path(tree)
-    if all(isinstance(leaf, np.ndarray | np.generic) for _, leaf in leaves):
-        return _fingerprint_on_host(leaves)
-    return _fingerprint_on_device(tree)
-
-
-@jax.jit
-def _fingerprint_on_device(tree: Any) -> jax.Array:
-    total = jnp.uint32(0)
-    for place, (path, leaf) in enumerate(jax.tree.leaves_with_path(tree)):
-        if leaf.dtype == jnp.bool_:
-            leaf = leaf.astype(jnp.uint8)
-        words = jax.lax.bitcast_convert_type(leaf, _word(leaf.dtype)).astype(jnp.uint32).ravel()
-        weights = jax.lax.iota(jnp.uint32, words.size) * 2 + jnp.uint32(_first_weight(path, place))
-        total += jnp.sum(words * weights, dtype=jnp.uint32)
-    return total
-
-
-def _fingerprint_on_host(leaves: list[tuple[Any, Any]]) -> np.uint32:
-    total, chunk = 0, 1 << 22
-    for place, (path, leaf) in enumerate(leaves):
-        words = np.ascontiguousarray(leaf).ravel().view(_word(leaf.dtype))
-        for start in range(0, words.size, chunk):
-            part = words[start : start + chunk].astype(np.uint32)
-            weights = np.arange(start, start + part.size, dtype=np.uint32) * np.uint32(2)
-            weights += np.uint32(_first_weight(path, place))
-            total += int(np.sum(part * weights, dtype=np.uint32))
-    return np.uint32(total % 2**32)
-
-
-def _word(dtype: Any) -> Any:
-    """The unsigned integers that an array's bytes are summed as; 8 bytes are two of them."""
-    return np.dtype(f"uint{8 * min(np.dtype(dtype).itemsize, 4)}")
-
-
-def _first_weight(path: Any, place: int) -> int:
-    name = sum(map(ord, jax.tree_util.keystr(path))) + place
-    return (2 * name + 1) % 2**32
 
 
 @contextlib.contextmanager
@@ -113,30 +49,9 @@ def lock(workdir: str | Path) -> Iterator[None]:
     Raises:
       InputError: another process holds it.
     """
-    path = Path(workdir) / LOCK_FILE
     with contextlib.ExitStack() as held:
-        hosts.agree(lambda: _lock(path, held))
+        hosts.agree(lambda: held.enter_context(files.lock(Path(workdir) / LOCK_FILE)))
         yield
-
-
-def _lock(path: Path, held: contextlib.ExitStack) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = held.enter_context(path.open("a+b", buffering=0))
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        holder = file.read().decode(errors="replace").strip() or "another process"
-        raise InputError(f"{path.parent} is in use by {holder}") from None
-    except OSError as error:  # a network's file system may have no locks
-        print(
-            f"{path.parent} cannot be locked ({error}): train nothing else in it", file=sys.stderr
-        )
-    file.truncate(0)
-    try:
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-    except OSError as error:  # one of a full disk does not say where
-        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 class Checkpoints:
@@ -258,15 +173,16 @@ class Checkpoints:
         step = int(state.step)
         if step == self.latest:
             return
-        tree = _to_tree(state)
-        tree["totals"] = {name: _words(pair) for name, pair in (totals or {}).items()}
-        tree["fingerprint"] = fingerprint(tree)
+        tree = trees.from_state(state)
+        tree["totals"] = {name: trees.to_words(pair) for name, pair in (totals or {}).items()}
+        tree["fingerprint"] = trees.fingerprint(tree)
         if metrics is not None:
             metrics = dict(metrics) | {CHECKSUM: _checksum(metrics)}
         self.wait()
         try:
             if hosts.is_first():
                 _check_room(self.folder, sum(leaf.nbytes for leaf in jax.tree.leaves(tree)))
+                (self.folder / CAME_TO).unlink(missing_ok=True)
             self._manager.save(step, args=ocp.args.StandardSave(tree), metrics=metrics, force=True)
         except Exception as error:
             self._tell_of(error)
@@ -310,7 +226,8 @@ class Checkpoints:
             return None
         step, tree = self._sound
         self._sound = None
-        self.totals = {name: _pair(words) for name, words in tree.pop("totals", {}).items()}
+        totals = tree.pop("totals", {})
+        self.totals = {name: trees.from_words(words) for name, words in totals.items()}
         return _like(tree, template, self.folder / str(step))
 
     def restore_best(self, template: State) -> State:
@@ -324,6 +241,18 @@ class Checkpoints:
         assert step is not None, "restore_best is for runs that were evaluated"
         return _like(_read(self.folder, step), template, self.folder / str(step))
 
+    def came_to(self, step: int) -> None:
+        """Says which of its checkpoints the run came to: `load` and `restore` take that one.
+
+        It holds until another step is saved. The run itself goes on from the newest in any case.
+
+        Raises:
+          OSError: it could not be written.
+        """
+        if hosts.is_first():
+            with files.replacing(self.folder / CAME_TO) as file:
+                file.write(b"%d\n" % step)
+
 
 class DamagedCheckpoint(InputError):
     """A checkpoint that is not what was saved."""
@@ -334,7 +263,8 @@ def load(workdir: str | Path, step: int | None = None) -> dict[str, Any]:
 
     Args:
       workdir: the run's folder.
-      step: which checkpoint; the latest complete one when None.
+      step: which checkpoint; when None the one that the run came to (`Checkpoints.came_to`), or
+        else the latest complete one.
 
     Returns:
       Nested dicts of numpy arrays: `step`, `key` (the PRNG key's words), `hparams`, `params`,
@@ -357,14 +287,14 @@ def restore(workdir: str | Path, template: State, step: int | None = None) -> St
       InputError: also when the checkpoint is of another model or optimizer.
     """
     folder = Path(workdir).absolute() / FOLDER
-    trees: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = []
 
     def choose() -> int:
-        trees.append(_load(folder, step))
-        return int(trees[0]["step"])
+        found.append(_load(folder, step))
+        return int(found[0]["step"])
 
     chosen = hosts.agree(choose)  # while its run goes on, hosts could find different ones
-    tree = trees[0] if trees else _load(folder, chosen)
+    tree = found[0] if found else _load(folder, chosen)
     return _like(tree, template, folder / str(chosen))
 
 
@@ -373,16 +303,34 @@ def _load(folder: Path, step: int | None) -> dict[str, Any]:
     if step is not None and step not in steps:
         there = f"there are {', '.join(map(str, steps))}" if steps else "there is none"
         raise InputError(f"no checkpoint of step {step} in {folder}; {there}")
-    for candidate in reversed(steps) if step is None else [step]:
+    came_to = _came_to(folder)
+    choice = sorted(steps, key=lambda other: (other == came_to, other)) if step is None else [step]
+    while choice:
         try:
-            return _read(folder, candidate)
+            return _read(folder, choice.pop())
         except (DamagedCheckpoint, FileNotFoundError) as damage:
             if _steps(folder) != steps:  # the run that goes on has removed it
                 return _load(folder, step)
-            if step is not None or candidate == steps[0]:
+            if not choice:
                 raise
-            print(f"{damage}; going back to the one before", file=sys.stderr)
+            print(f"{damage}; going back to that of step {choice[-1]}", file=sys.stderr)
     raise InputError(f"no checkpoint in {folder}")
+
+
+def _came_to(folder: Path) -> int | None:
+    """What `Checkpoints.came_to` was told; None where it was not, or more was saved since."""
+    path = folder / CAME_TO
+    try:
+        return int(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as error:
+        raise InputError(f"{path} is damaged; the command of the run writes it anew") from error
+
+
+def _like(tree: dict[str, Any], template: State, path: Path) -> State:
+    tree.pop("totals", None)
+    return trees.to_state(tree, template, f"checkpoint {path}")
 
 
 def steps(workdir: str | Path) -> list[int]:
@@ -445,7 +393,7 @@ def _read(folder: Path, step: int) -> dict[str, Any]:
                 raise
             raise OSError(f"checkpoint {path} cannot be read ({_reason(error)})") from error
         raise DamagedCheckpoint(f"checkpoint {path} is damaged ({_reason(error)})") from error
-    if saved != fingerprint(tree):
+    if saved != trees.fingerprint(tree):
         raise DamagedCheckpoint(
             f"checkpoint {path} is damaged (its arrays are not those that were saved)"
         )
@@ -500,37 +448,3 @@ def _check_room(folder: Path, size: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < size:
         raise OSError(errno.ENOSPC, f"no space left: it takes {size:,} bytes and {free:,} are free")
-
-
-def _words(pair: tuple[float, float]) -> np.ndarray:
-    """Two doubles as uint32 [4], which JAX does not round."""
-    return np.asarray(pair, np.float64).view(np.uint32)
-
-
-def _pair(words: np.ndarray) -> tuple[float, float]:
-    total, count = np.asarray(words, np.uint32).view(np.float64)
-    return float(total), float(count)
-
-
-def _like(tree: dict[str, Any], template: State, path: Path) -> State:
-    tree.pop("totals", None)
-    _check_alike(tree, template, path)
-    return _from_tree(tree, template)
-
-
-def _check_alike(tree: dict[str, Any], template: State, path: Path) -> None:
-    """Raises InputError that names where a checkpoint and the wanted state first differ."""
-
-    def shapes(tree):
-        return {
-            jax.tree_util.keystr(k, simple=True, separator="/"): np.shape(v)
-            for k, v in jax.tree.leaves_with_path(tree)
-        }
-
-    saved, wanted = shapes(tree), shapes(_to_tree(template))
-    for name in sorted(saved.keys() | wanted.keys()):
-        if saved.get(name) != wanted.get(name):
-            raise InputError(
-                f"checkpoint {path} is of another model or optimizer: {name} is "
-                f"{saved.get(name, 'absent')} there and {wanted.get(name, 'absent')} here"
-            )

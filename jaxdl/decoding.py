@@ -1,25 +1,42 @@
 """Sequences from a model, a token at a time: greedy, sampled, and by beam search.
 
 Each is one compiled loop that ends as soon as every sequence has ended, and knows a model only as
-
-    step(state, tokens [N]) -> (log_probs [N, V], state, attention [N, S] or None)
-
-where every array of `state` has N as its first axis. What does not change from step to step, such
-as an encoder's output, is best closed over; for beam search as `repeat` gives it.
+a `Step`.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from jaxdl import InputError
 
-Step = Callable[[Any, jax.Array], tuple[jax.Array, Any, jax.Array | None]]
-
 PAD = 0
 """What stands behind the end of a sequence."""
+
+
+class Step(Protocol):
+    """A model, as decoding sees it.
+
+    What does not change from step to step, such as an encoder's output, is best closed over; for
+    beam search as `repeat` gives it.
+    """
+
+    def __call__(self, state: Any, tokens: jax.Array, /) -> tuple[jax.Array, Any, jax.Array | None]:
+        """Takes the last tokens [N], and gives what it holds for the next.
+
+        Args:
+          state: every array of it has N as its first axis.
+          tokens: int32 [N].
+
+        Returns:
+          (log_probs [N, V], state, attention [N, S] or None)
+        """
+
+
+class _Choose(Protocol):
+    def __call__(self, t: jax.Array, log_probs: jax.Array, /) -> jax.Array:
+        """The tokens [B] of step t, by log_probs [B, V]."""
 
 
 class Sequences(NamedTuple):
@@ -40,7 +57,7 @@ def greedy(step: Step, state: Any, go: int, eos: int, max_length: int) -> Sequen
     """Takes the likeliest token at each step.
 
     Args:
-      step: the model; see the head of this file.
+      step: the model; see `Step`.
       state: what it starts from, arrays [B, ...].
       go: the token that it is given first.
       eos: the token that ends a sequence.
@@ -74,14 +91,9 @@ def sample(
 
 
 def _decode(
-    step: Step,
-    state: Any,
-    go: int,
-    eos: int,
-    max_length: int,
-    choose: Callable[[Any, jax.Array], jax.Array],
+    step: Step, state: Any, go: int, eos: int, max_length: int, choose: _Choose
 ) -> Sequences:
-    """One sequence from each state, where choose (t, log_probs [B, V]) gives the next tokens."""
+    """One sequence from each state."""
     _check(max_length)
     batch = jax.tree.leaves(state)[0].shape[0]
 
@@ -122,6 +134,27 @@ class _Beams(NamedTuple):
     done: jax.Array  # bool [B, K]
     coverage: jax.Array | None  # [B, K, S], the attention that each place of the source had so far
     state: Any
+
+
+def _first_beams(
+    state: Any, coverage: jax.Array | None, go: int, max_length: int, beam: int
+) -> _Beams:
+    """How all sentences begin, from states [B * K, ...]."""
+    batch = jax.tree.leaves(state)[0].shape[0] // beam
+    # All beams of a sentence begin alike, so only the first may go on.
+    alone = jnp.where(jnp.arange(beam) == 0, 0.0, -jnp.inf)
+    alone = jnp.broadcast_to(alone, (batch, beam))
+    return _Beams(
+        t=jnp.int32(0),
+        tokens=jnp.full((batch, beam, max_length), PAD, jnp.int32),
+        last=jnp.full((batch, beam), go, jnp.int32),
+        log_probs=alone,
+        scores=alone,
+        lengths=jnp.zeros((batch, beam), jnp.int32),
+        done=jnp.zeros((batch, beam), bool),
+        coverage=coverage,
+        state=state,
+    )
 
 
 def beam_search(
@@ -226,20 +259,7 @@ def beam_search(
             state=jax.tree.map(lambda x: x[rows], state),
         )
 
-    # All beams of a sentence begin alike, so only the first may go on.
-    alone = jnp.where(jnp.arange(beam) == 0, 0.0, -jnp.inf)
-    alone = jnp.broadcast_to(alone, (batch, beam))
-    start = _Beams(
-        t=jnp.int32(0),
-        tokens=jnp.full((batch, beam, max_length), PAD, jnp.int32),
-        last=jnp.full((batch, beam), go, jnp.int32),
-        log_probs=alone,
-        scores=alone,
-        lengths=jnp.zeros((batch, beam), jnp.int32),
-        done=jnp.zeros((batch, beam), bool),
-        coverage=coverage,
-        state=state,
-    )
+    start = _first_beams(state, coverage, go, max_length, beam)
     end = jax.lax.while_loop(goes_on, advance, start)
     # top_k leaves the beams sorted, the best first.
     return Sequences(end.tokens[:, :n_best], end.log_probs[:, :n_best], end.scores[:, :n_best])

@@ -33,6 +33,7 @@ GONE = "another process of this run is gone; start all of them again with the sa
 
 _turns = itertools.count()
 _last_word = threading.Lock()  # held by whichever thread says why this process ends
+_kept_alive: list[Any] = []  # what C calls, or writes to, as long as the process lives
 
 
 def start(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
@@ -204,6 +205,3 @@ def _end_quietly() -> None:
     _kept_alive.append((handler, kept))
     # Not Python's own signal handlers: those run between two instructions of the main thread.
     ctypes.CDLL(None).signal(signal.SIGABRT, handler)
-
-
-_kept_alive: list[Any] = []

@@ -111,9 +111,20 @@ class _Reports:
         self._devices = state.step.sharding.device_set
         self._began = self._clock = time.perf_counter()
         self._timed_steps, self._timed_examples = 0, 0.0
+        self._in_flight: deque[tuple[int, Metrics]] = deque()
 
-    def receive(self, step: int, metrics: Metrics) -> None:
-        """Takes in one step; raises Diverged."""
+    def send(self, step: int, metrics: Metrics) -> None:
+        """Takes in a step that was sent to the device, once the next ones are; raises Diverged."""
+        self._in_flight.append((step, metrics))
+        if len(self._in_flight) > IN_FLIGHT:
+            self._receive(*self._in_flight.popleft())
+
+    def catch_up(self) -> None:
+        """Takes in all steps that were sent; raises Diverged."""
+        while self._in_flight:
+            self._receive(*self._in_flight.popleft())
+
+    def _receive(self, step: int, metrics: Metrics) -> None:
         fetched = jax.device_get(metrics)
         losses = [name for name in fetched if name.endswith("loss")]  # of two players two
         norms = [name for name in fetched if name.endswith("gradient_norm")]
@@ -145,6 +156,12 @@ class _Reports:
         self._progress.train(step, values, seconds_left)
         self.totals = _Totals()
         self._clock, self._timed_steps, self._timed_examples = now, 0, 0.0
+
+    def evaluated(self, step: int, measured: dict[str, float]) -> None:
+        """Writes what an evaluation gave."""
+        self.last.update(measured)
+        self._writer.scalars(step, measured)
+        self._progress.say(f"step {step}/{self._steps}  eval: {describe(measured)}")
 
     def _speed(self, seconds: float) -> dict[str, float]:
         speed = {f"{self._unit}_per_second": self._timed_examples / seconds}
@@ -225,7 +242,6 @@ def fit(
     writer = writer or Writer(None)
     start = step = int(state.step)
     stop = 0
-    in_flight: deque[tuple[int, Metrics]] = deque()
     stream = batches(start)
     with (
         _stop_signal() as stop_asked,
@@ -241,29 +257,24 @@ def fit(
                 begin(state, batch)
             trace.before(step)
             state, metrics = task.train(state, batch)
-            in_flight.append((step, metrics))
-            if len(in_flight) > IN_FLIGHT:
-                reports.receive(*in_flight.popleft())
+            reports.send(step, metrics)
             trace.after(step, metrics)
 
             stop = stop_asked(step)
             due_eval = measure is not None and (step % eval_every == 0 or step == steps)
             if not (stop or due_eval or step % checkpoint_every == 0 or step == steps):
                 continue
-            while in_flight:
-                reports.receive(*in_flight.popleft())
+            reports.catch_up()
             if due_eval or step == steps:
                 reports.report(step)
             with reports.pause():
                 measured = None
                 if due_eval and measure is not None:
                     measured = hosts.agree_on(measure(state))
-                    reports.last.update(measured)
-                    writer.scalars(step, measured)
+                    reports.evaluated(step, measured)
                     if histograms:
                         writer.histograms(step, "weights", state.params)
                         writer.histograms(step, "gradients", task.gradient(state, batch))
-                    progress.say(f"step {step}/{steps}  eval: {describe(measured)}")
                     state = observe(state, reports.last)
                     hosts.wait()  # for the first, which may have shown much
                 if checkpoints is not None:

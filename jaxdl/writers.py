@@ -20,6 +20,8 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from jaxdl import files
+
 Row = dict[str, float | None]
 PANELS_IN_A_ROW = 5
 """Of curves.png."""
@@ -139,7 +141,8 @@ class Writer:
             if sound:
                 _append(path, "".join(lines).encode())
             else:
-                _replace(path, "".join(lines).encode())
+                with files.replacing(path) as file:
+                    file.write("".join(lines).encode())
             self._sound = True
 
     def histograms(self, step: int, prefix: str, tree: Any) -> None:
@@ -203,7 +206,9 @@ class Writer:
         if self._workdir is None or not names:
             return
         with self.sparing("curves.png not drawn"):
-            _replace(self._workdir / "curves.png", _curves(self._rows, names))
+            drawn = _curves(self._rows, names)
+            with files.replacing(self._workdir / "curves.png") as file:
+                file.write(drawn)
 
 
 class Events:
@@ -272,18 +277,6 @@ def _append(path: Path, data: bytes) -> None:
         except OSError:
             file.truncate(size)
             raise
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Writes a file beside and renames it, so that it is there whole or as it was."""
-    scratch = path.with_suffix(".tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        scratch.write_bytes(data)
-        scratch.replace(path)
-    except OSError:
-        scratch.unlink(missing_ok=True)
-        raise
 
 
 def _curves(rows: Sequence[Row], names: set[str]) -> bytes:

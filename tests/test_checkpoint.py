@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxdl import InputError, checkpoint, parallel
+from jaxdl import InputError, checkpoint, parallel, trees
 from jaxdl.checkpoint import Checkpoints
 from jaxdl.task import State
 
@@ -127,6 +127,38 @@ def test_keeps_the_latest_and_the_best(tmp_path, least):
     assert kept == [4, 7, 8]
 
 
+def test_readers_take_the_step_that_a_run_came_to(run, broken, capsys):
+    """Until the run goes on, which it does from the newest."""
+    _, template = prepare()
+    with Checkpoints(broken, keep=5) as checkpoints:
+        checkpoints.came_to(2)
+    assert int(checkpoint.load(broken)["step"]) == 2
+    assert int(checkpoint.load(broken, 5)["step"]) == 5
+    assert_same(checkpoint.restore(broken, template), run[1][2])
+    with Checkpoints(broken, keep=5) as checkpoints:
+        newest = checkpoints.restore(template)
+        assert int(newest.step) == 5
+        checkpoints.save(newest)  # is saved already
+        checkpoints.wait()
+        assert int(checkpoint.load(broken)["step"]) == 2
+        checkpoints.save(newest._replace(step=jnp.int32(6)))
+    assert int(checkpoint.load(broken)["step"]) == 6
+    assert capsys.readouterr().err == ""
+
+
+def test_where_a_run_came_to_cannot_be_read_the_newest_is(broken, capsys):
+    with Checkpoints(broken, keep=5) as checkpoints:
+        checkpoints.came_to(2)
+    damage(broken, 2, "flip")
+    assert int(checkpoint.load(broken)["step"]) == 5
+    assert "checkpoints/2 is damaged" in capsys.readouterr().err
+    shutil.rmtree(broken / "checkpoints" / "2")
+    assert int(checkpoint.load(broken)["step"]) == 5
+    (broken / "checkpoints" / checkpoint.CAME_TO).write_bytes(b"\xff")
+    with pytest.raises(InputError, match="came_to is damaged"):
+        checkpoint.load(broken)
+
+
 @pytest.mark.parametrize("least", [False, True])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_is_never_the_best(tmp_path, bad, least):
@@ -180,7 +212,7 @@ def test_only_damage_is_damage(run, broken, monkeypatch, capsys, name):
 
 
 def test_restoring_computes_nothing_on_the_device(run, monkeypatch):
-    monkeypatch.setattr(checkpoint, "_fingerprint_on_device", None)
+    monkeypatch.setattr(trees, "_fingerprint_on_device", None)
     assert int(checkpoint.load(run[0])["step"]) == 5
 
 
@@ -380,18 +412,18 @@ def test_another_model_or_optimizer_is_refused_by_name(run, broken):
 
 def test_fingerprint_sees_every_word_and_its_place():
     tree = {"a": jnp.arange(6.0).reshape(2, 3), "b": jnp.zeros(3, jnp.bfloat16), "c": jnp.int32(4)}
-    first = int(checkpoint.fingerprint(tree))
-    assert int(checkpoint.fingerprint(jax.tree.map(np.asarray, tree))) == first
+    first = int(trees.fingerprint(tree))
+    assert int(trees.fingerprint(jax.tree.map(np.asarray, tree))) == first
     changes = [
         tree | {"a": tree["a"].at[1, 2].set(np.nextafter(np.float32(5), np.float32(6)))},
         tree | {"a": tree["a"][::-1]},
         tree | {"b": tree["b"].at[0].set(-0.0)},
         tree | {"c": jnp.int32(5)},
     ]
-    assert all(int(checkpoint.fingerprint(changed)) != first for changed in changes)
+    assert all(int(trees.fingerprint(changed)) != first for changed in changes)
     wide = {"d": np.array([1.0, 2.0])}  # float64: a change in either half shows
     for flipped in (1 << 1, 1 << 40):
         words = wide["d"].view(np.uint64) ^ np.array([0, flipped], np.uint64)
-        assert checkpoint.fingerprint({"d": words.view(np.float64)}) != checkpoint.fingerprint(wide)
+        assert trees.fingerprint({"d": words.view(np.float64)}) != trees.fingerprint(wide)
     spread = jax.device_put(jnp.arange(16.0), parallel.batch_sharding(parallel.data_mesh()))
-    assert checkpoint.fingerprint(spread) == checkpoint.fingerprint(jnp.arange(16.0))
+    assert trees.fingerprint(spread) == trees.fingerprint(jnp.arange(16.0))

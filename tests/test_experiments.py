@@ -462,7 +462,8 @@ def test_early_stopping_goes_back_to_the_best(command):
     assert evaluated.startswith(f"validation at step {summary['step']}: ")
     assert accuracy in evaluated
     best = checkpoint.load(run, summary["step"])["params"]["c1"]["kernel"]
-    assert np.any(best != checkpoint.load(run)["params"]["c1"]["kernel"])
+    newest = checkpoint.load(run, last)["params"]["c1"]["kernel"]
+    assert np.any(best != newest)
     config, _ = cli.parse(transfer.Config, [f"--from_run={run}"])
     begun, _ = transfer.starting_point(config)
     np.testing.assert_array_equal(begun["params"]["c1"]["kernel"], best)

@@ -12,13 +12,13 @@ ROOT = Path(__file__).parent.parent
 # are named behind the bar.
 FLOORS = """
 jaxdl
-nn recurrent attention hosts
+nn recurrent attention hosts files
 data.images data.sources data.folders data.subsets data.digits | data
 data.pipeline data.ring data.text data.pairs data.words | data
 models
 task decoding
 methods proximal
-metrics augment optim schedules transfer fidelity pictures
+metrics augment optim schedules transfer fidelity pictures trees
 losses | metrics
 adversarial
 parallel checkpoint writers cost pretrained bottleneck

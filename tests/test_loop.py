@@ -45,6 +45,19 @@ def fit(workdir, steps=12, feed=batches, **options):
             )
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing interrupts: its folder and its result."""
+    workdir = tmp_path_factory.mktemp("whole")
+    return workdir, fit(workdir)
+
+
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch):
+    """No curves but those of `whole`: to draw them takes most of a run's time here."""
+    monkeypatch.setattr(Writer, "curves", lambda self: None)
+
+
 def assert_same_arrays(a, b):
     jax.tree.map(np.testing.assert_array_equal, a.params, b.params)
     jax.tree.map(np.testing.assert_array_equal, a.opt_state, b.opt_state)
@@ -54,29 +67,27 @@ def rows_without_speed(workdir):
     return [{k: v for k, v in r.items() if "second" not in k} for r in read_rows(workdir)]
 
 
-def test_reports_evaluates_and_saves_when_due(tmp_path):
-    result = fit(tmp_path)
-    rows = read_rows(tmp_path)
+def test_reports_evaluates_and_saves_when_due(whole):
+    workdir, result = whole
+    rows = read_rows(workdir)
     trained = [r["step"] for r in rows if "train/loss" in r]
     assert trained == [4, 5, 8, 10, 12]  # every 4, and before each evaluation, not checkpoint
     assert [r["step"] for r in rows if "eval/loss" in r] == [5, 10, 12]
-    saved = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir())
-    assert saved == [5, 6, 10, 12]
+    assert checkpoint.steps(workdir) == [5, 6, 10, 12]
     assert not result.stopped
     assert int(result.state.step) == 12
     assert result.metrics["eval/accuracy"] == rows[-1]["eval/accuracy"]
     assert all(r["images_per_second"] > 0 for r in rows if "train/loss" in r)
-    assert (tmp_path / "curves.png").stat().st_size > 1000
+    assert (workdir / "curves.png").stat().st_size > 1000
 
 
-def test_metrics_are_those_of_the_steps_averaged(tmp_path):
-    fit(tmp_path, steps=8, eval_every=100, checkpoint_every=100)
+def test_metrics_are_those_of_the_steps_averaged(whole):
     task, state = prepare()
     sums = np.zeros(4)
     for batch in tiny.batches()[:4]:
         state, metrics = task.train(state, batch)
         sums += [*map(float, metrics["loss"]), *map(float, metrics["accuracy"])]
-    row = read_rows(tmp_path)[0]
+    row = read_rows(whole[0])[0]
     assert row["step"] == 4
     assert row["train/loss"] == pytest.approx(sums[0] / sums[1], rel=1e-6)
     assert row["train/accuracy"] == pytest.approx(sums[2] / sums[3], rel=1e-6)
@@ -98,14 +109,12 @@ def test_evaluation_counts_every_example_once(tmp_path):
 
 
 @pytest.mark.parametrize("interrupted_at", [5, 6, 10])
-def test_going_on_equals_never_stopping(tmp_path, interrupted_at):
-    whole = fit(tmp_path / "whole")
-    fit(tmp_path / "parts", steps=interrupted_at)
-    parts = fit(tmp_path / "parts")
-    assert_same_arrays(whole.state, parts.state)
-    assert (
-        rows_without_speed(tmp_path / "whole")[-2:] == rows_without_speed(tmp_path / "parts")[-2:]
-    )
+def test_going_on_equals_never_stopping(whole, tmp_path, interrupted_at):
+    workdir, result = whole
+    fit(tmp_path, steps=interrupted_at)
+    parts = fit(tmp_path)
+    assert_same_arrays(result.state, parts.state)
+    assert rows_without_speed(workdir)[-2:] == rows_without_speed(tmp_path)[-2:]
 
 
 def test_rows_of_steps_that_are_run_again_are_dropped(tmp_path):
@@ -119,9 +128,7 @@ def test_rows_of_steps_that_are_run_again_are_dropped(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_finishes_the_step_and_saves(tmp_path, number):
-    whole = fit(tmp_path / "whole")
-
+def test_signal_finishes_the_step_and_saves(whole, tmp_path, number):
     def interrupting(start):
         for step, batch in enumerate(batches(start), start + 1):
             if step == 7:
@@ -129,11 +136,11 @@ def test_signal_finishes_the_step_and_saves(tmp_path, number):
             yield batch
 
     before = signal.getsignal(number)
-    stopped = fit(tmp_path / "parts", feed=interrupting)
+    stopped = fit(tmp_path, feed=interrupting)
     assert stopped.stopped
-    assert int(stopped.state.step) == int(checkpoint.load(tmp_path / "parts")["step"]) == 7
+    assert int(stopped.state.step) == int(checkpoint.load(tmp_path)["step"]) == 7
     assert signal.getsignal(number) is before
-    assert_same_arrays(fit(tmp_path / "parts").state, whole.state)
+    assert_same_arrays(fit(tmp_path).state, whole[1].state)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -185,11 +192,10 @@ def test_a_checked_task_runs_in_the_loop():
     assert tiny.distance(result.state, expected.state) < 1e-6
 
 
-def test_flops_of_the_step_are_reported(tmp_path):
-    fit(tmp_path, steps=4)
+def test_flops_of_the_step_are_reported(whole):
     task, state = prepare()
     multiply_adds = cost.cost(task.train, state, tiny.batches()[0]).multiply_adds
-    row = read_rows(tmp_path)[0]
+    row = read_rows(whole[0])[0]
     per_image = row["model_flops_per_second"] / row["images_per_second"]
     assert per_image == pytest.approx(2 * multiply_adds / 14)  # two of sixteen are masked
 

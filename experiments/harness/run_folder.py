@@ -13,7 +13,7 @@ import jax
 
 from experiments.harness import cli
 from experiments.harness.cli import require
-from jaxdl import InputError, checkpoint, hosts
+from jaxdl import InputError, checkpoint, files, hosts
 
 FLAGS_FILE = "flags.txt"
 INPUTS_FILE = "inputs.json"
@@ -79,8 +79,9 @@ def _check_workdir(config: Any, workdir: Path) -> None:
         raise InputError(f"--resume={config.run.resume}, but there is no run in {workdir}")
     elif workdir.exists() and not (workdir / FLAGS_FILE).exists():
         # A start that failed early may have left these.
-        own = {checkpoint.LOCK_FILE, checkpoint.FOLDER, f"{FLAGS_FILE}.tmp"}
-        if {path.name for path in workdir.iterdir()} - own:
+        own = {checkpoint.LOCK_FILE, checkpoint.FOLDER}
+        others = {path.name for path in workdir.iterdir()} - own
+        if not all(name.startswith(FLAGS_FILE) for name in others):
             raise InputError(f"{workdir} holds other files and no run; take another --workdir")
 
 
@@ -181,10 +182,13 @@ def trained_params(workdir: str | Path) -> Any:
 
 
 def step_of(workdir: str | Path) -> int | None:
-    """The step that a finished run went back to for --early_stop; None if its latest counts."""
-    summary = Path(workdir) / SUMMARY_FILE
-    given = "--early_stop=" in (Path(workdir) / FLAGS_FILE).read_text()
-    return read_summary(workdir)["step"] if given and summary.exists() else None
+    """The step that a run came to by --early_stop, before checkpoints said so themselves."""
+    workdir = Path(workdir)
+    said = workdir / checkpoint.FOLDER / checkpoint.CAME_TO
+    if said.exists() or not (workdir / SUMMARY_FILE).exists():
+        return None
+    given = "--early_stop=" in (workdir / FLAGS_FILE).read_text()
+    return read_summary(workdir)["step"] if given else None
 
 
 def write_flags(config: Any, workdir: Path) -> None:
@@ -202,10 +206,6 @@ def command_of(config: Any, workdir: Path) -> str:
 
 
 def write(path: Path, text: str) -> None:
-    """Writes beside and renames, so that the file is there whole or not at all."""
-    scratch = path.with_name(f"{path.name}.tmp")
-    try:
-        scratch.write_text(text.rstrip("\n") + "\n")
-    except OSError as error:  # one of a full disk does not say where
-        raise OSError(error.errno, error.strerror, str(path)) from None
-    scratch.replace(path)
+    """Writes a file whole or not at all."""
+    with files.replacing(path) as file:
+        file.write((text.rstrip("\n") + "\n").encode())

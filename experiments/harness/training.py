@@ -296,6 +296,7 @@ def _fit(
 def _gone_back(checkpoints: Checkpoints, result: loop.Result) -> loop.Result:
     """What training came to, with the best state where that is an earlier one."""
     best = checkpoints.restore_best(result.state)
+    checkpoints.came_to(int(best.step))
     if int(best.step) >= int(result.state.step):
         return result
     trained = {k: v for k, v in result.metrics.items() if k.startswith("train/")}

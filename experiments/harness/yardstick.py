@@ -6,9 +6,8 @@ examples; all is computed on the host, the same on every one.
 """
 
 import contextlib
-import fcntl
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from experiments.harness import classification, cli, image_data, run_folder, training
-from jaxdl import InputError, augment, data, fidelity, hosts
+from jaxdl import InputError, augment, data, fidelity, files, hosts
 from jaxdl.losses import SOWN
 
 CHUNK = 256
@@ -135,7 +134,7 @@ def trained_classifier(config: Any, mesh: Mesh) -> Path:
     classifier = cli.replace(classifier, workdir=str(workdir), batch_size=batch_size)
     with contextlib.ExitStack() as held:
         if hosts.is_first():
-            held.enter_context(_locked(workdir.with_suffix(".lock")))
+            held.enter_context(files.lock(workdir.with_suffix(".lock"), wait=True))
         if hosts.agree((workdir / run_folder.SUMMARY_FILE).exists):
             return workdir
         if hosts.is_first():
@@ -143,15 +142,6 @@ def trained_classifier(config: Any, mesh: Mesh) -> Path:
         with cli.if_interrupted("that is the classifier to measure with; give the same command"):
             training.train(classifier, lenet.build)
     return workdir
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds a lock that other processes wait for; it ends with the process, however that ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def measures(num_classes: int, conditional: bool) -> tuple[str, ...]:

@@ -137,7 +137,7 @@ class Process:
 def is_news(line: str) -> bool:
     """Whether a line on stderr is of what was set aside, or not shown because of a full disk."""
     not_shown = line.startswith("warning: ") and "No space left" in line
-    return not_shown or "set aside" in line or line.endswith("going back to the one before")
+    return not_shown or "set aside" in line or "; going back to " in line
 
 
 def checkpoints_of(run: Path) -> list[int]:
