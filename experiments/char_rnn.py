@@ -24,7 +24,7 @@ from experiments.harness.cli import flag, require
 from experiments.harness.method import MethodFlags, warmup_steps
 from experiments.harness.training import Problem, RunConfig
 from jaxdl import InputError, losses, optim, parallel
-from jaxdl.data.text import TextPipeline, Vocabulary, read_corpus
+from jaxdl.data.text import CharVocabulary, TextPipeline, read_corpus
 from jaxdl.models.language_model import LanguageModel, generate, language_model
 from jaxdl.nn import tabulate
 from jaxdl.recurrent import GATES
@@ -106,14 +106,14 @@ def build_model(config: Config, vocabulary_size: int) -> LanguageModel:
     )
 
 
-def encode_prompt(config: Config, vocabulary: Vocabulary) -> np.ndarray:
+def encode_prompt(config: Config, vocabulary: CharVocabulary) -> np.ndarray:
     """The tokens [1, P] of the prompt; InputError when a sample cannot be written."""
     size = vocabulary.size
     require(config, "top_k", (config.top_k or 1) <= size, f"at most {size}, the vocabulary")
     return vocabulary.encode(config.prompt, "--prompt")[None].astype(np.int32)
 
 
-def continue_prompt(config: Config, vocabulary: Vocabulary, params: Any) -> str:
+def continue_prompt(config: Config, vocabulary: CharVocabulary, params: Any) -> str:
     """The prompt and what the model writes after it, fit for a terminal."""
     tokens = generate(
         build_model(config, vocabulary.size),
@@ -138,16 +138,16 @@ def compressed_bits(text: str, tokens: int) -> dict[str, float]:
     }
 
 
-def load_vocabulary(workdir: str) -> Vocabulary:
+def load_vocabulary(workdir: str) -> CharVocabulary:
     """The vocabulary of a run."""
     inputs = training.read_inputs(workdir, vocabulary=(str, type(None)))
-    return Vocabulary(inputs["vocabulary"])
+    return CharVocabulary(inputs["vocabulary"])
 
 
 def build(config: Config, mesh: Mesh) -> Problem:
     """The Problem of predicting each token of a text."""
     corpus = read_corpus(config.text, config.data_dir or None)
-    vocabulary = Vocabulary.of(config.level, corpus)
+    vocabulary = CharVocabulary.of(config.level, corpus)
     inputs = {
         "vocabulary": vocabulary.characters,  # null for bytes
         "text_sha256": hashlib.sha256("".join(corpus.values()).encode()).hexdigest(),

@@ -41,7 +41,7 @@ from jaxdl.data.pairs import (
     PAD,
     PairPipeline,
     Pairs,
-    Vocabulary,
+    SubwordVocabulary,
     encode_sources,
     load,
     read_file,
@@ -135,7 +135,7 @@ class Config(MethodFlags, RunConfig):
         )
 
 
-def build_model(config: Config, source: Vocabulary, target: Vocabulary) -> Seq2Seq:
+def build_model(config: Config, source: SubwordVocabulary, target: SubwordVocabulary) -> Seq2Seq:
     """The model that a config describes."""
     return Seq2Seq(
         source_vocabulary=len(source),
@@ -190,7 +190,7 @@ def search(
 def heat_maps(
     model: Seq2Seq,
     params: Any,
-    vocabularies: tuple[Vocabulary, Vocabulary],
+    vocabularies: tuple[SubwordVocabulary, SubwordVocabulary],
     sources: Sequence[np.ndarray],
     targets: Sequence[np.ndarray],
 ) -> np.ndarray:
@@ -257,7 +257,7 @@ def build(config: Config, mesh: Mesh) -> Problem:
     """The Problem of translating one language into another."""
     pairs = read_pairs(config)
     source, target = (
-        Vocabulary.learn(texts, config.level, config.vocabulary_size)
+        SubwordVocabulary.learn(texts, config.level, config.vocabulary_size)
         for texts in zip(*pairs.splits["train"], strict=True)
     )
     inputs = {
@@ -394,8 +394,8 @@ def translate(config: Config, build: training.Build) -> None:
     cli.check_same_run(config, Path(config.workdir), apart_from=("batch_size", "max_length"))
     inputs = training.read_inputs(config.workdir, source_vocabulary=str, target_vocabulary=str)
     vocabularies = (
-        Vocabulary.from_json(inputs["source_vocabulary"]),
-        Vocabulary.from_json(inputs["target_vocabulary"]),
+        SubwordVocabulary.from_json(inputs["source_vocabulary"]),
+        SubwordVocabulary.from_json(inputs["target_vocabulary"]),
     )
     model = build_model(config, *vocabularies)
     params = training.trained_params(config.workdir)

@@ -101,7 +101,7 @@ def build(config: Config, mesh: Mesh) -> Problem:
     """The Problem of predicting words from those around them."""
     corpus = read_corpus(config.text, config.data_dir or None)
     tokens = {split: data.tokenize(text) for split, text in corpus.items()}
-    vocabulary = data.Vocabulary.of(tokens["train"], config.min_count)
+    vocabulary = data.WordVocabulary.of(tokens["train"], config.min_count)
     splits = {split: vocabulary.encode(each) for split, each in tokens.items()}
     inputs = {
         "vocabulary": " ".join(vocabulary.words),
@@ -176,7 +176,7 @@ def build(config: Config, mesh: Mesh) -> Problem:
     )
 
 
-def trained(config: Config) -> tuple[data.Vocabulary, np.ndarray]:
+def trained(config: Config) -> tuple[data.WordVocabulary, np.ndarray]:
     """The words of the run in --workdir and their vectors, [V, D]."""
     cli.check_same_run(config, Path(config.workdir))
     path = Path(config.workdir) / training.INPUTS_FILE
@@ -187,16 +187,16 @@ def trained(config: Config) -> tuple[data.Vocabulary, np.ndarray]:
             f"{path} has {len(words)} words and the checkpoint beside it {len(vectors)}; expected "
             "as many"
         )
-    return data.Vocabulary(words), vectors
+    return data.WordVocabulary(words), vectors
 
 
-def frequent(vocabulary: data.Vocabulary) -> tuple[str, ...]:
+def frequent(vocabulary: data.WordVocabulary) -> tuple[str, ...]:
     """Eight frequent words that are not the most frequent ones, which have little meaning."""
     return vocabulary.words[: 8 * PROBE_EVERY : PROBE_EVERY]
 
 
 def describe_neighbours(
-    vocabulary: data.Vocabulary, vectors: np.ndarray, words: tuple[str, ...], count: int
+    vocabulary: data.WordVocabulary, vectors: np.ndarray, words: tuple[str, ...], count: int
 ) -> str:
     """A line for each word: those nearest to it, with their cosines."""
     ids = jnp.array([vocabulary.id(word) for word in words])
@@ -212,7 +212,7 @@ def describe_neighbours(
 
 
 def score(
-    vocabulary: data.Vocabulary, vectors: np.ndarray, questions: data.Analogies
+    vocabulary: data.WordVocabulary, vectors: np.ndarray, questions: data.Analogies
 ) -> dict[str, tuple[int, int, int]]:
     """How many questions of each section are answered right, could be asked, and there are.
 

@@ -32,15 +32,15 @@ from jaxdl.data import (
     Example,
     Pipeline,
     Preprocess,
-    few,
     fingerprint,
     fold,
     from_arrays,
+    hold_out,
     labels,
     load,
-    only,
     require_classes,
-    split_off,
+    select_classes,
+    subsample,
 )
 from jaxdl.data.pipeline import EvalOrder, TrainOrder, local_rows, make_global
 
@@ -476,7 +476,7 @@ def test_a_folder_without_classes(loose):
         assert batch["mask"].all()
         assert not batch["label"].any()
     # A share and a fold of train are drawn without regard to classes.
-    assert len(split_off(load(f"folder:{loose}/train"), 0.5, 0).splits["validation"]) == 3
+    assert len(hold_out(load(f"folder:{loose}/train"), 0.5, 0).splits["validation"]) == 3
     assert len(fold(load(f"folder:{loose}/train"), 3, 0, 0).splits["validation"]) == 2
 
 
@@ -494,8 +494,8 @@ def test_what_needs_classes_says_so(loose):
     dataset = load(f"folder:{loose}")
     for use in (
         require_classes,
-        lambda dataset: only(dataset, ("cat", "dog")),
-        lambda dataset: few(dataset, 2, seed=0),
+        lambda dataset: select_classes(dataset, ("cat", "dog")),
+        lambda dataset: subsample(dataset, 2, seed=0),
     ):
         with pytest.raises(InputError, match=f"^folder:{loose} has no classes; expected a set"):
             use(dataset)
@@ -546,7 +546,7 @@ def test_class_folders_without_a_split_are_the_train_split(folder):
         "validation": [0, 1],
     }
     with pytest.raises(InputError, match="arrays has a test split of its own"):
-        split_off(numbered(4, test=(np.zeros((1, 24, 24, 3), np.uint8), [0])), 0.5, 0, "test")
+        hold_out(numbered(4, test=(np.zeros((1, 24, 24, 3), np.uint8), [0])), 0.5, 0, "test")
     for flag in ("--test=1", "--test=-0.1"):
         config, _ = cli.parse(image_data.ImageDataFlags, [flag])
         with pytest.raises(InputError, match=r"--test=.* at least 0 and less than 1"):
@@ -635,7 +635,12 @@ def test_a_fingerprint_reads_no_file(folder, digits, monkeypatch):
     seen.add(of(moved))
     (moved / "train/cat/aa.jpg").rename(moved / "train/dog/aa.jpg")
     seen.add(of(moved))
-    for part in (few(digits, 3, 0), few(digits, 3, 1), only(digits, "37"), only(digits, "73")):
+    for part in (
+        subsample(digits, 3, 0),
+        subsample(digits, 3, 1),
+        select_classes(digits, "37"),
+        select_classes(digits, "73"),
+    ):
         seen.add(fingerprint(part.splits["train"]))
     for name in digits.splits:
         seen.add(fingerprint(digits.splits[name]))
@@ -666,12 +671,12 @@ def test_arrays_are_checked():
         from_arrays(images, labels, class_names=["a", "b"])
 
 
-def test_split_off_is_a_disjoint_share_of_train(digits):
+def test_hold_out_is_a_disjoint_share_of_train(digits):
     def names(dataset, split):
         source = dataset.splits[split]
         return {source[i]["name"] for i in range(len(source))}
 
-    parts = split_off(digits, 0.1, seed=0)
+    parts = hold_out(digits, 0.1, seed=0)
     assert {name: len(split) for name, split in parts.splits.items()} == {
         "train": 1293,
         "validation": 144,
@@ -679,13 +684,13 @@ def test_split_off_is_a_disjoint_share_of_train(digits):
     }
     assert not names(parts, "train") & names(parts, "validation")
     assert names(parts, "train") | names(parts, "validation") == names(digits, "train")
-    assert names(parts, "validation") == names(split_off(digits, 0.1, seed=0), "validation")
-    assert names(parts, "validation") != names(split_off(digits, 0.1, seed=1), "validation")
+    assert names(parts, "validation") == names(hold_out(digits, 0.1, seed=0), "validation")
+    assert names(parts, "validation") != names(hold_out(digits, 0.1, seed=1), "validation")
     with pytest.raises(InputError, match="has a validation split of its own"):
-        split_off(parts, 0.1, seed=0)
+        hold_out(parts, 0.1, seed=0)
     for share in (-0.1, 0.0, 0.0001, 1.0, 1.5):
         with pytest.raises(InputError, match=f"validation share {share} of 1437"):
-            split_off(digits, share, seed=0)
+            hold_out(digits, share, seed=0)
 
 
 def counts_of(dataset, split):
@@ -694,11 +699,11 @@ def counts_of(dataset, split):
 
 @pytest.mark.parametrize("split", ["validation", "test"])
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.25, 0.5, 0.9])
-def test_split_off_keeps_the_shares_of_classes(share, split):
+def test_hold_out_keeps_the_shares_of_classes(share, split):
     counts = np.array([400, 130, 37, 9, 4, 3, 2, 1, 1, 1])
     images = np.zeros((counts.sum(), 1, 1, 1), np.uint8)
     which = np.random.default_rng(0).permutation(np.repeat(np.arange(10), counts))
-    parts = split_off(from_arrays(images, which), share, 3, split)
+    parts = hold_out(from_arrays(images, which), share, 3, split)
     taken = counts_of(parts, split)
     np.testing.assert_array_equal(taken + counts_of(parts, "train"), counts)
     assert (taken >= np.minimum(np.floor(share * counts), counts - 1)).all()
@@ -707,7 +712,7 @@ def test_split_off_keeps_the_shares_of_classes(share, split):
     if share <= 0.5:
         assert taken.sum() == round(share * counts.sum())
     # The rest is drawn at random: another seed takes others of the same classes.
-    other = split_off(from_arrays(images, which), share, 4, split)
+    other = hold_out(from_arrays(images, which), share, 4, split)
     np.testing.assert_array_equal(counts_of(other, split), taken)
     assert names_and_labels(other, split) != names_and_labels(parts, split)
 
@@ -724,7 +729,7 @@ def test_folds_keep_the_shares_of_classes():
 def test_a_share_of_images_without_classes_is_drawn_of_all(tmp_path):
     for number in range(10):
         Image.new("L", (4, 4)).save(tmp_path / f"{number}.png")
-    parts = split_off(load(f"folder:{tmp_path}"), 0.3, 5)
+    parts = hold_out(load(f"folder:{tmp_path}"), 0.3, 5)
     names = [parts.splits["validation"][i]["name"] for i in range(3)]
     expected = np.sort(np.random.default_rng(5).permutation(10)[:3])
     assert names == [f"{tmp_path}/{number}.png" for number in expected]
@@ -752,10 +757,10 @@ def test_a_label_of_no_class_is_named(wrong):
     with_worker = [lambda: take(Pipeline(dataset, Preprocess(4, 1), 5, workers=1), 1)]
     for use in (
         *(with_worker if wrong > 0 else ()),
-        lambda: split_off(dataset, 0.5, 0),
+        lambda: hold_out(dataset, 0.5, 0),
         lambda: fold(dataset, 2, 0, 0),
-        lambda: few(dataset, 1, 0),
-        lambda: only(dataset, ("a", "b")),
+        lambda: subsample(dataset, 1, 0),
+        lambda: select_classes(dataset, ("a", "b")),
         lambda: take(Pipeline(dataset, Preprocess(4, 1), 5), 1),
         lambda: take(Pipeline(dataset, Preprocess(4, 1), 5, backend="grain"), 1),
     ):
@@ -772,8 +777,8 @@ def names_and_labels(dataset, split):
 
 
 def test_labels_are_those_of_the_examples(digits, folder):
-    sets = [digits, load(f"folder:{folder}"), numbered(5), few(digits, 3, seed=0)]
-    sets += [only(digits, "73"), few(only(digits, "739"), 4, seed=0)]
+    sets = [digits, load(f"folder:{folder}"), numbered(5), subsample(digits, 3, seed=0)]
+    sets += [select_classes(digits, "73"), subsample(select_classes(digits, "739"), 4, seed=0)]
     sets += [Dataset("w", {"train": Witness()}, ("0",), 3)]  # holds no labels
     for dataset in sets:
         for source in dataset.splits.values():
@@ -783,8 +788,8 @@ def test_labels_are_those_of_the_examples(digits, folder):
     assert labels(load(f"folder:{folder}").splits["train"]).tolist() == [0, 0, 0, 1, 1, 1]
 
 
-def test_only_keeps_some_classes_in_the_order_given(digits):
-    chosen = only(digits, ("7", "3"))
+def test_select_classes_keeps_some_classes_in_the_order_given(digits):
+    chosen = select_classes(digits, ("7", "3"))
     assert chosen.class_names == ("7", "3")
     for split, source in digits.splits.items():
         expected = {
@@ -796,32 +801,32 @@ def test_only_keeps_some_classes_in_the_order_given(digits):
         image = chosen.splits[split][0]
         (same,) = [source[i] for i in range(len(source)) if source[i]["name"] == image["name"]]
         assert image["image"] == same["image"]
-    (batch, *_) = Pipeline(only(chosen, ("3", "7")), DIGITS, 8).evaluate("test")
+    (batch, *_) = Pipeline(select_classes(chosen, ("3", "7")), DIGITS, 8).evaluate("test")
     assert set(np.asarray(batch["label"]).tolist()) == {0, 1}
     with pytest.raises(InputError, match="digits has no class 'cat'; it has 0, 1, 2"):
-        only(digits, ("7", "cat"))
+        select_classes(digits, ("7", "cat"))
     with pytest.raises(InputError, match="classes 7, 7 of digits: expected at least two, each"):
-        only(digits, ("7", "7"))
+        select_classes(digits, ("7", "7"))
     with pytest.raises(InputError, match="classes 7 of digits: expected at least two"):
-        only(digits, ("7",))
+        select_classes(digits, ("7",))
     few_tested = numbered(4, test=(np.zeros((1, 24, 24, 3), np.uint8), np.array([0])))
     with pytest.raises(InputError, match="the test split of arrays has no example of 1, 2"):
-        only(few_tested, ("1", "2"))
+        select_classes(few_tested, ("1", "2"))
 
 
-def test_few_keeps_so_many_of_each_class(digits):
-    ten = few(digits, 10, seed=0)
+def test_subsample_keeps_so_many_of_each_class(digits):
+    ten = subsample(digits, 10, seed=0)
     assert np.bincount(labels(ten.splits["train"])).tolist() == [10] * 10
     assert ten.splits["test"] is digits.splits["test"]
     chosen, everything = names_and_labels(ten, "train"), names_and_labels(digits, "train")
     assert chosen.items() <= everything.items()
-    assert names_and_labels(few(digits, 10, seed=0), "train") == chosen
-    assert names_and_labels(few(digits, 4, seed=0), "train").items() < chosen.items()
-    other = names_and_labels(few(digits, 10, seed=1), "train")
+    assert names_and_labels(subsample(digits, 10, seed=0), "train") == chosen
+    assert names_and_labels(subsample(digits, 4, seed=0), "train").items() < chosen.items()
+    other = names_and_labels(subsample(digits, 10, seed=1), "train")
     assert len(other.keys() & chosen.keys()) < 20
     for wanted in (0, 143):
         with pytest.raises(InputError, match=f"^{wanted} train examples .*: expected 1 to 1"):
-            few(digits, wanted, seed=0)
+            subsample(digits, wanted, seed=0)
 
 
 def test_folds_validate_every_example_once(digits):

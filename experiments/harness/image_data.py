@@ -54,17 +54,17 @@ def load(config: ImageDataFlags) -> data.Dataset:
     """The data set a config names, with the classes, examples and splits that it asks for."""
     dataset = data.load(config.dataset, config.data_dir or None)
     if config.classes:
-        dataset = data.only(dataset, config.classes)
+        dataset = data.select_classes(dataset, config.classes)
     if config.folds and config.fold is not None:
         # What is held out is the test split: nothing may be chosen by what is to be estimated.
         cut = data.fold(dataset, config.folds, config.fold, config.seed).splits
         dataset = dataset._replace(splits={"train": cut["train"], "test": cut["validation"]})
     if config.test:
-        dataset = data.split_off(dataset, config.test, config.seed, "test")
+        dataset = data.hold_out(dataset, config.test, config.seed, "test")
     if config.validation:
-        dataset = data.split_off(dataset, config.validation, config.seed)
+        dataset = data.hold_out(dataset, config.validation, config.seed)
     if config.per_class:
-        dataset = data.few(dataset, config.per_class, config.seed)
+        dataset = data.subsample(dataset, config.per_class, config.seed)
     return dataset
 
 

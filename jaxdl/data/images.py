@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from jaxdl import InputError
+from jaxdl.data.rows import Unreadable
 
 FORMATS = "JPEG, PNG, BMP, GIF, TIFF or WebP"
 ORIENTATION = 0x0112  # of EXIF; from 5 to 8 the sides change places
@@ -19,7 +20,7 @@ Box = tuple[int, int, int, int]  # left, top, right and bottom
 Interpolation = Literal["bilinear", "bicubic"]
 
 
-class CorruptImage(InputError):
+class CorruptImage(Unreadable):
     """An image whose bytes cannot be decoded: truncated, damaged, or not an image at all."""
 
 

@@ -21,7 +21,7 @@ from jaxdl.data.sources import (
 )
 
 
-def split_off(dataset: Dataset, share: float, seed: int, split: str = "validation") -> Dataset:
+def hold_out(dataset: Dataset, share: float, seed: int, split: str = "validation") -> Dataset:
     """Move a random share of 'train' to a new split; the same one for the same seed.
 
     Every class keeps its share, as near as whole examples allow, and at least one train example.
@@ -64,7 +64,7 @@ def split_off(dataset: Dataset, share: float, seed: int, split: str = "validatio
     return dataset._replace(splits=dataset.splits | parts)
 
 
-def only(dataset: Dataset, class_names: Sequence[str]) -> Dataset:
+def select_classes(dataset: Dataset, class_names: Sequence[str]) -> Dataset:
     """Keep the examples of some classes, labelled anew in the order given.
 
     Args:
@@ -99,7 +99,7 @@ def only(dataset: Dataset, class_names: Sequence[str]) -> Dataset:
     return dataset._replace(splits=splits, class_names=tuple(class_names))
 
 
-def few(dataset: Dataset, per_class: int, seed: int) -> Dataset:
+def subsample(dataset: Dataset, per_class: int, seed: int) -> Dataset:
     """Keep so many train examples of each class, and all of the other splits.
 
     The same seed draws the same examples, and a smaller number a part of a larger one's.

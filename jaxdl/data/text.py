@@ -1,30 +1,28 @@
 """Texts: where they come from, their tokens, and which stretch of them belongs to which step.
 
     corpus = read_corpus("books/")               # {"train": str, "validation": str, "test": str}
-    vocabulary = Vocabulary.of("byte", corpus)
+    vocabulary = CharVocabulary.of("byte", corpus)
     splits = {split: vocabulary.encode(text) for split, text in corpus.items()}
     pipeline = TextPipeline(splits, batch_size=32, length=64)
 
 The batch of step n is a pure function of (seed, n), as in `jaxdl.data.pipeline`.
 """
 
-import functools
+import dataclasses
 import hashlib
-import itertools
 import os
 import pathlib
 import sysconfig
-from collections.abc import Collection, Generator, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
 from jaxdl import InputError
-from jaxdl.data.pipeline import Batch, generator_for, local_rows, make_global
+from jaxdl.data.order import generator_for
+from jaxdl.data.pipeline import Sharding, StreamPipeline
+from jaxdl.data.rows import Field, Schema
 from jaxdl.data.sources import name_some, open_tfds
-
-if TYPE_CHECKING:  # worker processes import this module and have no use for JAX
-    import jax
 
 SPLITS = ("train", "validation", "test")
 HELD_OUT = 20  # one part in so many is for validation, and one for test
@@ -146,7 +144,7 @@ def _held_out(splits: dict[str, str], name: str) -> dict[str, str]:
     return {split: splits[split] for split in SPLITS}
 
 
-class Vocabulary(NamedTuple):
+class CharVocabulary(NamedTuple):
     """What the tokens of a text stand for: bytes of its UTF-8 form, or characters.
 
     Attributes:
@@ -156,7 +154,7 @@ class Vocabulary(NamedTuple):
     characters: str | None = None
 
     @classmethod
-    def of(cls, level: str, corpus: Mapping[str, str]) -> "Vocabulary":
+    def of(cls, level: str, corpus: Mapping[str, str]) -> "CharVocabulary":
         """Return the 256 bytes, or all characters of all splits of a corpus.
 
         Held-out text takes part, because a model that cannot name a character has no loss on it.
@@ -204,7 +202,74 @@ def _code_points(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), np.uint32)
 
 
-class TextPipeline:
+@dataclasses.dataclass(frozen=True)
+class _Streams:
+    """The stream of training: a text read along several streams side by side."""
+
+    text: np.ndarray
+    batch_size: int
+    length: int
+    seed: int
+
+    @property
+    def steps(self) -> None:
+        """No end."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.text) // self.batch_size // self.length
+
+    @property
+    def schema(self) -> Schema:
+        return {
+            "token": Field((self.length + 1,), np.int32),
+            "mask": Field((self.length,), np.float32),
+            "row": Field((), np.int32),
+            "fresh": Field((), np.float32),
+        }
+
+    def __call__(self, step: int, places: np.ndarray) -> dict[str, np.ndarray]:
+        size = len(self.text)
+        epoch, step = divmod(step, self.steps_per_epoch)
+        offset = generator_for(self.seed, 0, epoch).integers(size)
+        starts = offset + places * (size // self.batch_size) + step * self.length
+        read = starts[:, None] + np.arange(self.length + 1)
+        return {
+            "token": self.text[read % size].astype(np.int32),
+            "mask": np.ones((len(places), self.length), np.float32),
+            "row": places.astype(np.int32),
+            "fresh": np.full(len(places), step == 0, np.float32),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Windows:
+    """The stream of evaluation: windows that follow one another, each after its context."""
+
+    text: np.ndarray
+    batch_size: int
+    window: int
+    context: int
+
+    @property
+    def steps(self) -> int:
+        return -(-len(self.text) // (self.window * self.batch_size))
+
+    def __call__(self, step: int, places: np.ndarray) -> dict[str, np.ndarray]:
+        size = len(self.text)
+        rows = step * self.batch_size + places
+        first = rows[:, None] * self.window  # what counts is from here up to `past`
+        past = np.minimum(first + self.window, size)
+        # The first windows have less before them than `context`; they begin with the text.
+        starts = np.maximum(first - self.context, 0)
+        read = starts + np.arange(-1, self.context + self.window)
+        within = (read >= 0) & (read < size)
+        counts = (read >= first) & (read < past)
+        token = np.where(within, self.text[read.clip(0, size - 1)], 0)
+        return {"token": token.astype(np.int32), "mask": counts[:, 1:].astype(np.float32)}
+
+
+class TextPipeline(StreamPipeline):
     """The batches of one text, for training by step and for evaluation in order.
 
     A batch has `token` int32 [B, T + 1], of which a model reads all but the last and predicts all
@@ -231,7 +296,7 @@ class TextPipeline:
         seed: int = 0,
         window: int = 512,
         context: int = 128,
-        sharding: "jax.sharding.NamedSharding | jax.sharding.SingleDeviceSharding | None" = None,
+        sharding: "Sharding | None" = None,
         rows: slice | None = None,
     ):
         """Check the sizes.
@@ -262,64 +327,23 @@ class TextPipeline:
                 f"the train split has {len(splits['train'])} tokens; {batch_size} streams of steps "
                 f"of {length} need at least {batch_size * length}"
             )
-        self.splits = dict(splits)
-        self.batch_size = batch_size
         self.length = length
         self.window = window
         self.context = context
-        self._seed = seed
-        self._sharding = sharding
-        self._rows = (
-            local_rows(batch_size, sharding) if rows is None else np.arange(batch_size)[rows]
+        self._texts = dict(splits)
+        self._streams = _Streams(splits["train"], batch_size, length, seed)
+        sizes = {split: len(text) for split, text in splits.items()}
+        super().__init__(
+            "the text", sizes, batch_size, self._streams.schema, sharding=sharding, rows=rows
         )
 
     @property
     def steps_per_epoch(self) -> int:
         """How many steps pass along the whole of each stream."""
-        return len(self.splits["train"]) // self.batch_size // self.length
+        return self._streams.steps_per_epoch
 
-    def examples(self, split: str) -> int:
-        """Return the number of tokens of a split."""
-        return len(self.splits[split])
+    def _train_stream(self) -> _Streams:
+        return self._streams
 
-    def train(self, start: int = 0) -> Generator[Batch, None, None]:
-        """Yield the batches of steps `start`, `start + 1`, ... without end."""
-        return (self._put(self._train_rows(step)) for step in itertools.count(start))
-
-    def evaluate(self, split: str) -> Generator[Batch, None, None]:
-        """Yield every token of `split` once, in order; rows past the last one have mask 0."""
-        steps = -(-self.examples(split) // (self.window * self.batch_size))
-        return (self._put(self._eval_rows(split, step)) for step in range(steps))
-
-    def _train_rows(self, step: int) -> dict[str, np.ndarray]:
-        text = self.splits["train"]
-        epoch, step = divmod(step, self.steps_per_epoch)
-        offset = generator_for(self._seed, 0, epoch).integers(len(text))
-        rows = self._rows
-        starts = offset + rows * (len(text) // self.batch_size) + step * self.length
-        places = starts[:, None] + np.arange(self.length + 1)
-        return {
-            "token": text[places % len(text)].astype(np.int32),
-            "mask": np.ones((len(rows), self.length), np.float32),
-            "row": rows.astype(np.int32),
-            "fresh": np.full(len(rows), step == 0, np.float32),
-        }
-
-    def _eval_rows(self, split: str, step: int) -> dict[str, np.ndarray]:
-        text = self.splits[split]
-        rows = step * self.batch_size + self._rows
-        first = rows[:, None] * self.window  # what counts is from here up to `past`
-        past = np.minimum(first + self.window, len(text))
-        # The first windows have less before them than `context`; they begin with the text.
-        starts = np.maximum(first - self.context, 0)
-        places = starts + np.arange(-1, self.context + self.window)
-        within = (places >= 0) & (places < len(text))
-        counts = (places >= first) & (places < past)
-        token = np.where(within, text[places.clip(0, len(text) - 1)], 0)
-        return {"token": token.astype(np.int32), "mask": counts[:, 1:].astype(np.float32)}
-
-    def _put(self, rows: dict[str, np.ndarray]) -> Batch:
-        if self._sharding is None:
-            return dict(rows)
-        make = functools.partial(make_global, sharding=self._sharding)
-        return {key: make(value, self._rows, self.batch_size) for key, value in rows.items()}
+    def _eval_stream(self, split: str) -> _Windows:
+        return _Windows(self._texts[split], self.batch_size, self.window, self.context)
