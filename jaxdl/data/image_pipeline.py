@@ -80,7 +80,7 @@ class Pipeline(RowPipeline):
         on_corrupt: Literal["fail", "skip"] = "fail",
         rows: slice | None = None,
     ):
-        """Choose the backend; read nothing yet.
+        """Chooses the backend; reads nothing yet.
 
         Args:
           dataset: the set, from `load` or `from_arrays`.
@@ -125,7 +125,7 @@ class Pipeline(RowPipeline):
         )
 
     def images(self, split: str, indices: Iterable[int]) -> np.ndarray:
-        """Return some images of a split as evaluation sees them, on this host alone.
+        """Returns some images of a split as evaluation sees them, on this host alone.
 
         Args:
           split: its name.

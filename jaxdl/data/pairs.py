@@ -55,17 +55,17 @@ def load(
     languages: tuple[str, str] = ("en", "fr"),
     data_dir: str | None = None,
 ) -> Pairs:
-    """Make or open a set by its name; never touches the network.
+    """Makes or opens a set by its name; never touches the network.
 
     Args:
-        name: `numbers`, `dates`, or the name of a translation set that TFDS prepared as
-            ArrayRecord.
-        count: how many pairs to make of `numbers` or `dates`.
-        languages: from which to which, but for `dates`.
-        data_dir: where TFDS keeps its sets; its own choice by default.
+      name: `numbers`, `dates`, or the name of a translation set that TFDS prepared as
+        ArrayRecord.
+      count: how many pairs to make of `numbers` or `dates`.
+      languages: from which to which, but for `dates`.
+      data_dir: where TFDS keeps its sets; its own choice by default.
 
     Raises:
-        InputError: the set is not there or not usable, or a language is not in it.
+      InputError: the set is not there or not usable, or a language is not in it.
     """
     if name == "numbers":
         return numbers(count, languages)
@@ -75,16 +75,16 @@ def load(
 
 
 def numbers(count: int, languages: tuple[str, str]) -> Pairs:
-    """Make pairs of one whole number in the words of two languages, by num2words.
+    """Makes pairs of one whole number in the words of two languages, by num2words.
 
     Numbers of 1 to `MOST_DIGITS` digits come in turn, as far as there are new ones.
 
     Args:
-        count: how many; the numbers are the same for all languages.
-        languages: from which to which, as num2words calls them.
+      count: how many; the numbers are the same for all languages.
+      languages: from which to which, as num2words calls them.
 
     Raises:
-        InputError: num2words does not have a language.
+      InputError: num2words does not have a language.
     """
     import num2words
 
@@ -105,15 +105,15 @@ def numbers(count: int, languages: tuple[str, str]) -> Pairs:
 
 
 def dates(count: int) -> Pairs:
-    """Make pairs of a date as it is written out in one of many locales, by Babel, and in ISO 8601.
+    """Makes pairs of a date as it is written out in one of many locales, by Babel, and in ISO 8601.
 
     The locales are `LOCALES`, in Babel's formats `long` and `full`, and the dates lie in `DAYS`.
 
     Args:
-        count: how many.
+      count: how many.
 
     Raises:
-        InputError: more are wanted than can be drawn at random without end.
+      InputError: more are wanted than can be drawn at random without end.
     """
     from babel.dates import format_date
 
@@ -131,10 +131,10 @@ def dates(count: int) -> Pairs:
 
 
 def read_file(path: str | pathlib.Path) -> Pairs:
-    """Read a UTF-8 file of lines `source<TAB>target`, split as by `split_by_source`.
+    """Reads a UTF-8 file of lines `source<TAB>target`, split as by `split_by_source`.
 
     Raises:
-        InputError: the file is not there, empty or binary, or a line has not two sides.
+      InputError: the file is not there, empty or binary, or a line has not two sides.
     """
     path = pathlib.Path(path).expanduser()
     try:
@@ -164,7 +164,7 @@ def read_file(path: str | pathlib.Path) -> Pairs:
 
 
 def split_by_source(pairs: Iterable[Pair]) -> dict[str, list[Pair]]:
-    """Deal pairs out to 'train', 'validation' and 'test' by a hash of the source.
+    """Deals pairs out to 'train', 'validation' and 'test' by a hash of the source.
 
     So no source is in two splits, and each stays in its own when others come and go. One in
     `HELD_OUT` goes to test, and one to validation.
@@ -210,22 +210,22 @@ class SubwordVocabulary:
     """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer):
-        """Take a tokenizer whose first tokens are `SPECIAL`."""
+        """Takes a tokenizer whose first tokens are `SPECIAL`."""
         tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
 
     @classmethod
     def learn(cls, texts: Iterable[str], level: str, size: int) -> "SubwordVocabulary":
-        """Make the vocabulary of some texts.
+        """Makes the vocabulary of some texts.
 
         Args:
-            texts: those to train on.
-            level: 'word' for what stands between white space, 'char', or 'subword' for byte-pair
-                encoding (Sennrich et al. 2015, arXiv:1508.07909).
-            size: the most tokens, `SPECIAL` included; the most frequent are kept.
+          texts: those to train on.
+          level: 'word' for what stands between white space, 'char', or 'subword' for byte-pair
+            encoding (Sennrich et al. 2015, arXiv:1508.07909).
+          size: the most tokens, `SPECIAL` included; the most frequent are kept.
 
         Raises:
-            InputError: no such level, or no room beside `SPECIAL`.
+          InputError: no such level, or no room beside `SPECIAL`.
         """
         if level not in LEVELS:
             raise InputError(f"no vocabulary of {level!r}; there are {', '.join(LEVELS)}")
@@ -258,10 +258,10 @@ class SubwordVocabulary:
 
     @classmethod
     def from_json(cls, text: str) -> "SubwordVocabulary":
-        """Read what `to_json` wrote.
+        """Reads what `to_json` wrote.
 
         Raises:
-            InputError: it is something else.
+          InputError: it is something else.
         """
         try:
             return cls(tokenizers.Tokenizer.from_str(text))
@@ -269,29 +269,29 @@ class SubwordVocabulary:
             raise InputError(f"no vocabulary of the tokenizers library ({error})") from error
 
     def to_json(self) -> str:
-        """Return the whole vocabulary as a text that tokenizers.Tokenizer.from_str reads."""
+        """Returns the whole vocabulary as a text that tokenizers.Tokenizer.from_str reads."""
         return self._tokenizer.to_str()
 
     def __len__(self) -> int:
         return self._tokenizer.get_vocab_size()
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the numbers of each text's tokens, and `EOS` after them."""
+        """Returns the numbers of each text's tokens, and `EOS` after them."""
         encodings = self._tokenizer.encode_batch(list(texts))
         return [[*(max(number, UNK) for number in e.ids), EOS] for e in encodings]
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """Return the text of some tokens up to the first `EOS`, less `PAD` and `GO`."""
+        """Returns the text of some tokens up to the first `EOS`, less `PAD` and `GO`."""
         ids = itertools.takewhile(lambda token: token != EOS, map(int, tokens))
         words = [token for token in ids if token not in (PAD, GO)]
         return self._tokenizer.decode(words, skip_special_tokens=False)
 
     def tokens(self, numbers: Iterable[int]) -> list[str]:
-        """Return the name of each token, to be shown one by one."""
+        """Returns the name of each token, to be shown one by one."""
         return [self._tokenizer.id_to_token(int(number)) or "?" for number in numbers]
 
     def unknown(self, text: str) -> list[str]:
-        """Return the parts of a text that the vocabulary lacks."""
+        """Returns the parts of a text that the vocabulary lacks."""
         encoding = self._tokenizer.encode(text)
         parts = zip(encoding.ids, encoding.offsets, strict=True)
         return [text[slice(*offsets)] for number, offsets in parts if number <= UNK]
@@ -350,10 +350,10 @@ class PairPipeline(StreamPipeline):
     of a shape, less than a batch, goes to the next larger one.
 
     Attributes:
-        shapes: (S, T) of the buckets, from the smallest on.
-        too_long: how many pairs of each split were left out for `max_length`.
-        unknown: the share of source and target tokens of each split that the vocabularies lack.
-        steps_per_epoch: batches of one epoch.
+      shapes: (S, T) of the buckets, from the smallest on.
+      too_long: how many pairs of each split were left out for `max_length`.
+      unknown: the share of source and target tokens of each split that the vocabularies lack.
+      steps_per_epoch: batches of one epoch.
     """
 
     def __init__(
@@ -369,23 +369,23 @@ class PairPipeline(StreamPipeline):
         seed: int = 0,
         sharding: "Sharding | None" = None,
     ):
-        """Encode all pairs.
+        """Encodes all pairs.
 
         Args:
-            pairs: the set.
-            source_vocabulary, target_vocabulary: of the two sides.
-            batch_size: rows of a global batch, B.
-            max_length: the most tokens of either side, `EOS` included; longer pairs are left out
-                and counted.
-            reverse_source: feed sources from their end (Sutskever et al. 2014, arXiv:1409.3215,
-                section 3.3); `EOS` stays last.
-            buckets: the most different shapes, each a program to compile.
-            seed: of the order, at least 0.
-            sharding: how the batch axis lies on the devices; batches are then global `jax.Array`s
-                of which each process makes its own rows. Without it they are NumPy arrays.
+          pairs: the set.
+          source_vocabulary, target_vocabulary: of the two sides.
+          batch_size: rows of a global batch, B.
+          max_length: the most tokens of either side, `EOS` included; longer pairs are left out
+            and counted.
+          reverse_source: feed sources from their end (Sutskever et al. 2014, arXiv:1409.3215,
+            section 3.3); `EOS` stays last.
+          buckets: the most different shapes, each a program to compile.
+          seed: of the order, at least 0.
+          sharding: how the batch axis lies on the devices; batches are then global `jax.Array`s
+            of which each process makes its own rows. Without it they are NumPy arrays.
 
         Raises:
-            InputError: an argument out of range, or a split of which nothing is left.
+          InputError: an argument out of range, or a split of which nothing is left.
         """
         for value, what in ((batch_size, "batch size"), (buckets, "buckets")):
             if value < 1:
@@ -422,7 +422,7 @@ class PairPipeline(StreamPipeline):
         super().__init__(pairs.name, sizes, batch_size, schema, sharding=sharding)
 
     def tokens(self, split: str) -> int:
-        """Return the number of target tokens of a split, the closing ones included."""
+        """Returns the number of target tokens of a split, the closing ones included."""
         self.examples(split)
         return int(np.count_nonzero(self._tables[split].columns["target"]))
 
@@ -477,7 +477,7 @@ class PairPipeline(StreamPipeline):
 def encode_sources(
     vocabulary: SubwordVocabulary, texts: Sequence[str], reverse: bool
 ) -> list[list[int]]:
-    """Return the tokens of sources, from their end if `reverse`, with `EOS` last in any case."""
+    """Returns the tokens of sources, from their end if `reverse`, with `EOS` last in any case."""
     encoded = vocabulary.encode(texts)
     return [[*tokens[-2::-1], EOS] for tokens in encoded] if reverse else encoded
 

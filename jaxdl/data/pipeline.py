@@ -55,7 +55,7 @@ class StreamPipeline:
         sharding: "Sharding | None" = None,
         rows: slice | None = None,
     ):
-        """Find out which rows are this process's.
+        """Finds out which rows are this process's.
 
         Args:
           name: what messages call the set.
@@ -81,7 +81,7 @@ class StreamPipeline:
         )
 
     def train(self, start: int = 0) -> Generator[Batch, None, None]:
-        """Yield the batches of steps `start`, `start + 1`, ... without end.
+        """Yields the batches of steps `start`, `start + 1`, ... without end.
 
         Closing the iterator stops its threads and worker processes; so does dropping it.
 
@@ -93,7 +93,7 @@ class StreamPipeline:
         return self._batches("train", self._train_stream(), start)
 
     def evaluate(self, split: str) -> Generator[Batch, None, None]:
-        """Yield every example of `split` once, in order; the last batch is padded with mask 0.
+        """Yields every example of `split` once, in order; the last batch is padded with mask 0.
 
         Raises:
           InputError: the set has no such split; from the iterator, what is stored is wrong.
@@ -103,7 +103,7 @@ class StreamPipeline:
         return self._batches(split, self._eval_stream(split), 0)
 
     def examples(self, split: str) -> int:
-        """Return the number of examples of a split, unreadable ones included.
+        """Returns the number of examples of a split, unreadable ones included.
 
         Raises:
           InputError: the set has no such split.
@@ -124,7 +124,7 @@ class StreamPipeline:
             yield self._put(stream(step, self._rows))
 
     def _put(self, rows: dict[str, np.ndarray]) -> Batch:
-        """Make global arrays of this process's rows, if there is a sharding to make them by."""
+        """Makes global arrays of this process's rows, if there is a sharding to make them by."""
         if self._sharding is None:
             return dict(rows)
         return {
@@ -162,7 +162,7 @@ class RowPipeline(StreamPipeline):
         skips: bool = False,
         rows: slice | None = None,
     ):
-        """Choose the backend; read nothing yet.
+        """Chooses the backend; reads nothing yet.
 
         Args:
           splits: 'train' and any others, of one schema.
@@ -269,7 +269,7 @@ class RowPipeline(StreamPipeline):
     def _read(
         self, split: str, stream: Indexed, rows: np.ndarray, start: int
     ) -> Generator[dict[str, np.ndarray], None, None]:
-        """Read `rows` of each batch, ahead of time."""
+        """Reads `rows` of each batch, ahead of time."""
         any_readable = False
         with contextlib.closing(read_ahead(stream, rows, start, self._workers)) as batches:
             for batch in batches:
@@ -281,7 +281,7 @@ class RowPipeline(StreamPipeline):
             self._require_readable(split)
 
     def _require_readable(self, split: str) -> None:
-        """Raise InputError if no row of a split can be read."""
+        """Raises InputError if no row of a split can be read."""
         for index in range(self.examples(split)):
             with contextlib.suppress(Unreadable):
                 self._splits[split].read(index, None)
@@ -292,7 +292,7 @@ class RowPipeline(StreamPipeline):
         return f"{self.name}: no {self.KIND} of {split} could be read"
 
     def _report(self, split: str, unreadable: np.ndarray) -> None:
-        """Name each skipped row once; here, because workers cannot know of one another."""
+        """Names each skipped row once; here, because workers cannot know of one another."""
         for index in map(int, unreadable[unreadable >= 0]):
             if (split, index) not in self._unreadable:
                 self._unreadable.add((split, index))
@@ -379,6 +379,6 @@ def make_global(
 
 
 def require(condition: bool, given: str, accepted: str) -> None:
-    """Raise InputError unless a condition holds: `given: expected accepted`."""
+    """Raises InputError unless a condition holds: `given: expected accepted`."""
     if not condition:
         raise InputError(f"{given}: expected {accepted}")

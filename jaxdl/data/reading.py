@@ -35,7 +35,7 @@ class _Steps:
 def read_ahead(
     stream: Indexed, places: np.ndarray, start: int, workers: int
 ) -> Generator[dict[str, np.ndarray], None, None]:
-    """Yield some rows of the batches of steps `start`, `start + 1`, ... and what was unreadable.
+    """Yields some rows of the batches of steps `start`, `start + 1`, ... and what was unreadable.
 
     Closing the iterator stops its threads and worker processes.
 
@@ -73,7 +73,7 @@ def read_ahead(
 
 
 def _tie_to_parent(worker: int, workers: int) -> None:
-    """Let a worker process end with its parent, however that ends, and never before it."""
+    """Lets a worker process end with its parent, however that ends, and never before it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the group; the parent decides
 
     def watch():
@@ -86,7 +86,7 @@ def _tie_to_parent(worker: int, workers: int) -> None:
 
 
 def _excuse_unparsed_flag() -> None:
-    """Let Grain start workers in a program that parses no absl flags (google/grain#1355).
+    """Lets Grain start workers in a program that parses no absl flags (google/grain#1355).
 
     Grain up to 0.2.18 reads this flag of its own without asking whether any were parsed.
     """

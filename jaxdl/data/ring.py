@@ -55,10 +55,10 @@ class Ring(StreamPipeline):
     of the radius; the paper has twice as narrow Gaussians on a larger circle.
 
     Attributes:
-        centres: of the Gaussians, float32 [modes, 2].
-        std: their standard deviation along each axis.
-        batch_size: rows of a global batch, B.
-        image_shape: (2,), of a point.
+      centres: of the Gaussians, float32 [modes, 2].
+      std: their standard deviation along each axis.
+      batch_size: rows of a global batch, B.
+      image_shape: (2,), of a point.
     """
 
     def __init__(
@@ -72,20 +72,20 @@ class Ring(StreamPipeline):
         held_out: int = 2048,
         sharding: "Sharding | None" = None,
     ):
-        """Draw the points that evaluation shows.
+        """Draws the points that evaluation shows.
 
         Args:
-            batch_size: rows of a global batch.
-            modes: how many Gaussians.
-            radius: of the circle on which their centres are.
-            std: standard deviation of each along each axis.
-            seed: of all draws, at least 0.
-            held_out: points in an evaluation of 'train', and in one of 'test'.
-            sharding: how the batch axis lies on the devices; batches are then global `jax.Array`s
-                of which each process makes its own rows. Without it they are NumPy arrays.
+          batch_size: rows of a global batch.
+          modes: how many Gaussians.
+          radius: of the circle on which their centres are.
+          std: standard deviation of each along each axis.
+          seed: of all draws, at least 0.
+          held_out: points in an evaluation of 'train', and in one of 'test'.
+          sharding: how the batch axis lies on the devices; batches are then global `jax.Array`s
+            of which each process makes its own rows. Without it they are NumPy arrays.
 
         Raises:
-            InputError: an argument out of range, or points that would lie beyond -1 or 1.
+          InputError: an argument out of range, or points that would lie beyond -1 or 1.
         """
         for name, value, least in (
             ("batch_size", batch_size, 1),
@@ -116,25 +116,25 @@ class Ring(StreamPipeline):
         super().__init__("the ring", sizes, batch_size, schema, sharding=sharding)
 
     def points(self, split: str) -> np.ndarray:
-        """Return the points of a split, float32 [N, 2].
+        """Returns the points of a split, float32 [N, 2].
 
         Raises:
-            InputError: there is no such split.
+          InputError: there is no such split.
         """
         self.examples(split)
         return self._held_out[split].columns["image"]
 
     def mode_of(self, points: np.ndarray) -> np.ndarray:
-        """Return which Gaussian each point belongs to: the nearest, if within 3 std of its centre.
+        """Returns which Gaussian each point belongs to: the nearest, if within 3 std of its centre.
 
         Of points drawn from the Gaussians, 98.9 % are. The bound is that of Srivastava et al. 2017,
         arXiv:1705.07761.
 
         Args:
-            points: [N, 2].
+          points: [N, 2].
 
         Returns:
-            Numbers of Gaussians, int64 [N]; -1 for none.
+          Numbers of Gaussians, int64 [N]; -1 for none.
         """
         distances = np.linalg.norm(np.asarray(points)[:, None] - self.centres, axis=2)
         return np.where(distances.min(1) <= 3 * self.std, distances.argmin(1), -1)

@@ -33,7 +33,7 @@ NOT_THE_LIBRARY = ("site-packages", "dist-packages", "test", "tests", "idle_test
 
 
 def read_corpus(name: str = "", data_dir: str | None = None) -> dict[str, str]:
-    """Read a text and its three splits.
+    """Reads a text and its three splits.
 
     - "" is the source of the standard library of the Python that runs this, without its tests:
       about 12 MB, which differ a little from one version of Python to the next.
@@ -47,14 +47,14 @@ def read_corpus(name: str = "", data_dir: str | None = None) -> dict[str, str]:
     split of its own, or would leave one without a file, is cut by position as a file is.
 
     Args:
-        name: which text.
-        data_dir: where TFDS keeps its sets; by default TFDS's own choice.
+      name: which text.
+      data_dir: where TFDS keeps its sets; by default TFDS's own choice.
 
     Returns:
-        'train', 'validation' and 'test', none of them empty.
+      'train', 'validation' and 'test', none of them empty.
 
     Raises:
-        InputError: it is not there, too short to have three splits, or not UTF-8 text.
+      InputError: it is not there, too short to have three splits, or not UTF-8 text.
     """
     if name.startswith("tfds:"):
         return _held_out(_read_tfds(name.removeprefix("tfds:"), data_dir), name)
@@ -130,7 +130,7 @@ def _read_tfds(name: str, data_dir: str | None) -> dict[str, str]:
 
 
 def _held_out(splits: dict[str, str], name: str) -> dict[str, str]:
-    """Cut those of the three splits that there are not off the end of train."""
+    """Cuts those of the three splits that there are not off the end of train."""
     count = len(splits["train"])
     share = count // HELD_OUT
     if not share and len(splits) < len(SPLITS):
@@ -148,14 +148,14 @@ class CharVocabulary(NamedTuple):
     """What the tokens of a text stand for: bytes of its UTF-8 form, or characters.
 
     Attributes:
-        characters: the character of each token, sorted; None where tokens are bytes.
+      characters: the character of each token, sorted; None where tokens are bytes.
     """
 
     characters: str | None = None
 
     @classmethod
     def of(cls, level: str, corpus: Mapping[str, str]) -> "CharVocabulary":
-        """Return the 256 bytes, or all characters of all splits of a corpus.
+        """Returns the 256 bytes, or all characters of all splits of a corpus.
 
         Held-out text takes part, because a model that cannot name a character has no loss on it.
         """
@@ -169,14 +169,14 @@ class CharVocabulary(NamedTuple):
         return 256 if self.characters is None else len(self.characters)
 
     def encode(self, text: str, name: str = "the text") -> np.ndarray:
-        """Return the tokens of a text, uint8 [N] for bytes or int32 [N] for characters.
+        """Returns the tokens of a text, uint8 [N] for bytes or int32 [N] for characters.
 
         Args:
-            text: what to encode.
-            name: what messages call it.
+          text: what to encode.
+          name: what messages call it.
 
         Raises:
-            InputError: a character that is not in the vocabulary.
+          InputError: a character that is not in the vocabulary.
         """
         if self.characters is None:
             # A command line that is not UTF-8 comes with its bytes escaped.
@@ -192,7 +192,7 @@ class CharVocabulary(NamedTuple):
         return tokens
 
     def decode(self, tokens: np.ndarray) -> str:
-        """Return the text of tokens [N]; bytes that are no UTF-8 become U+FFFD."""
+        """Returns the text of tokens [N]; bytes that are no UTF-8 become U+FFFD."""
         if self.characters is None:
             return bytes(np.asarray(tokens).tolist()).decode(errors="replace")
         return "".join(self.characters[token] for token in tokens)
@@ -299,22 +299,22 @@ class TextPipeline(StreamPipeline):
         sharding: "Sharding | None" = None,
         rows: slice | None = None,
     ):
-        """Check the sizes.
+        """Checks the sizes.
 
         Args:
-            splits: the tokens of 'train' and the other splits, integers [N].
-            batch_size: rows of a global batch, B; in training, streams.
-            length: T in training, tokens.
-            seed: of the offsets, at least 0.
-            window: how many tokens a row of evaluation counts.
-            context: how many it reads before those.
-            sharding: how the batch axis lies on the devices; batches are then global `jax.Array`s.
-                Without it they are NumPy arrays.
-            rows: the rows of each batch that this process makes; by default those that its devices
-                hold under `sharding`, or all.
+          splits: the tokens of 'train' and the other splits, integers [N].
+          batch_size: rows of a global batch, B; in training, streams.
+          length: T in training, tokens.
+          seed: of the offsets, at least 0.
+          window: how many tokens a row of evaluation counts.
+          context: how many it reads before those.
+          sharding: how the batch axis lies on the devices; batches are then global `jax.Array`s.
+            Without it they are NumPy arrays.
+          rows: the rows of each batch that this process makes; by default those that its devices
+            hold under `sharding`, or all.
 
         Raises:
-            InputError: an argument out of range, or a text too short for one step.
+          InputError: an argument out of range, or a text too short for one step.
         """
         sizes = {"batch size": batch_size, "length": length, "window": window}
         for name, value, least in (*((k, v, 1) for k, v in sizes.items()), ("seed", seed, 0)):

@@ -31,8 +31,8 @@ class WordVocabulary:
     """The words that are told apart, the most frequent first.
 
     Args:
-        words: different words.
-        counts: how often each occurs in the training text; empty where that does not matter.
+      words: different words.
+      counts: how often each occurs in the training text; empty where that does not matter.
     """
 
     def __init__(self, words: Iterable[str], counts: Iterable[int] = ()):
@@ -51,7 +51,7 @@ class WordVocabulary:
         """The words that occur at least `min_count` times; words as frequent stand by alphabet.
 
         Raises:
-            InputError: fewer than two do.
+          InputError: fewer than two do.
         """
         counts = collections.Counter(tokens)
         kept = sorted((-n, word) for word, n in counts.items() if n >= min_count)
@@ -74,7 +74,7 @@ class WordVocabulary:
         """The number of one word.
 
         Raises:
-            InputError: it is not in the vocabulary.
+          InputError: it is not in the vocabulary.
         """
         if word not in self._ids:
             raise InputError(
@@ -91,11 +91,11 @@ def keep_probability(counts: np.ndarray, threshold: float) -> np.ndarray:
     (arXiv:1310.4546, equation 5) has the first term alone.
 
     Args:
-        counts: how often each word occurs, [V].
-        threshold: t; 0 keeps all.
+      counts: how often each word occurs, [V].
+      threshold: t; 0 keeps all.
 
     Returns:
-        float64 [V].
+      float64 [V].
     """
     if threshold == 0:
         return np.ones(len(counts))
@@ -229,7 +229,7 @@ class WordPipeline(StreamPipeline):
     frequent ones are thinned out.
 
     Attributes:
-        steps_per_epoch: steps that pass once over the train split.
+      steps_per_epoch: steps that pass once over the train split.
     """
 
     def __init__(
@@ -244,22 +244,22 @@ class WordPipeline(StreamPipeline):
         seed: int = 0,
         sharding: "Sharding | None" = None,
     ):
-        """Compute the probabilities; draw nothing yet.
+        """Computes the probabilities; draws nothing yet.
 
         Args:
-            splits: the words of `train` and of other splits, int32 [N], as `WordVocabulary` numbers
-                them.
-            counts: of each word of the vocabulary in the train split, [V].
-            batch_size: middle words in a global batch.
-            window: the greatest distance of a word that is around another, in words.
-            negatives: words drawn for each middle word.
-            subsample: share of the text above which a word is thinned out; 0 keeps all.
-            seed: of all draws, at least 0.
-            sharding: how the batch axis lies on the devices; batches are then global `jax.Array`s
-                of which each process makes its own rows. Without it they are NumPy arrays.
+          splits: the words of `train` and of other splits, int32 [N], as `WordVocabulary` numbers
+            them.
+          counts: of each word of the vocabulary in the train split, [V].
+          batch_size: middle words in a global batch.
+          window: the greatest distance of a word that is around another, in words.
+          negatives: words drawn for each middle word.
+          subsample: share of the text above which a word is thinned out; 0 keeps all.
+          seed: of all draws, at least 0.
+          sharding: how the batch axis lies on the devices; batches are then global `jax.Array`s
+            of which each process makes its own rows. Without it they are NumPy arrays.
 
         Raises:
-            InputError: an argument out of range, or a split of fewer than two words.
+          InputError: an argument out of range, or a split of fewer than two words.
         """
         sizes = {"batch_size": batch_size, "window": window, "negatives": negatives}
         for name, value in sizes.items():
@@ -301,14 +301,14 @@ def read_analogies(path: str | Path) -> Analogies:
     """The questions of a file as Mikolov et al. 2013, arXiv:1301.3781, published theirs.
 
     Args:
-        path: a text file with `a b c d` on each line, d being to c as b is to a, below headers
-            `: section`.
+      path: a text file with `a b c d` on each line, d being to c as b is to a, below headers
+        `: section`.
 
     Returns:
-        The questions of each section, in lower case.
+      The questions of each section, in lower case.
 
     Raises:
-        InputError: a line that is neither, or no question at all.
+      InputError: a line that is neither, or no question at all.
     """
     sections: Analogies = {}
     section = "questions"
@@ -332,12 +332,13 @@ def write_vectors(path: str | Path, words: Iterable[str], vectors: np.ndarray) -
     """Writes vectors in word2vec's text format, which gensim and others read.
 
     Args:
-        path: the file: a line `V D`, then a line for each word and its D numbers, which read back
-            as the same float32.
-        words: V words without white space.
-        vectors: float32 [V, D].
+      path: the file: a line `V D`, then a line for each word and its D numbers, which read back
+        as the same float32.
+      words: V words without white space.
+      vectors: float32 [V, D].
     """
     path = Path(path)
+    # Beside and renamed, as in `sources` and `bottleneck`: one function could do it for all.
     scratch = path.with_name(path.name + ".tmp")
     with scratch.open("w", encoding="utf-8") as file:
         file.write(f"{len(vectors)} {vectors.shape[1]}\n")
@@ -350,9 +351,9 @@ def write_projector(folder: str | Path, words: Iterable[str], vectors: np.ndarra
     """Writes vectors for TensorBoard's projector, over those of an earlier call.
 
     Args:
-        folder: TensorBoard's folder of a run.
-        words: a label for each vector.
-        vectors: [V, D].
+      folder: TensorBoard's folder of a run.
+      words: a label for each vector.
+      vectors: [V, D].
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -368,10 +369,10 @@ def read_vectors(path: str | Path) -> tuple[list[str], np.ndarray]:
     """Reads what `write_vectors`, word2vec.c or gensim wrote as text.
 
     Returns:
-        The words and their vectors, float32 [V, D].
+      The words and their vectors, float32 [V, D].
 
     Raises:
-        InputError: the file is not of that format; the message names the line.
+      InputError: the file is not of that format; the message names the line.
     """
     lines = _read_text(Path(path)).split("\n")
     try:
