@@ -25,7 +25,7 @@ from experiments.harness.method import MethodFlags, supervised_task, warmup_step
 from experiments.harness.problem import Best, Build, Learner, Problem, View
 from experiments.harness.run import RunFlags
 from jaxdl import InputError, losses, parallel
-from jaxdl.data.text import TextPipeline, Vocabulary, read_corpus
+from jaxdl.data.text import CharVocabulary, TextPipeline, read_corpus
 from jaxdl.models.language_model import LanguageModel, generate, language_model
 from jaxdl.nn import tabulate
 from jaxdl.recurrent import GATES
@@ -122,14 +122,14 @@ def build_model(config: Config, vocabulary_size: int) -> LanguageModel:
     )
 
 
-def encode_prompt(config: Config, vocabulary: Vocabulary) -> np.ndarray:
+def encode_prompt(config: Config, vocabulary: CharVocabulary) -> np.ndarray:
     """The tokens [1, P] of the prompt; InputError when a sample cannot be written."""
     size = vocabulary.size
     require(config, "top_k", (config.sample.top_k or 1) <= size, f"at most {size}, the vocabulary")
     return vocabulary.encode(config.sample.prompt, "--prompt")[None].astype(np.int32)
 
 
-def continue_prompt(config: Config, vocabulary: Vocabulary, params: Any) -> str:
+def continue_prompt(config: Config, vocabulary: CharVocabulary, params: Any) -> str:
     """The prompt and what the model writes after it, fit for a terminal."""
     tokens = generate(
         build_model(config, vocabulary.size),
@@ -154,10 +154,10 @@ def compressed_bits(text: str, tokens: int) -> dict[str, float]:
     }
 
 
-def load_vocabulary(workdir: str) -> Vocabulary:
+def load_vocabulary(workdir: str) -> CharVocabulary:
     """The vocabulary of a run."""
     inputs = run_folder.read_inputs(workdir, vocabulary=(str, type(None)))
-    return Vocabulary(inputs["vocabulary"])
+    return CharVocabulary(inputs["vocabulary"])
 
 
 class Writing(View):
@@ -173,7 +173,7 @@ class Writing(View):
     def __init__(
         self,
         config: Config,
-        vocabulary: Vocabulary,
+        vocabulary: CharVocabulary,
         corpus: dict[str, str],
         tokens: dict[str, int],
     ):
@@ -201,7 +201,7 @@ class Writing(View):
 def build(config: Config, mesh: Mesh) -> Problem:
     """The Problem of predicting each token of a text."""
     corpus = read_corpus(config.text.text, config.text.data_dir or None)
-    vocabulary = Vocabulary.of(config.text.level, corpus)
+    vocabulary = CharVocabulary.of(config.text.level, corpus)
     inputs = {
         "vocabulary": vocabulary.characters,  # null for bytes
         "text_sha256": hashlib.sha256("".join(corpus.values()).encode()).hexdigest(),

@@ -40,7 +40,7 @@ from jaxdl.data.pairs import (
     PAD,
     PairPipeline,
     Pairs,
-    Vocabulary,
+    SubwordVocabulary,
     encode_sources,
     load,
     read_file,
@@ -156,7 +156,7 @@ class Config:
         require(self, "coverage_penalty", attends, "0 with --attention=none")
 
 
-def build_model(config: Config, source: Vocabulary, target: Vocabulary) -> Seq2Seq:
+def build_model(config: Config, source: SubwordVocabulary, target: SubwordVocabulary) -> Seq2Seq:
     """The model that a config describes."""
     return Seq2Seq(
         source_vocabulary=len(source),
@@ -229,7 +229,7 @@ class Translations(View):
     def __init__(
         self,
         config: Config,
-        vocabularies: tuple[Vocabulary, Vocabulary],
+        vocabularies: tuple[SubwordVocabulary, SubwordVocabulary],
         pipeline: PairPipeline,
         splits: Iterable[str],
         loss: Loss,
@@ -310,7 +310,7 @@ def build(config: Config, mesh: Mesh) -> Problem:
     """The Problem of translating one language into another."""
     pairs = read_pairs(config)
     source, target = (
-        Vocabulary.learn(texts, config.pairs.level, config.pairs.vocabulary_size)
+        SubwordVocabulary.learn(texts, config.pairs.level, config.pairs.vocabulary_size)
         for texts in zip(*pairs.splits["train"], strict=True)
     )
     pipeline = functools.partial(
@@ -371,13 +371,13 @@ def build(config: Config, mesh: Mesh) -> Problem:
     )
 
 
-def trained(config: Config) -> tuple[Seq2Seq, Any, tuple[Vocabulary, Vocabulary]]:
+def trained(config: Config) -> tuple[Seq2Seq, Any, tuple[SubwordVocabulary, SubwordVocabulary]]:
     """The model of the run in --workdir, its parameters, and the vocabularies of the languages."""
     workdir = Path(config.run.workdir)
     run_folder.check_same_run(config, workdir, apart_from=("batch_size", "max_length"))
     inputs = run_folder.read_inputs(workdir, source_vocabulary=str, target_vocabulary=str)
     source, target = (
-        Vocabulary.from_json(inputs[f"{side}_vocabulary"]) for side in ("source", "target")
+        SubwordVocabulary.from_json(inputs[f"{side}_vocabulary"]) for side in ("source", "target")
     )
     params = run_folder.trained_params(workdir)
     for side, vocabulary in {"source": source, "target": target}.items():

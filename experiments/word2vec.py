@@ -118,7 +118,7 @@ class Probes(View):
       words: whose neighbours to show.
     """
 
-    def __init__(self, config: Config, vocabulary: data.Vocabulary, words: tuple[str, ...]):
+    def __init__(self, config: Config, vocabulary: data.WordVocabulary, words: tuple[str, ...]):
         count, file = config.show.neighbours, config.show.analogies
         require(config, "neighbours", count < len(vocabulary), f"under {len(vocabulary)}")
         for word in words:
@@ -148,7 +148,7 @@ def build(config: Config, mesh: Mesh) -> Problem:
     """The Problem of predicting words from those around them."""
     corpus = read_corpus(config.words.text, config.words.data_dir or None)
     tokens = {split: data.tokenize(text) for split, text in corpus.items()}
-    vocabulary = data.Vocabulary.of(tokens["train"], config.words.min_count)
+    vocabulary = data.WordVocabulary.of(tokens["train"], config.words.min_count)
     splits = {split: vocabulary.encode(each) for split, each in tokens.items()}
     inputs = {
         "vocabulary": " ".join(vocabulary.words),
@@ -200,7 +200,7 @@ def build(config: Config, mesh: Mesh) -> Problem:
     )
 
 
-def trained(config: Config) -> tuple[data.Vocabulary, np.ndarray]:
+def trained(config: Config) -> tuple[data.WordVocabulary, np.ndarray]:
     """The words of the run in --workdir and their vectors, [V, D]."""
     run_folder.check_same_run(config, Path(config.run.workdir))
     path = Path(config.run.workdir) / run_folder.INPUTS_FILE
@@ -211,16 +211,16 @@ def trained(config: Config) -> tuple[data.Vocabulary, np.ndarray]:
             f"{path} has {len(words)} words and the checkpoint beside it {len(vectors)}; expected "
             "as many"
         )
-    return data.Vocabulary(words), vectors
+    return data.WordVocabulary(words), vectors
 
 
-def frequent(vocabulary: data.Vocabulary) -> tuple[str, ...]:
+def frequent(vocabulary: data.WordVocabulary) -> tuple[str, ...]:
     """Eight frequent words that are not the most frequent ones, which have little meaning."""
     return vocabulary.words[: 8 * PROBE_EVERY : PROBE_EVERY]
 
 
 def describe_neighbours(
-    vocabulary: data.Vocabulary, vectors: np.ndarray, words: tuple[str, ...], count: int
+    vocabulary: data.WordVocabulary, vectors: np.ndarray, words: tuple[str, ...], count: int
 ) -> str:
     """A line for each word: those nearest to it, with their cosines."""
     ids = jnp.array([vocabulary.id(word) for word in words])
@@ -236,7 +236,7 @@ def describe_neighbours(
 
 
 def score(
-    vocabulary: data.Vocabulary, vectors: np.ndarray, questions: data.Analogies
+    vocabulary: data.WordVocabulary, vectors: np.ndarray, questions: data.Analogies
 ) -> dict[str, tuple[int, int, int]]:
     """How many questions of each section are answered right, could be asked, and there are.
 

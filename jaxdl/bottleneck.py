@@ -25,7 +25,7 @@ from jax.sharding import Sharding
 
 from jaxdl import InputError, files, losses
 from jaxdl.data import Pipeline, fingerprint
-from jaxdl.data.pipeline import EvalOrder, TrainOrder
+from jaxdl.data.order import EvalOrder, TrainOrder
 from jaxdl.task import Batch, Init, Loss
 from jaxdl.transfer import Outline, freeze
 

@@ -20,7 +20,7 @@ from jaxdl.data.pairs import (
     UNK,
     PairPipeline,
     Pairs,
-    Vocabulary,
+    SubwordVocabulary,
     dates,
     encode_sources,
     load,
@@ -184,7 +184,7 @@ TEXTS = ["the cat sat", "the dog sat", "a cat and a dog", "Zoë's  naïve 猫 <e
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_text_comes_back_from_its_tokens(level):
-    vocabulary = Vocabulary.learn(TEXTS, level, 200)
+    vocabulary = SubwordVocabulary.learn(TEXTS, level, 200)
     for text, tokens in zip(TEXTS, vocabulary.encode(TEXTS), strict=True):
         assert tokens[-1] == EOS
         assert min(tokens[:-1]) >= UNK, "words of a text are not marks"
@@ -195,16 +195,16 @@ def test_text_comes_back_from_its_tokens(level):
         assert vocabulary.decode([PAD, *tokens]) == expected
         assert len(vocabulary.tokens(tokens)) == len(tokens)
         assert vocabulary.unknown(text) == ["<eos>"] * expected.count("<unk>")
-    again = Vocabulary.from_json(vocabulary.to_json())
+    again = SubwordVocabulary.from_json(vocabulary.to_json())
     assert again.encode(TEXTS) == vocabulary.encode(TEXTS)
     assert len(again) == len(vocabulary)
-    assert Vocabulary.learn(TEXTS, level, 200).to_json() == vocabulary.to_json()
+    assert SubwordVocabulary.learn(TEXTS, level, 200).to_json() == vocabulary.to_json()
 
 
 def test_the_levels_cut_texts_as_they_say():
     tokens = {}
     for level in LEVELS:
-        vocabulary = Vocabulary.learn(TEXTS * 3, level, 40)
+        vocabulary = SubwordVocabulary.learn(TEXTS * 3, level, 40)
         tokens[level] = vocabulary.tokens(vocabulary.encode(["the cat"])[0])
         assert len(vocabulary) <= 40
     assert tokens["word"] == ["the", "cat", "<eos>"]
@@ -213,21 +213,21 @@ def test_the_levels_cut_texts_as_they_say():
 
 
 def test_what_a_vocabulary_lacks_is_told():
-    words = Vocabulary.learn(TEXTS, "word", 200)
+    words = SubwordVocabulary.learn(TEXTS, "word", 200)
     assert words.encode(["the cow sat"])[0][1] == UNK
     assert words.unknown("the cow sat down") == ["cow", "down"]
     assert words.decode(words.encode(["the cow"])[0]) == "the <unk>"
-    letters = Vocabulary.learn(TEXTS, "char", 200)
+    letters = SubwordVocabulary.learn(TEXTS, "char", 200)
     assert letters.unknown("the 犬,") == ["犬", ","]
     # The most frequent are kept where there is no room for all.
-    few = Vocabulary.learn(["b b b a a c"], "word", len(SPECIAL) + 2)
+    few = SubwordVocabulary.learn(["b b b a a c"], "word", len(SPECIAL) + 2)
     assert few.unknown("a b c") == ["c"]
     with pytest.raises(InputError, match="no vocabulary of 'sentence'; there are word, char"):
-        Vocabulary.learn(TEXTS, "sentence", 200)
+        SubwordVocabulary.learn(TEXTS, "sentence", 200)
     with pytest.raises(InputError, match="a vocabulary of 4; expected more than the 4 marks"):
-        Vocabulary.learn(TEXTS, "word", 4)
+        SubwordVocabulary.learn(TEXTS, "word", 4)
     with pytest.raises(InputError, match="no vocabulary of the tokenizers library"):
-        Vocabulary.from_json("{}")
+        SubwordVocabulary.from_json("{}")
 
 
 def made_pairs(train=101, held_out=13, longest=9):
@@ -245,7 +245,7 @@ def made_pairs(train=101, held_out=13, longest=9):
 def make(pairs=None, batch_size=8, max_length=64, **options):
     pairs = pairs or made_pairs()
     vocabularies = [
-        Vocabulary.learn(
+        SubwordVocabulary.learn(
             [pair[side] for part in pairs.splits.values() for pair in part], "word", 999
         )
         for side in (0, 1)
@@ -307,7 +307,7 @@ def test_evaluation_has_every_pair_once_and_fills_up():
         counted = sum(np.count_nonzero(b["target"] * b["mask"][:, None]) for b in batches)
         assert counted == pipeline.tokens(split)
         assert counted == sum(len(target.split()) + 1 for _, target in pairs.splits[split])
-    with pytest.raises(InputError, match="no split 'dev': expected train or validation or test"):
+    with pytest.raises(InputError, match="split 'dev' of made: expected train or validation or"):
         list(pipeline.evaluate("dev"))
 
 
@@ -355,7 +355,7 @@ def test_what_is_too_long_is_left_out_and_counted():
 
 def test_unknown_tokens_are_counted():
     pairs = made_pairs()
-    vocabulary = Vocabulary.learn(["a b c d e f"], "word", 99)
+    vocabulary = SubwordVocabulary.learn(["a b c d e f"], "word", 99)
     pipeline = PairPipeline(pairs, vocabulary, vocabulary, 8, max_length=64)
     test = pairs.splits["test"]
     tokens = sum(len(source.split()) + len(target.split()) + 2 for source, target in test)

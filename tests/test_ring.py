@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from jaxdl import InputError, parallel
-from jaxdl.data import Ring, ring
+from jaxdl.data import Ring, pipeline
 
 
 def take(batches, count=None):
@@ -96,7 +96,7 @@ def test_devices_and_processes_share_the_same_batches(monkeypatch):
     assert_same(take(spread.train(2), 3), take(alone.train(2), 3))
     assert_same(take(spread.evaluate("test")), take(alone.evaluate("test")))
     # A process that holds the third quarter makes those rows.
-    monkeypatch.setattr(ring, "local_rows", lambda size, sharding: np.arange(8, 12))
+    monkeypatch.setattr(pipeline, "local_rows", lambda size, sharding: np.arange(8, 12))
     part = Ring(16, held_out=37)
     for rows, whole in (
         (part.train(), alone.train()),
@@ -104,7 +104,7 @@ def test_devices_and_processes_share_the_same_batches(monkeypatch):
     ):
         expected = [{k: v[8:12] for k, v in batch.items()} for batch in take(whole, 3)]
         assert_same(take(rows, 3), expected)
-    monkeypatch.setattr(ring, "make_global", lambda rows, *place: place)
+    monkeypatch.setattr(pipeline, "make_global", lambda rows, *place: place)
     for rows, *place in next(Ring(16, sharding=sharding).train()).values():
         assert rows.tolist() == [8, 9, 10, 11]
         assert place == [16, sharding]

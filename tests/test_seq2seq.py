@@ -19,7 +19,7 @@ from experiments import seq2seq
 from experiments.harness import cli, training
 from jaxdl import InputError, checkpoint, decoding, losses, optim, parallel, task
 from jaxdl.attention import Attention
-from jaxdl.data.pairs import EOS, GO, PAD, PairPipeline, Pairs, Vocabulary
+from jaxdl.data.pairs import EOS, GO, PAD, PairPipeline, Pairs, SubwordVocabulary
 from jaxdl.models.seq2seq import Seq2Seq
 from jaxdl.writers import read_rows
 
@@ -438,7 +438,7 @@ def test_it_learns_to_turn_words_around():
     pairs = [(" ".join(word), " ".join(reversed(word))) for word in words]
     order = np.random.default_rng(0).permutation(len(pairs))
     held_out, rest = [pairs[i] for i in order[:20]], [pairs[i] for i in order[20:]]
-    vocabulary = Vocabulary.learn([source for source, _ in pairs], "word", 20)
+    vocabulary = SubwordVocabulary.learn([source for source, _ in pairs], "word", 20)
     pipeline = PairPipeline(
         Pairs("turned", {"train": rest, "test": held_out}),
         vocabulary,
@@ -527,7 +527,7 @@ def test_a_run_leaves_the_whole_record(trained):
     rows = read_rows(workdir)
     assert [row["step"] for row in rows if "eval/bleu" in row] == [6, 12]
     inputs = json.loads((workdir / "inputs.json").read_text())
-    vocabulary = Vocabulary.from_json(inputs["target_vocabulary"])
+    vocabulary = SubwordVocabulary.from_json(inputs["target_vocabulary"])
     assert vocabulary.decode(vocabulary.encode(["1999-12-31"])[0]) == "1999-12-31"
     assert (workdir / seq2seq.PICTURE_FILE).is_file()
     shown = b"".join(path.read_bytes() for path in (workdir / "tensorboard").glob("events*"))
@@ -605,7 +605,7 @@ def test_a_picture_that_cannot_be_written_costs_no_translation(trained, tmp_path
 def test_attention_is_drawn_with_its_labels(trained, monkeypatch):
     workdir, _, _ = trained
     config, _ = cli.parse(seq2seq.Config, [f"--flagfile={workdir / cli.FLAGS_FILE}"])
-    vocabularies = Vocabulary.learn(["abc"], "char", 20), Vocabulary.learn(["xyz"], "char", 20)
+    vocabularies = [SubwordVocabulary.learn([text], "char", 20) for text in ("abc", "xyz")]
     model = seq2seq.build_model(config, *vocabularies)
     source, target = (
         np.array(v.encode([text])[0]) for v, text in zip(vocabularies, ("cab", "zy"), strict=True)
@@ -642,7 +642,7 @@ def test_a_vocabulary_of_another_run_is_named(trained, tmp_path):
     shutil.copytree(workdir, tmp_path / "run")
     path = tmp_path / "run" / "inputs.json"
     inputs = json.loads(path.read_text())
-    inputs["source_vocabulary"] = Vocabulary.learn(["abc"], "char", 20).to_json()
+    inputs["source_vocabulary"] = SubwordVocabulary.learn(["abc"], "char", 20).to_json()
     path.write_text(json.dumps(inputs))
     with pytest.raises(InputError, match=r"a source vocabulary of 7 tokens that is not its check"):
         mode("translate", tmp_path / "run", f"--workdir={tmp_path / 'run'}")

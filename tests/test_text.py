@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 
 from jaxdl import InputError, parallel
 from jaxdl.data import text
-from jaxdl.data.text import TextPipeline, Vocabulary, read_corpus
+from jaxdl.data.text import CharVocabulary, TextPipeline, read_corpus
 
 
 def write(root, files):
@@ -142,7 +142,7 @@ def test_texts_that_are_none_are_told_in_one_line(tmp_path, files, name, message
 
 
 def test_bytes():
-    vocabulary = Vocabulary.of("byte", {"train": "x"})
+    vocabulary = CharVocabulary.of("byte", {"train": "x"})
     tokens = vocabulary.encode("aé")
     assert tokens.tolist() == [0x61, 0xC3, 0xA9]
     assert vocabulary.size == 256
@@ -152,7 +152,7 @@ def test_bytes():
 
 def test_characters():
     corpus = {"train": "ba\n", "validation": "é", "test": "\N{GRINNING FACE}b"}
-    vocabulary = Vocabulary.of("char", corpus)
+    vocabulary = CharVocabulary.of("char", corpus)
     assert vocabulary.characters == "\nabé\N{GRINNING FACE}"
     assert vocabulary.size == 5
     content = "abé\n\N{GRINNING FACE}a"

@@ -16,7 +16,7 @@ from experiments import word2vec
 from experiments.harness import cli, training
 from jaxdl import InputError, checkpoint, optim, parallel
 from jaxdl.data import words
-from jaxdl.data.words import Vocabulary, WordPipeline
+from jaxdl.data.words import WordPipeline, WordVocabulary
 from jaxdl.losses import negative_sampling, word_prediction
 from jaxdl.models.word2vec import Word2Vec, analogy, nearest
 from jaxdl.task import supervised
@@ -171,10 +171,10 @@ def test_one_device_eight_pmap_and_parts_train_the_same():
 def test_words_and_their_order():
     text = "def Read_file2(ÉTÉ): return x1 # don't"
     assert words.tokenize(text) == ["def", "read", "file", "été", "return", "x", "don", "t"]
-    vocabulary = Vocabulary.of(["b", "a", "c", "b", "a", "b", "d"], min_count=1)
+    vocabulary = WordVocabulary.of(["b", "a", "c", "b", "a", "b", "d"], min_count=1)
     assert vocabulary.words == ("b", "a", "c", "d")
     assert vocabulary.counts.tolist() == [3, 2, 1, 1]
-    assert Vocabulary.of(["b", "a", "c", "b", "a", "b", "d"], min_count=2).words == ("b", "a")
+    assert WordVocabulary.of(["b", "a", "c", "b", "a", "b", "d"], min_count=2).words == ("b", "a")
     assert vocabulary.encode(["a", "z", "d"]).tolist() == [1, 3]
     assert vocabulary.id("c") == 2
     assert "c" in vocabulary
@@ -182,7 +182,7 @@ def test_words_and_their_order():
     with pytest.raises(InputError, match="no word 'z' in the vocabulary of 4 lower-case words"):
         vocabulary.id("z")
     with pytest.raises(InputError, match="1 of the text's 4 different words occur min_count=3"):
-        Vocabulary.of(["b", "a", "c", "b", "a", "b", "d"], min_count=3)
+        WordVocabulary.of(["b", "a", "c", "b", "a", "b", "d"], min_count=3)
 
 
 def test_the_shares_that_are_kept_and_drawn():
@@ -321,7 +321,7 @@ def test_splits_that_cannot_be():
     counts = np.array([2, 1])
     with pytest.raises(InputError, match="the test split has 1 words of the vocabulary"):
         WordPipeline({"train": np.array([0, 1, 0]), "test": np.array([1])}, counts, 2)
-    with pytest.raises(InputError, match="no split 'dev'; expected train or test"):
+    with pytest.raises(InputError, match="split 'dev' of the text: expected train or test"):
         next(pipeline_of().evaluate("dev"))
     with pytest.raises(InputError, match="start step -1"):
         next(pipeline_of().train(-1))
@@ -366,7 +366,7 @@ ROYAL |= {"prince": (1, 0, 2.7), "apple": (-1, -1, -1)}
 
 
 def test_an_analogy_excludes_its_own_words():
-    vocabulary = Vocabulary(ROYAL)
+    vocabulary = WordVocabulary(ROYAL)
     # The lengths of the vectors do not matter.
     lengths = np.array([[9.0], [0.1], [3.0], [5.0], [1.0], [1.0]])
     vectors = np.array(list(ROYAL.values())) * lengths
@@ -377,7 +377,7 @@ def test_an_analogy_excludes_its_own_words():
 
 
 def test_scores_of_analogies(tmp_path):
-    vocabulary, vectors = Vocabulary(ROYAL), np.array(list(ROYAL.values()), np.float32)
+    vocabulary, vectors = WordVocabulary(ROYAL), np.array(list(ROYAL.values()), np.float32)
     path = tmp_path / "questions.txt"
     path.write_text(
         ": royal\nman king Woman queen\nman king woman apple\n\n: fruit\nman pear a b\n"
@@ -536,7 +536,7 @@ def test_it_learns_goes_on_bit_for_bit_and_writes(command, book, tmp_path, monke
 def test_cbow_learns_the_same_kinds(book):
     """In one process: the neighbours of each animal are animals."""
     tokens = words.tokenize(book.read_text())
-    vocabulary = Vocabulary.of(tokens)
+    vocabulary = WordVocabulary.of(tokens)
     pipeline = WordPipeline(
         {"train": vocabulary.encode(tokens)}, vocabulary.counts, 64, window=3, subsample=0.02
     )

@@ -60,17 +60,17 @@ def load(config: Any) -> data.Dataset:
     """The data set a config names, with the classes, examples and splits that it asks for."""
     dataset = data.load(config.images.dataset, config.images.data_dir or None)
     if config.images.classes:
-        dataset = data.only(dataset, config.images.classes)
+        dataset = data.select_classes(dataset, config.images.classes)
     if config.run.folds and config.run.fold is not None:
         # What is held out is the test split: nothing may be chosen by what is to be estimated.
         cut = data.fold(dataset, config.run.folds, config.run.fold, config.run.seed).splits
         dataset = dataset._replace(splits={"train": cut["train"], "test": cut["validation"]})
     if config.images.test:
-        dataset = data.split_off(dataset, config.images.test, config.run.seed, "test")
+        dataset = data.hold_out(dataset, config.images.test, config.run.seed, "test")
     if config.images.validation:
-        dataset = data.split_off(dataset, config.images.validation, config.run.seed)
+        dataset = data.hold_out(dataset, config.images.validation, config.run.seed)
     if config.images.per_class:
-        dataset = data.few(dataset, config.images.per_class, config.run.seed)
+        dataset = data.subsample(dataset, config.images.per_class, config.run.seed)
     return dataset
 
 

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from jaxdl import decoding
-from jaxdl.data.pairs import EOS, GO, PAD, Vocabulary
+from jaxdl.data.pairs import EOS, GO, PAD, SubwordVocabulary
 from jaxdl.models.seq2seq import Seq2Seq
 
 Search = Callable[..., decoding.Sequences]
@@ -51,7 +51,7 @@ def search(
 def heat_maps(
     model: Seq2Seq,
     params: Any,
-    vocabularies: tuple[Vocabulary, Vocabulary],
+    vocabularies: tuple[SubwordVocabulary, SubwordVocabulary],
     sources: Sequence[np.ndarray],
     targets: Sequence[np.ndarray],
 ) -> np.ndarray:

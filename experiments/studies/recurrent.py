@@ -30,7 +30,7 @@ from experiments import char_rnn
 from experiments.harness import cli, training
 from experiments.harness.cli import flag, require
 from jaxdl import InputError, losses, optim
-from jaxdl.data.text import TextPipeline, Vocabulary, read_corpus
+from jaxdl.data.text import CharVocabulary, TextPipeline, read_corpus
 from jaxdl.models.language_model import language_model
 from jaxdl.recurrent import Recurrent
 from jaxdl.task import supervised
@@ -190,7 +190,7 @@ def draw_lags(config: Config) -> tuple[Figure, dict[str, Any]]:
 
 def draw_clipping(config: Config) -> tuple[Figure, dict[str, Any]]:
     """clipping.png and its numbers."""
-    text = Vocabulary().encode(read_corpus()["validation"])
+    text = CharVocabulary().encode(read_corpus()["validation"])
     numbers = clipped_and_not(config, text)
     figure = Figure(figsize=(10, 4), layout="constrained")
     above, below = figure.subplots(1, 2)

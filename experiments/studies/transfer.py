@@ -68,8 +68,8 @@ def train(experiment: Any, workdir: Path, arguments: Sequence[str]) -> dict[str,
 
 def study(config: Config) -> Accuracies:
     """Trains what is not done."""
-    digits = data.only(data.load("digits"), NEW_CLASSES.split(","))
-    data.few(digits, max(config.per_class), seed=0)  # are there as many?
+    digits = data.select_classes(data.load("digits"), NEW_CLASSES.split(","))
+    data.subsample(digits, max(config.per_class), seed=0)  # are there as many?
     workdir = Path(config.workdir)
     found: Accuracies = {way: {count: [] for count in config.per_class} for way in WAYS}
     runs, number = config.seeds * (1 + len(WAYS) * len(config.per_class)), 0

@@ -72,13 +72,13 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
 
 def prepare(data_dir: pathlib.Path) -> None:
-    """Write `digits` under `data_dir` unless it is there; takes under a second.
+    """Writes `digits` under `data_dir` unless it is there; takes under a second.
 
     The set is written aside and renamed into place whole, so neither an interrupted preparation
     nor two at once can leave a broken set.
 
     Raises:
-        OSError: `data_dir` cannot be written.
+      OSError: `data_dir` cannot be written.
     """
     version_dir = data_dir / "digits" / str(Digits.VERSION)
     if version_dir.exists():

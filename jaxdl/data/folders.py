@@ -68,10 +68,10 @@ def _list(folder: pathlib.Path) -> _Listing:
 
 
 def load(root: pathlib.Path) -> Dataset:
-    """Index a folder of images as `sources.load` describes.
+    """Indexes a folder of images as `sources.load` describes.
 
     Raises:
-        InputError: it is not there, or what lies in it is no set; the message says what to do.
+      InputError: it is not there, or what lies in it is no set; the message says what to do.
     """
     places = {name: root / name for name in SPLITS if (root / name).is_dir()}
     if "train" not in places:

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from jaxdl import InputError
+from jaxdl.data.rows import Unreadable
 
 FORMATS = "JPEG, PNG, BMP, GIF, TIFF or WebP"
 ORIENTATION = 0x0112  # of EXIF; from 5 to 8 the sides change places
@@ -19,12 +20,12 @@ Box = tuple[int, int, int, int]  # left, top, right and bottom
 Interpolation = Literal["bilinear", "bicubic"]
 
 
-class CorruptImage(InputError):
+class CorruptImage(Unreadable):
     """An image whose bytes cannot be decoded: truncated, damaged, or not an image at all."""
 
 
 class Preprocess(NamedTuple):
-    """Decode, resize and crop an image on the host; random colour and flips belong on the device.
+    """Decodes, resizes and crops an image on the host; colour and flips belong on the device.
 
     The same value serves training, evaluation and prediction, so a run keeps it. With `random_crop`
     a call that is given a generator takes a random-resized crop; every other call resizes the
@@ -32,12 +33,12 @@ class Preprocess(NamedTuple):
     antialiased, and rounded as torchvision does, so published weights see the pixels they know.
 
     Attributes:
-        size: height and width of the result, in pixels.
-        channels: 1 (grey) or 3 (RGB).
-        crop_share: the side of the centre crop as a share of the resized shorter side, in (0, 1];
-            0.875 is the classic 224 of 256.
-        random_crop: train on Inception crops: 8% to 100% of the area, aspect ratio 3/4 to 4/3.
-        interpolation: of the resampling, "bilinear" or "bicubic".
+      size: height and width of the result, in pixels.
+      channels: 1 (grey) or 3 (RGB).
+      crop_share: the side of the centre crop as a share of the resized shorter side, in (0, 1];
+        0.875 is the classic 224 of 256.
+      random_crop: train on Inception crops: 8% to 100% of the area, aspect ratio 3/4 to 4/3.
+      interpolation: of the resampling, "bilinear" or "bicubic".
     """
 
     size: int
@@ -52,7 +53,7 @@ class Preprocess(NamedTuple):
         rng: np.random.Generator | None = None,
         name: str = "the image",
     ) -> np.ndarray:
-        """Return the image as uint8 [size, size, channels].
+        """Returns the image as uint8 [size, size, channels].
 
         An image that already has that size (and `crop_share` 1, and no random crop) keeps every
         bit. EXIF orientation is obeyed, so photographs stand as they are shown. Transparency is
@@ -66,13 +67,13 @@ class Preprocess(NamedTuple):
         average, and by a few at most.
 
         Args:
-            image: an encoded file (PNG, JPEG, WebP, ...) or uint8 [H, W], [H, W, 1] or [H, W, 3].
-            rng: drawn from only when `random_crop` is set.
-            name: what error messages call the image.
+          image: an encoded file (PNG, JPEG, WebP, ...) or uint8 [H, W], [H, W, 1] or [H, W, 3].
+          rng: drawn from only when `random_crop` is set.
+          name: what error messages call the image.
 
         Raises:
-            CorruptImage: the bytes cannot be decoded.
-            InputError: an array of another type or shape.
+          CorruptImage: the bytes cannot be decoded.
+          InputError: an array of another type or shape.
         """
         picture = _open(image, name)
         box, resized = self._choose(_shown_size(picture, name), rng)
@@ -127,7 +128,7 @@ def _shown_size(picture: Image.Image, name: str) -> Size:
 
 
 def _decode(picture: Image.Image, name: str, box: Box, resized: Size) -> int:
-    """Decode an image and turn it as it is shown; return by how much it was made smaller."""
+    """Decodes an image and turns it as it is shown; returns by how much it was made smaller."""
     whole = picture.size
     enlarged = min((box[2] - box[0]) / resized[0], (box[3] - box[1]) / resized[1])
     for shrink in (8, 4, 2):

@@ -1,28 +1,28 @@
 """Sentences and their translations: where they come from, their tokens, and batches of them.
 
-`load` and `read_file` find pairs, a `Vocabulary` makes numbers of a language, and `PairPipeline`
-gives the batch of step n as a pure function of (seed, n).
+`load` and `read_file` find pairs, a `SubwordVocabulary` makes numbers of a language, and
+`PairPipeline` gives the batch of step n as a pure function of (seed, n).
 """
 
 import collections
+import dataclasses
 import datetime
 import functools
 import hashlib
 import itertools
 import pathlib
 import random
-from collections.abc import Generator, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import tokenizers
 
 from jaxdl import InputError
 from jaxdl.data import sources
-from jaxdl.data.pipeline import Batch, generator_for, local_rows, make_global
-
-if TYPE_CHECKING:
-    import jax
+from jaxdl.data.order import EvalOrder, generator_for
+from jaxdl.data.pipeline import Sharding, StreamPipeline
+from jaxdl.data.rows import Indexed, Table
 
 Pair = tuple[str, str]
 
@@ -55,17 +55,17 @@ def load(
     languages: tuple[str, str] = ("en", "fr"),
     data_dir: str | None = None,
 ) -> Pairs:
-    """Make or open a set by its name; never touches the network.
+    """Makes or opens a set by its name; never touches the network.
 
     Args:
-        name: `numbers`, `dates`, or the name of a translation set that TFDS prepared as
-            ArrayRecord.
-        count: how many pairs to make of `numbers` or `dates`.
-        languages: from which to which, but for `dates`.
-        data_dir: where TFDS keeps its sets; its own choice by default.
+      name: `numbers`, `dates`, or the name of a translation set that TFDS prepared as
+        ArrayRecord.
+      count: how many pairs to make of `numbers` or `dates`.
+      languages: from which to which, but for `dates`.
+      data_dir: where TFDS keeps its sets; its own choice by default.
 
     Raises:
-        InputError: the set is not there or not usable, or a language is not in it.
+      InputError: the set is not there or not usable, or a language is not in it.
     """
     if name == "numbers":
         return numbers(count, languages)
@@ -75,16 +75,16 @@ def load(
 
 
 def numbers(count: int, languages: tuple[str, str]) -> Pairs:
-    """Make pairs of one whole number in the words of two languages, by num2words.
+    """Makes pairs of one whole number in the words of two languages, by num2words.
 
     Numbers of 1 to `MOST_DIGITS` digits come in turn, as far as there are new ones.
 
     Args:
-        count: how many; the numbers are the same for all languages.
-        languages: from which to which, as num2words calls them.
+      count: how many; the numbers are the same for all languages.
+      languages: from which to which, as num2words calls them.
 
     Raises:
-        InputError: num2words does not have a language.
+      InputError: num2words does not have a language.
     """
     import num2words
 
@@ -105,15 +105,15 @@ def numbers(count: int, languages: tuple[str, str]) -> Pairs:
 
 
 def dates(count: int) -> Pairs:
-    """Make pairs of a date as it is written out in one of many locales, by Babel, and in ISO 8601.
+    """Makes pairs of a date as it is written out in one of many locales, by Babel, and in ISO 8601.
 
     The locales are `LOCALES`, in Babel's formats `long` and `full`, and the dates lie in `DAYS`.
 
     Args:
-        count: how many.
+      count: how many.
 
     Raises:
-        InputError: more are wanted than can be drawn at random without end.
+      InputError: more are wanted than can be drawn at random without end.
     """
     from babel.dates import format_date
 
@@ -131,10 +131,10 @@ def dates(count: int) -> Pairs:
 
 
 def read_file(path: str | pathlib.Path) -> Pairs:
-    """Read a UTF-8 file of lines `source<TAB>target`, split as by `split_by_source`.
+    """Reads a UTF-8 file of lines `source<TAB>target`, split as by `split_by_source`.
 
     Raises:
-        InputError: the file is not there, empty or binary, or a line has not two sides.
+      InputError: the file is not there, empty or binary, or a line has not two sides.
     """
     path = pathlib.Path(path).expanduser()
     try:
@@ -164,7 +164,7 @@ def read_file(path: str | pathlib.Path) -> Pairs:
 
 
 def split_by_source(pairs: Iterable[Pair]) -> dict[str, list[Pair]]:
-    """Deal pairs out to 'train', 'validation' and 'test' by a hash of the source.
+    """Deals pairs out to 'train', 'validation' and 'test' by a hash of the source.
 
     So no source is in two splits, and each stays in its own when others come and go. One in
     `HELD_OUT` goes to test, and one to validation.
@@ -201,7 +201,7 @@ def _load_tfds(name: str, languages: tuple[str, str], data_dir: str | None) -> P
     return Pairs(f"{name} from {languages[0]} to {languages[1]}", kept)
 
 
-class Vocabulary:
+class SubwordVocabulary:
     """The tokens of one language and their numbers, by a tokenizer of Hugging Face's tokenizers.
 
     Numbers 0 to 3 are `SPECIAL`, which no text gives: there such a word is text, or unknown. What
@@ -210,22 +210,22 @@ class Vocabulary:
     """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer):
-        """Take a tokenizer whose first tokens are `SPECIAL`."""
+        """Takes a tokenizer whose first tokens are `SPECIAL`."""
         tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
 
     @classmethod
-    def learn(cls, texts: Iterable[str], level: str, size: int) -> "Vocabulary":
-        """Make the vocabulary of some texts.
+    def learn(cls, texts: Iterable[str], level: str, size: int) -> "SubwordVocabulary":
+        """Makes the vocabulary of some texts.
 
         Args:
-            texts: those to train on.
-            level: 'word' for what stands between white space, 'char', or 'subword' for byte-pair
-                encoding (Sennrich et al. 2015, arXiv:1508.07909).
-            size: the most tokens, `SPECIAL` included; the most frequent are kept.
+          texts: those to train on.
+          level: 'word' for what stands between white space, 'char', or 'subword' for byte-pair
+            encoding (Sennrich et al. 2015, arXiv:1508.07909).
+          size: the most tokens, `SPECIAL` included; the most frequent are kept.
 
         Raises:
-            InputError: no such level, or no room beside `SPECIAL`.
+          InputError: no such level, or no room beside `SPECIAL`.
         """
         if level not in LEVELS:
             raise InputError(f"no vocabulary of {level!r}; there are {', '.join(LEVELS)}")
@@ -257,11 +257,11 @@ class Vocabulary:
         return cls(tokenizer)
 
     @classmethod
-    def from_json(cls, text: str) -> "Vocabulary":
-        """Read what `to_json` wrote.
+    def from_json(cls, text: str) -> "SubwordVocabulary":
+        """Reads what `to_json` wrote.
 
         Raises:
-            InputError: it is something else.
+          InputError: it is something else.
         """
         try:
             return cls(tokenizers.Tokenizer.from_str(text))
@@ -269,35 +269,76 @@ class Vocabulary:
             raise InputError(f"no vocabulary of the tokenizers library ({error})") from error
 
     def to_json(self) -> str:
-        """Return the whole vocabulary as a text that tokenizers.Tokenizer.from_str reads."""
+        """Returns the whole vocabulary as a text that tokenizers.Tokenizer.from_str reads."""
         return self._tokenizer.to_str()
 
     def __len__(self) -> int:
         return self._tokenizer.get_vocab_size()
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the numbers of each text's tokens, and `EOS` after them."""
+        """Returns the numbers of each text's tokens, and `EOS` after them."""
         encodings = self._tokenizer.encode_batch(list(texts))
         return [[*(max(number, UNK) for number in e.ids), EOS] for e in encodings]
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """Return the text of some tokens up to the first `EOS`, less `PAD` and `GO`."""
+        """Returns the text of some tokens up to the first `EOS`, less `PAD` and `GO`."""
         ids = itertools.takewhile(lambda token: token != EOS, map(int, tokens))
         words = [token for token in ids if token not in (PAD, GO)]
         return self._tokenizer.decode(words, skip_special_tokens=False)
 
     def tokens(self, numbers: Iterable[int]) -> list[str]:
-        """Return the name of each token, to be shown one by one."""
+        """Returns the name of each token, to be shown one by one."""
         return [self._tokenizer.id_to_token(int(number)) or "?" for number in numbers]
 
     def unknown(self, text: str) -> list[str]:
-        """Return the parts of a text that the vocabulary lacks."""
+        """Returns the parts of a text that the vocabulary lacks."""
         encoding = self._tokenizer.encode(text)
         parts = zip(encoding.ids, encoding.offsets, strict=True)
         return [text[slice(*offsets)] for number, offsets in parts if number <= UNK]
 
 
-class PairPipeline:
+Dealt = tuple[int, np.ndarray]
+"""A batch before it is read: the number of its shape, and which pairs of the split it holds."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _BucketOrder:
+    """The pairs of every step, dealt out by the shapes that they fit in."""
+
+    deal: Callable[[int], Dealt]
+    batch_size: int
+    size: int
+    steps: int | None
+
+    def __call__(self, step: int) -> np.ndarray:
+        rows = self.deal(step)[1]
+        index = np.full(self.batch_size, self.size)
+        index[: len(rows)] = rows
+        return index
+
+    def generator(self, step: int, row: int) -> None:
+        """No randomness."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cut:
+    """Pairs in their order, each batch cut to its shape."""
+
+    pairs: Table
+    order: _BucketOrder
+    shapes: Sequence[tuple[int, int]]
+
+    @property
+    def steps(self) -> int | None:
+        return self.order.steps
+
+    def __call__(self, step: int, places: np.ndarray) -> dict[str, np.ndarray]:
+        batch = Indexed(self.pairs, self.order)(step, places)
+        widths = zip(("source", "target"), self.shapes[self.order.deal(step)[0]], strict=True)
+        return batch | {side: batch[side][:, :width] for side, width in widths}
+
+
+class PairPipeline(StreamPipeline):
     """The batches of pairs, for training by step and for evaluation in order.
 
     A batch is `source` int32 [B, S] and `target` int32 [B, T], each with `EOS` at its end and `PAD`
@@ -309,50 +350,47 @@ class PairPipeline:
     of a shape, less than a batch, goes to the next larger one.
 
     Attributes:
-        shapes: (S, T) of the buckets, from the smallest on.
-        too_long: how many pairs of each split were left out for `max_length`.
-        unknown: the share of source and target tokens of each split that the vocabularies lack.
-        steps_per_epoch: batches of one epoch.
+      shapes: (S, T) of the buckets, from the smallest on.
+      too_long: how many pairs of each split were left out for `max_length`.
+      unknown: the share of source and target tokens of each split that the vocabularies lack.
+      steps_per_epoch: batches of one epoch.
     """
 
     def __init__(
         self,
         pairs: Pairs,
-        source_vocabulary: Vocabulary,
-        target_vocabulary: Vocabulary,
+        source_vocabulary: SubwordVocabulary,
+        target_vocabulary: SubwordVocabulary,
         batch_size: int,
         *,
         max_length: int,
         reverse_source: bool = False,
         buckets: int = 3,
         seed: int = 0,
-        sharding: "jax.sharding.NamedSharding | jax.sharding.SingleDeviceSharding | None" = None,
+        sharding: "Sharding | None" = None,
     ):
-        """Encode all pairs.
+        """Encodes all pairs.
 
         Args:
-            pairs: the set.
-            source_vocabulary, target_vocabulary: of the two sides.
-            batch_size: rows of a global batch, B.
-            max_length: the most tokens of either side, `EOS` included; longer pairs are left out
-                and counted.
-            reverse_source: feed sources from their end (Sutskever et al. 2014, arXiv:1409.3215,
-                section 3.3); `EOS` stays last.
-            buckets: the most different shapes, each a program to compile.
-            seed: of the order, at least 0.
-            sharding: how the batch axis lies on the devices; batches are then global `jax.Array`s
-                of which each process makes its own rows. Without it they are NumPy arrays.
+          pairs: the set.
+          source_vocabulary, target_vocabulary: of the two sides.
+          batch_size: rows of a global batch, B.
+          max_length: the most tokens of either side, `EOS` included; longer pairs are left out
+            and counted.
+          reverse_source: feed sources from their end (Sutskever et al. 2014, arXiv:1409.3215,
+            section 3.3); `EOS` stays last.
+          buckets: the most different shapes, each a program to compile.
+          seed: of the order, at least 0.
+          sharding: how the batch axis lies on the devices; batches are then global `jax.Array`s
+            of which each process makes its own rows. Without it they are NumPy arrays.
 
         Raises:
-            InputError: an argument out of range, or a split of which nothing is left.
+          InputError: an argument out of range, or a split of which nothing is left.
         """
         for value, what in ((batch_size, "batch size"), (buckets, "buckets")):
             if value < 1:
                 raise InputError(f"{what} {value}: expected at least 1")
-        self.batch_size = batch_size
         self._seed = seed
-        self._sharding = sharding
-        self._rows = local_rows(batch_size, sharding)
         self.too_long: dict[str, int] = {}
         self.unknown: dict[str, float] = {}
         kept: dict[str, list[tuple[list[int], list[int]]]] = {}
@@ -376,44 +414,40 @@ class PairPipeline:
         self.shapes: list[tuple[int, int]] = sorted(
             {(int(s), int(t)) for s, t in [*bounds, longest]}
         )
-        self._splits = {k: _padded(pairs, longest) for k, pairs in kept.items()}
+        self._tables = {k: _padded(pairs, longest) for k, pairs in kept.items()}
         self._buckets = {k: self._fit(sides) for k, sides in lengths.items()}
-        self.steps_per_epoch = -(-self.examples("train") // batch_size)
-
-    def train(self, start: int = 0) -> Generator[Batch, None, None]:
-        """Yield the batches of steps `start`, `start + 1`, ... without end."""
-        if start < 0:
-            raise InputError(f"start step {start}: expected at least 0")
-        for step in itertools.count(start):
-            epoch, place = divmod(step, self.steps_per_epoch)
-            yield self._batch("train", *self._epoch(epoch)[place])
-
-    def evaluate(self, split: str) -> Generator[Batch, None, None]:
-        """Yield every pair of `split` once, the shortest first; batches are filled with mask 0."""
-        for bucket, rows in self._deal(self._of(self._buckets, split)):
-            yield self._batch(split, bucket, rows)
-
-    def examples(self, split: str) -> int:
-        """Return the number of pairs of a split that are not too long."""
-        return len(self._of(self._splits, split)["mask"]) - 1
+        sizes = {k: len(pairs) for k, pairs in kept.items()}
+        self.steps_per_epoch = -(-sizes["train"] // batch_size)
+        schema = Indexed(self._tables["train"], EvalOrder(sizes["train"], batch_size)).schema
+        super().__init__(pairs.name, sizes, batch_size, schema, sharding=sharding)
 
     def tokens(self, split: str) -> int:
-        """Return the number of target tokens of a split, the closing ones included."""
-        return int(np.count_nonzero(self._of(self._splits, split)["target"]))
+        """Returns the number of target tokens of a split, the closing ones included."""
+        self.examples(split)
+        return int(np.count_nonzero(self._tables[split].columns["target"]))
 
     @property
     def padding_share(self) -> float:
         """The share of padding among all places of the batches of the first epoch."""
         batches = self._epoch(0)
         places = sum(self.batch_size * sum(self.shapes[bucket]) for bucket, _ in batches)
-        train = self._splits["train"]
-        filled = train["source_length"][:-1].sum() + np.count_nonzero(train["target"])
+        filled = self._tables["train"].columns["source_length"].sum() + self.tokens("train")
         return 1 - int(filled) / places
 
-    def _of(self, splits: dict[str, Any], split: str) -> Any:
-        if split not in splits:
-            raise InputError(f"no split {split!r}: expected {' or '.join(splits)}")
-        return splits[split]
+    def _train_stream(self) -> _Cut:
+        def deal(step: int) -> Dealt:
+            epoch, place = divmod(step, self.steps_per_epoch)
+            return self._epoch(epoch)[place]
+
+        return self._cut("train", deal, None)
+
+    def _eval_stream(self, split: str) -> _Cut:
+        batches = self._deal(self._buckets[split])
+        return self._cut(split, batches.__getitem__, len(batches))
+
+    def _cut(self, split: str, deal: Callable[[int], Dealt], steps: int | None) -> _Cut:
+        order = _BucketOrder(deal, self.batch_size, self.examples(split), steps)
+        return _Cut(self._tables[split], order, self.shapes)
 
     def _fit(self, lengths: np.ndarray) -> list[np.ndarray]:
         """Which pairs belong to each of the shapes: the first that has room."""
@@ -421,7 +455,7 @@ class PairPipeline:
         bucket = fits.argmax(1)
         return [np.flatnonzero(bucket == b) for b in range(len(self.shapes))]
 
-    def _deal(self, buckets: Sequence[np.ndarray]) -> list[tuple[int, np.ndarray]]:
+    def _deal(self, buckets: Sequence[np.ndarray]) -> list[Dealt]:
         """Batches, as their bucket and rows; what is left of a bucket goes to the next."""
         batches = []
         left = np.array([], int)
@@ -434,46 +468,29 @@ class PairPipeline:
         return [*batches, (len(buckets) - 1, left)] if len(left) else batches
 
     @functools.lru_cache(maxsize=2)  # noqa: B019 - a pipeline lives as long as its run
-    def _epoch(self, epoch: int) -> list[tuple[int, np.ndarray]]:
+    def _epoch(self, epoch: int) -> list[Dealt]:
         draw = generator_for(self._seed, 0, epoch)
         batches = self._deal([draw.permutation(rows) for rows in self._buckets["train"]])
         return [batches[place] for place in draw.permutation(len(batches))]
 
-    def _batch(self, split: str, bucket: int, rows: np.ndarray) -> Batch:
-        """The batch of some pairs, filled with the empty pair that stands last in a split."""
-        arrays = self._splits[split]
-        index = np.full(self.batch_size, self.examples(split))
-        index[: len(rows)] = rows
-        index = index[self._rows]
-        source, target = self.shapes[bucket]
-        width = {"source": source, "target": target}
-        batch: Any = {
-            name: array[index, : width[name]] if name in width else array[index]
-            for name, array in arrays.items()
-        }
-        if self._sharding is None:
-            return batch
-        make = functools.partial(make_global, sharding=self._sharding)
-        return {key: make(value, self._rows, self.batch_size) for key, value in batch.items()}
 
-
-def encode_sources(vocabulary: Vocabulary, texts: Sequence[str], reverse: bool) -> list[list[int]]:
-    """Return the tokens of sources, from their end if `reverse`, with `EOS` last in any case."""
+def encode_sources(
+    vocabulary: SubwordVocabulary, texts: Sequence[str], reverse: bool
+) -> list[list[int]]:
+    """Returns the tokens of sources, from their end if `reverse`, with `EOS` last in any case."""
     encoded = vocabulary.encode(texts)
     return [[*tokens[-2::-1], EOS] for tokens in encoded] if reverse else encoded
 
 
-def _padded(
-    pairs: Sequence[tuple[list[int], list[int]]], longest: Sequence[int]
-) -> dict[str, np.ndarray]:
-    """The arrays of a split, and after them one row that fills batches: an empty sentence."""
-    size = len(pairs) + 1
-    source, target = (np.full((size, length), PAD, np.int32) for length in longest)
+def _padded(pairs: Sequence[tuple[list[int], list[int]]], longest: Sequence[int]) -> Table:
+    """The pairs of a split as a table whose padding is an empty sentence."""
+    source, target = (np.full((len(pairs), length), PAD, np.int32) for length in longest)
     for row, (source_tokens, target_tokens) in enumerate(pairs):
         source[row, : len(source_tokens)] = source_tokens
         target[row, : len(target_tokens)] = target_tokens
-    source[-1, 0] = EOS
-    mask = np.ones(size, np.float32)
-    mask[-1] = 0
     lengths = np.count_nonzero(source != PAD, axis=1).astype(np.int32)
-    return {"source": source, "source_length": lengths, "target": target, "mask": mask}
+    empty = np.where(np.arange(longest[0]) == 0, EOS, PAD)
+    return Table(
+        {"source": source, "source_length": lengths, "target": target},
+        {"source": empty, "source_length": 1},
+    )

@@ -3,20 +3,49 @@
 Metz et al. 2016, arXiv:1611.02163. The batch of step n is a pure function of (seed, n).
 """
 
-import itertools
-from collections.abc import Generator
-from typing import TYPE_CHECKING
+import dataclasses
 
 import numpy as np
 
 from jaxdl import InputError
-from jaxdl.data.pipeline import Batch, generator_for, local_rows, make_global
+from jaxdl.data.order import EvalOrder, generator_for
+from jaxdl.data.pipeline import Sharding, StreamPipeline
+from jaxdl.data.rows import Indexed, Table
 
-if TYPE_CHECKING:
-    import jax
+
+@dataclasses.dataclass(frozen=True)
+class _Gaussians:
+    """What points are drawn from."""
+
+    centres: np.ndarray
+    std: float
+
+    def draw(self, count: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        modes = rng.integers(len(self.centres), size=count)
+        points = self.centres[modes] + self.std * rng.standard_normal((count, 2))
+        return {"image": points.astype(np.float32), "label": modes.astype(np.int32)}
 
 
-class Ring:
+@dataclasses.dataclass(frozen=True)
+class _Draws:
+    """The stream of training: new points every step."""
+
+    gaussians: _Gaussians
+    batch_size: int
+    seed: int
+
+    @property
+    def steps(self) -> None:
+        """No end."""
+
+    def __call__(self, step: int, places: np.ndarray) -> dict[str, np.ndarray]:
+        # Every process draws all of a batch, to draw the same.
+        drawn = self.gaussians.draw(self.batch_size, generator_for(self.seed, 0, step))
+        drawn["mask"] = np.ones(self.batch_size, np.float32)
+        return {name: value[places] for name, value in drawn.items()}
+
+
+class Ring(StreamPipeline):
     """Batches of points from equal Gaussians around a circle, for training and for evaluation.
 
     A batch holds `image` float32 [B, 2], the points; `label` int32 [B], the Gaussian that each was
@@ -26,10 +55,10 @@ class Ring:
     of the radius; the paper has twice as narrow Gaussians on a larger circle.
 
     Attributes:
-        centres: of the Gaussians, float32 [modes, 2].
-        std: their standard deviation along each axis.
-        batch_size: rows of a global batch, B.
-        image_shape: (2,), of a point.
+      centres: of the Gaussians, float32 [modes, 2].
+      std: their standard deviation along each axis.
+      batch_size: rows of a global batch, B.
+      image_shape: (2,), of a point.
     """
 
     def __init__(
@@ -41,22 +70,22 @@ class Ring:
         std: float = 0.014,
         seed: int = 0,
         held_out: int = 2048,
-        sharding: "jax.sharding.NamedSharding | jax.sharding.SingleDeviceSharding | None" = None,
+        sharding: "Sharding | None" = None,
     ):
-        """Draw the points that evaluation shows.
+        """Draws the points that evaluation shows.
 
         Args:
-            batch_size: rows of a global batch.
-            modes: how many Gaussians.
-            radius: of the circle on which their centres are.
-            std: standard deviation of each along each axis.
-            seed: of all draws, at least 0.
-            held_out: points in an evaluation of 'train', and in one of 'test'.
-            sharding: how the batch axis lies on the devices; batches are then global `jax.Array`s
-                of which each process makes its own rows. Without it they are NumPy arrays.
+          batch_size: rows of a global batch.
+          modes: how many Gaussians.
+          radius: of the circle on which their centres are.
+          std: standard deviation of each along each axis.
+          seed: of all draws, at least 0.
+          held_out: points in an evaluation of 'train', and in one of 'test'.
+          sharding: how the batch axis lies on the devices; batches are then global `jax.Array`s
+            of which each process makes its own rows. Without it they are NumPy arrays.
 
         Raises:
-            InputError: an argument out of range, or points that would lie beyond -1 or 1.
+          InputError: an argument out of range, or points that would lie beyond -1 or 1.
         """
         for name, value, least in (
             ("batch_size", batch_size, 1),
@@ -75,95 +104,43 @@ class Ring:
         angles = 2 * np.pi * np.arange(modes) / modes
         self.centres = (radius * np.stack([np.cos(angles), np.sin(angles)], 1)).astype(np.float32)
         self.std = std
-        self.batch_size = batch_size
         self.image_shape = (2,)
         self._seed = seed
-        self._sharding = sharding
-        self._rows = local_rows(batch_size, sharding)
-        self._splits = {
-            split: self._draw(held_out, generator_for(seed, 1, number))
+        self._gaussians = _Gaussians(self.centres, std)
+        self._held_out = {
+            split: Table(self._gaussians.draw(held_out, generator_for(seed, 1, number)))
             for number, split in enumerate(("train", "test"))
         }
-
-    def train(self, start: int = 0) -> Generator[Batch, None, None]:
-        """Yield the batches of steps `start`, `start + 1`, ... without end, all of new points.
-
-        Raises:
-            InputError: `start` is negative.
-        """
-        if start < 0:
-            raise InputError(f"start step {start}: expected at least 0")
-        for step in itertools.count(start):
-            yield self._batch(self._draw(self.batch_size, generator_for(self._seed, 0, step)))
-
-    def evaluate(self, split: str) -> Generator[Batch, None, None]:
-        """Yield every point of `split` once, in order; the last batch is padded with mask 0.
-
-        Raises:
-            InputError: there is no such split.
-        """
-        size = self.batch_size
-        for first in range(0, self.examples(split), size):
-            batch = {name: value[first : first + size] for name, value in self._of(split).items()}
-            missing = size - len(batch["mask"])
-            yield self._batch(
-                {
-                    name: np.pad(value, [(0, missing)] + [(0, 0)] * (value.ndim - 1))
-                    for name, value in batch.items()
-                }
-            )
-
-    def examples(self, split: str) -> int:
-        """Return the number of points of a split.
-
-        Raises:
-            InputError: there is no such split.
-        """
-        return len(self.points(split))
+        sizes = {split: len(table) for split, table in self._held_out.items()}
+        schema = Indexed(self._held_out["train"], EvalOrder(held_out, batch_size)).schema
+        super().__init__("the ring", sizes, batch_size, schema, sharding=sharding)
 
     def points(self, split: str) -> np.ndarray:
-        """Return the points of a split, float32 [N, 2].
+        """Returns the points of a split, float32 [N, 2].
 
         Raises:
-            InputError: there is no such split.
+          InputError: there is no such split.
         """
-        return self._of(split)["image"]
+        self.examples(split)
+        return self._held_out[split].columns["image"]
 
     def mode_of(self, points: np.ndarray) -> np.ndarray:
-        """Return which Gaussian each point belongs to: the nearest, if within 3 std of its centre.
+        """Returns which Gaussian each point belongs to: the nearest, if within 3 std of its centre.
 
         Of points drawn from the Gaussians, 98.9 % are. The bound is that of Srivastava et al. 2017,
         arXiv:1705.07761.
 
         Args:
-            points: [N, 2].
+          points: [N, 2].
 
         Returns:
-            Numbers of Gaussians, int64 [N]; -1 for none.
+          Numbers of Gaussians, int64 [N]; -1 for none.
         """
         distances = np.linalg.norm(np.asarray(points)[:, None] - self.centres, axis=2)
         return np.where(distances.min(1) <= 3 * self.std, distances.argmin(1), -1)
 
-    def _of(self, split: str) -> dict[str, np.ndarray]:
-        if split not in self._splits:
-            raise InputError(f"split {split!r} of the ring: expected {' or '.join(self._splits)}")
-        return self._splits[split]
+    def _train_stream(self) -> _Draws:
+        return _Draws(self._gaussians, self.batch_size, self._seed)
 
-    def _draw(self, count: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        modes = rng.integers(len(self.centres), size=count)
-        points = self.centres[modes] + self.std * rng.standard_normal((count, 2))
-        return {
-            "image": points.astype(np.float32),
-            "label": modes.astype(np.int32),
-            "mask": np.ones(count, np.float32),
-        }
-
-    def _batch(self, batch: dict[str, np.ndarray]) -> Batch:
-        """This process's rows of a batch; every process draws all of it, to draw the same."""
-        rows = {name: value[self._rows] for name, value in batch.items()}
-        if self._sharding is None:
-            return dict(rows)
-        return {
-            name: make_global(value, self._rows, self.batch_size, self._sharding)
-            for name, value in rows.items()
-        }
+    def _eval_stream(self, split: str) -> Indexed:
+        return Indexed(self._held_out[split], EvalOrder(self.examples(split), self.batch_size))

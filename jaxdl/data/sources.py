@@ -35,11 +35,11 @@ class Source(Protocol):
     """Random access to the examples of one split; must survive pickling."""
 
     def __len__(self) -> int:
-        """Return the number of examples."""
+        """Returns the number of examples."""
         ...
 
     def __getitem__(self, index: int, /) -> Example:
-        """Return example `index`, in 0..len-1."""
+        """Returns example `index`, in 0..len-1."""
         ...
 
 
@@ -56,21 +56,21 @@ class Dataset(NamedTuple):
 
 
 def load(name: str, data_dir: str | None = None) -> Dataset:
-    """Open a set that is already on this machine; never touches the network.
+    """Opens a set that is already on this machine; never touches the network.
 
     Args:
-        name: `digits` (prepares itself on first use); a TFDS name, `name/config` or `name:version`
-            prepared as ArrayRecord (the newest version unless one is named); or `folder:PATH` with
-            PATH/train/CLASS/*.jpg and likewise `validation` (or `val`) and `test`, or with
-            PATH/CLASS/*.jpg, which is then the train split. A folder's classes are its sorted
-            directory names. Images without classes lie in PATH/train and so on themselves, or all
-            in PATH. What is no image is counted on stderr. The images are gray if all of the train
-            split are whose headers are read, `folders.HEADERS` of them at most, else RGB.
-        data_dir: where TFDS keeps its sets; by default TFDS's own choice, $TFDS_DATA_DIR or
-            ~/tensorflow_datasets. Folders do not use it.
+      name: `digits` (prepares itself on first use); a TFDS name, `name/config` or `name:version`
+        prepared as ArrayRecord (the newest version unless one is named); or `folder:PATH` with
+        PATH/train/CLASS/*.jpg and likewise `validation` (or `val`) and `test`, or with
+        PATH/CLASS/*.jpg, which is then the train split. A folder's classes are its sorted
+        directory names. Images without classes lie in PATH/train and so on themselves, or all
+        in PATH. What is no image is counted on stderr. The images are gray if all of the train
+        split are whose headers are read, `folders.HEADERS` of them at most, else RGB.
+      data_dir: where TFDS keeps its sets; by default TFDS's own choice, $TFDS_DATA_DIR or
+        ~/tensorflow_datasets. Folders do not use it.
 
     Raises:
-        InputError: the set is not there or not usable; the message says what to do.
+      InputError: the set is not there or not usable; the message says what to do.
     """
     if name.startswith("folder:"):
         from jaxdl.data import folders
@@ -101,18 +101,18 @@ def from_arrays(
     class_names: Sequence[str] | None = None,
     name: str = "arrays",
 ) -> Dataset:
-    """Make a set of arrays in memory.
+    """Makes a set of arrays in memory.
 
     Args:
-        images: the train images, uint8 [N, H, W, C] with C 1 or 3.
-        labels: their classes, integers [N], from 0.
-        validation: images and labels of that split, if any.
-        test: images and labels of that split, if any.
-        class_names: one name per class; by default '0', '1', ... up to the largest train label.
-        name: what messages call the set.
+      images: the train images, uint8 [N, H, W, C] with C 1 or 3.
+      labels: their classes, integers [N], from 0.
+      validation: images and labels of that split, if any.
+      test: images and labels of that split, if any.
+      class_names: one name per class; by default '0', '1', ... up to the largest train label.
+      name: what messages call the set.
 
     Raises:
-        InputError: a wrong type, shape, length or label.
+      InputError: a wrong type, shape, length or label.
     """
     given = {"train": (images, labels), "validation": validation, "test": test}
     if class_names is None:
@@ -151,7 +151,7 @@ def from_arrays(
 
 
 def labels(source: Source) -> np.ndarray:
-    """Return the label of every example, integers [N]; no image is decoded.
+    """Returns the label of every example, integers [N]; no image is decoded.
 
     Arrays, folders and what is made of them hold their labels. Those of a TFDS set are read once,
     with the records that hold them, and kept in memory and, if it can be written, in a file beside
@@ -173,7 +173,7 @@ def wrong_label(dataset: Dataset, split: str, index: int, label: int) -> InputEr
 
 
 def require_classes(dataset: Dataset) -> None:
-    """Raise InputError for a set whose images have no classes."""
+    """Raises InputError for a set whose images have no classes."""
     if not dataset.class_names:
         raise InputError(
             f"{dataset.name} has no classes; expected a set with classes, such as a folder with "
@@ -182,7 +182,7 @@ def require_classes(dataset: Dataset) -> None:
 
 
 def fingerprint(source: Source) -> str:
-    """Return a digest of what a split holds, which another content changes.
+    """Returns a digest of what a split holds, which another content changes.
 
     Arrays take part with every byte. Files do by their names, sizes and times of change, without
     being read: a file that is rewritten with as many bytes and given its old time back is not
@@ -196,7 +196,7 @@ def fingerprint(source: Source) -> str:
 
 
 def identify(source: Source) -> Iterator[bytes | memoryview]:
-    """Yield what tells a split from others, as `fingerprint` says."""
+    """Yields what tells a split from others, as `fingerprint` says."""
     own = getattr(source, "identify", None)
     if own is not None:
         yield from own()
@@ -208,7 +208,7 @@ def identify(source: Source) -> Iterator[bytes | memoryview]:
 
 
 def identify_files(root: pathlib.Path, paths: Sequence[str]) -> Iterator[bytes]:
-    """Yield the names, sizes and times of change of files in a folder."""
+    """Yields the names, sizes and times of change of files in a folder."""
     for path in paths:
         found = (root / path).stat()
         yield os.fsencode(path) + f"\0{found.st_size} {found.st_mtime_ns}\0".encode()
@@ -271,6 +271,7 @@ class _Records:
         if len(self) >= MANY:
             print(f"reading the labels of {self.name}, once: {path}", file=sys.stderr)
         found = np.array([self.records[i]["label"] for i in range(len(self))], np.int64)
+        # Beside and renamed, as in `words` and `bottleneck`: one function could do it for all.
         scratch = path.with_suffix(f".{os.uname().nodename}.{os.getpid()}")
         with contextlib.suppress(OSError):  # a set that may only be read
             with scratch.open("wb") as output:
@@ -326,7 +327,7 @@ def _load_tfds(name: str, root: pathlib.Path) -> Dataset:
 
 
 def open_tfds(name: str, root: pathlib.Path) -> Any:
-    """Return TFDS's builder of the set `name` in `root`, which is prepared as ArrayRecord."""
+    """Returns TFDS's builder of the set `name` in `root`, which is prepared as ArrayRecord."""
     import tensorflow_datasets as tfds
 
     version_dir = find_version(name, root)
@@ -341,7 +342,7 @@ def open_tfds(name: str, root: pathlib.Path) -> Any:
 
 
 def find_version(name: str, root: pathlib.Path) -> pathlib.Path:
-    """Return the directory of the newest prepared version that `name` (NAME[/CONFIG][:V]) allows.
+    """Returns the directory of the newest prepared version that `name` (NAME[/CONFIG][:V]) allows.
 
     TFDS has a search of its own, but it imports the set's code, which may want TensorFlow, and
     tells what is missing in a page of context.

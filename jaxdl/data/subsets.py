@@ -21,20 +21,20 @@ from jaxdl.data.sources import (
 )
 
 
-def split_off(dataset: Dataset, share: float, seed: int, split: str = "validation") -> Dataset:
-    """Move a random share of 'train' to a new split; the same one for the same seed.
+def hold_out(dataset: Dataset, share: float, seed: int, split: str = "validation") -> Dataset:
+    """Moves a random share of 'train' to a new split; the same one for the same seed.
 
     Every class keeps its share, as near as whole examples allow, and at least one train example.
     Of a set without classes the share is drawn of all examples.
 
     Args:
-        dataset: a set without such a split.
-        share: the part of the train examples to move, in (0, 1).
-        seed: which examples.
-        split: 'validation' or 'test', what becomes of them.
+      dataset: a set without such a split.
+      share: the part of the train examples to move, in (0, 1).
+      seed: which examples.
+      split: 'validation' or 'test', what becomes of them.
 
     Raises:
-        InputError: there is such a split, either part would be empty, or a label is of no class.
+      InputError: there is such a split, either part would be empty, or a label is of no class.
     """
     if split in dataset.splits:
         raise InputError(
@@ -64,16 +64,16 @@ def split_off(dataset: Dataset, share: float, seed: int, split: str = "validatio
     return dataset._replace(splits=dataset.splits | parts)
 
 
-def only(dataset: Dataset, class_names: Sequence[str]) -> Dataset:
-    """Keep the examples of some classes, labelled anew in the order given.
+def select_classes(dataset: Dataset, class_names: Sequence[str]) -> Dataset:
+    """Keeps the examples of some classes, labelled anew in the order given.
 
     Args:
-        dataset: the set, of which every split is reduced.
-        class_names: at least two of its classes; the first becomes label 0.
+      dataset: the set, of which every split is reduced.
+      class_names: at least two of its classes; the first becomes label 0.
 
     Raises:
-        InputError: a class that the set does not have or that is given twice, fewer than two, or a
-            split that would be left empty.
+      InputError: a class that the set does not have or that is given twice, fewer than two, or a
+        split that would be left empty.
     """
     require_classes(dataset)
     unknown = [name for name in class_names if name not in dataset.class_names]
@@ -99,18 +99,18 @@ def only(dataset: Dataset, class_names: Sequence[str]) -> Dataset:
     return dataset._replace(splits=splits, class_names=tuple(class_names))
 
 
-def few(dataset: Dataset, per_class: int, seed: int) -> Dataset:
-    """Keep so many train examples of each class, and all of the other splits.
+def subsample(dataset: Dataset, per_class: int, seed: int) -> Dataset:
+    """Keeps so many train examples of each class, and all of the other splits.
 
     The same seed draws the same examples, and a smaller number a part of a larger one's.
 
     Args:
-        dataset: the set.
-        per_class: how many of each class.
-        seed: which examples.
+      dataset: the set.
+      per_class: how many of each class.
+      seed: which examples.
 
     Raises:
-        InputError: fewer than one is wanted, or more than a class has, or there are no classes.
+      InputError: fewer than one is wanted, or more than a class has, or there are no classes.
     """
     require_classes(dataset)
     train = dataset.splits["train"]
@@ -126,21 +126,21 @@ def few(dataset: Dataset, per_class: int, seed: int) -> Dataset:
 
 
 def fold(dataset: Dataset, folds: int, number: int, seed: int) -> Dataset:
-    """Cut 'train' into equal parts at random; one becomes 'validation' and the others 'train'.
+    """Cuts 'train' into equal parts at random; one becomes 'validation' and the others 'train'.
 
     Every example is in the validation split of just one fold. Parts differ by one example at most,
     in all and in each class, so a class with fewer examples than folds is missing from some; one
     with a single example is missing from 'train' where that is for validation.
 
     Args:
-        dataset: a set without a validation split.
-        folds: how many parts.
-        number: which part is for validation, from 0.
-        seed: of the cut, the same for all folds of one cross-validation.
+      dataset: a set without a validation split.
+      folds: how many parts.
+      number: which part is for validation, from 0.
+      seed: of the cut, the same for all folds of one cross-validation.
 
     Raises:
-        InputError: there is a validation split, one of the numbers is out of range, or a label is
-            of no class.
+      InputError: there is a validation split, one of the numbers is out of range, or a label is
+        of no class.
     """
     if "validation" in dataset.splits:
         raise InputError(

@@ -1,30 +1,28 @@
 """Texts: where they come from, their tokens, and which stretch of them belongs to which step.
 
     corpus = read_corpus("books/")               # {"train": str, "validation": str, "test": str}
-    vocabulary = Vocabulary.of("byte", corpus)
+    vocabulary = CharVocabulary.of("byte", corpus)
     splits = {split: vocabulary.encode(text) for split, text in corpus.items()}
     pipeline = TextPipeline(splits, batch_size=32, length=64)
 
 The batch of step n is a pure function of (seed, n), as in `jaxdl.data.pipeline`.
 """
 
-import functools
+import dataclasses
 import hashlib
-import itertools
 import os
 import pathlib
 import sysconfig
-from collections.abc import Collection, Generator, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
 from jaxdl import InputError
-from jaxdl.data.pipeline import Batch, generator_for, local_rows, make_global
+from jaxdl.data.order import generator_for
+from jaxdl.data.pipeline import Sharding, StreamPipeline
+from jaxdl.data.rows import Field, Schema
 from jaxdl.data.sources import name_some, open_tfds
-
-if TYPE_CHECKING:  # worker processes import this module and have no use for JAX
-    import jax
 
 SPLITS = ("train", "validation", "test")
 HELD_OUT = 20  # one part in so many is for validation, and one for test
@@ -35,7 +33,7 @@ NOT_THE_LIBRARY = ("site-packages", "dist-packages", "test", "tests", "idle_test
 
 
 def read_corpus(name: str = "", data_dir: str | None = None) -> dict[str, str]:
-    """Read a text and its three splits.
+    """Reads a text and its three splits.
 
     - "" is the source of the standard library of the Python that runs this, without its tests:
       about 12 MB, which differ a little from one version of Python to the next.
@@ -49,14 +47,14 @@ def read_corpus(name: str = "", data_dir: str | None = None) -> dict[str, str]:
     split of its own, or would leave one without a file, is cut by position as a file is.
 
     Args:
-        name: which text.
-        data_dir: where TFDS keeps its sets; by default TFDS's own choice.
+      name: which text.
+      data_dir: where TFDS keeps its sets; by default TFDS's own choice.
 
     Returns:
-        'train', 'validation' and 'test', none of them empty.
+      'train', 'validation' and 'test', none of them empty.
 
     Raises:
-        InputError: it is not there, too short to have three splits, or not UTF-8 text.
+      InputError: it is not there, too short to have three splits, or not UTF-8 text.
     """
     if name.startswith("tfds:"):
         return _held_out(_read_tfds(name.removeprefix("tfds:"), data_dir), name)
@@ -132,7 +130,7 @@ def _read_tfds(name: str, data_dir: str | None) -> dict[str, str]:
 
 
 def _held_out(splits: dict[str, str], name: str) -> dict[str, str]:
-    """Cut those of the three splits that there are not off the end of train."""
+    """Cuts those of the three splits that there are not off the end of train."""
     count = len(splits["train"])
     share = count // HELD_OUT
     if not share and len(splits) < len(SPLITS):
@@ -146,18 +144,18 @@ def _held_out(splits: dict[str, str], name: str) -> dict[str, str]:
     return {split: splits[split] for split in SPLITS}
 
 
-class Vocabulary(NamedTuple):
+class CharVocabulary(NamedTuple):
     """What the tokens of a text stand for: bytes of its UTF-8 form, or characters.
 
     Attributes:
-        characters: the character of each token, sorted; None where tokens are bytes.
+      characters: the character of each token, sorted; None where tokens are bytes.
     """
 
     characters: str | None = None
 
     @classmethod
-    def of(cls, level: str, corpus: Mapping[str, str]) -> "Vocabulary":
-        """Return the 256 bytes, or all characters of all splits of a corpus.
+    def of(cls, level: str, corpus: Mapping[str, str]) -> "CharVocabulary":
+        """Returns the 256 bytes, or all characters of all splits of a corpus.
 
         Held-out text takes part, because a model that cannot name a character has no loss on it.
         """
@@ -171,14 +169,14 @@ class Vocabulary(NamedTuple):
         return 256 if self.characters is None else len(self.characters)
 
     def encode(self, text: str, name: str = "the text") -> np.ndarray:
-        """Return the tokens of a text, uint8 [N] for bytes or int32 [N] for characters.
+        """Returns the tokens of a text, uint8 [N] for bytes or int32 [N] for characters.
 
         Args:
-            text: what to encode.
-            name: what messages call it.
+          text: what to encode.
+          name: what messages call it.
 
         Raises:
-            InputError: a character that is not in the vocabulary.
+          InputError: a character that is not in the vocabulary.
         """
         if self.characters is None:
             # A command line that is not UTF-8 comes with its bytes escaped.
@@ -194,7 +192,7 @@ class Vocabulary(NamedTuple):
         return tokens
 
     def decode(self, tokens: np.ndarray) -> str:
-        """Return the text of tokens [N]; bytes that are no UTF-8 become U+FFFD."""
+        """Returns the text of tokens [N]; bytes that are no UTF-8 become U+FFFD."""
         if self.characters is None:
             return bytes(np.asarray(tokens).tolist()).decode(errors="replace")
         return "".join(self.characters[token] for token in tokens)
@@ -204,7 +202,74 @@ def _code_points(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), np.uint32)
 
 
-class TextPipeline:
+@dataclasses.dataclass(frozen=True)
+class _Streams:
+    """The stream of training: a text read along several streams side by side."""
+
+    text: np.ndarray
+    batch_size: int
+    length: int
+    seed: int
+
+    @property
+    def steps(self) -> None:
+        """No end."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.text) // self.batch_size // self.length
+
+    @property
+    def schema(self) -> Schema:
+        return {
+            "token": Field((self.length + 1,), np.int32),
+            "mask": Field((self.length,), np.float32),
+            "row": Field((), np.int32),
+            "fresh": Field((), np.float32),
+        }
+
+    def __call__(self, step: int, places: np.ndarray) -> dict[str, np.ndarray]:
+        size = len(self.text)
+        epoch, step = divmod(step, self.steps_per_epoch)
+        offset = generator_for(self.seed, 0, epoch).integers(size)
+        starts = offset + places * (size // self.batch_size) + step * self.length
+        read = starts[:, None] + np.arange(self.length + 1)
+        return {
+            "token": self.text[read % size].astype(np.int32),
+            "mask": np.ones((len(places), self.length), np.float32),
+            "row": places.astype(np.int32),
+            "fresh": np.full(len(places), step == 0, np.float32),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Windows:
+    """The stream of evaluation: windows that follow one another, each after its context."""
+
+    text: np.ndarray
+    batch_size: int
+    window: int
+    context: int
+
+    @property
+    def steps(self) -> int:
+        return -(-len(self.text) // (self.window * self.batch_size))
+
+    def __call__(self, step: int, places: np.ndarray) -> dict[str, np.ndarray]:
+        size = len(self.text)
+        rows = step * self.batch_size + places
+        first = rows[:, None] * self.window  # what counts is from here up to `past`
+        past = np.minimum(first + self.window, size)
+        # The first windows have less before them than `context`; they begin with the text.
+        starts = np.maximum(first - self.context, 0)
+        read = starts + np.arange(-1, self.context + self.window)
+        within = (read >= 0) & (read < size)
+        counts = (read >= first) & (read < past)
+        token = np.where(within, self.text[read.clip(0, size - 1)], 0)
+        return {"token": token.astype(np.int32), "mask": counts[:, 1:].astype(np.float32)}
+
+
+class TextPipeline(StreamPipeline):
     """The batches of one text, for training by step and for evaluation in order.
 
     A batch has `token` int32 [B, T + 1], of which a model reads all but the last and predicts all
@@ -231,25 +296,25 @@ class TextPipeline:
         seed: int = 0,
         window: int = 512,
         context: int = 128,
-        sharding: "jax.sharding.NamedSharding | jax.sharding.SingleDeviceSharding | None" = None,
+        sharding: "Sharding | None" = None,
         rows: slice | None = None,
     ):
-        """Check the sizes.
+        """Checks the sizes.
 
         Args:
-            splits: the tokens of 'train' and the other splits, integers [N].
-            batch_size: rows of a global batch, B; in training, streams.
-            length: T in training, tokens.
-            seed: of the offsets, at least 0.
-            window: how many tokens a row of evaluation counts.
-            context: how many it reads before those.
-            sharding: how the batch axis lies on the devices; batches are then global `jax.Array`s.
-                Without it they are NumPy arrays.
-            rows: the rows of each batch that this process makes; by default those that its devices
-                hold under `sharding`, or all.
+          splits: the tokens of 'train' and the other splits, integers [N].
+          batch_size: rows of a global batch, B; in training, streams.
+          length: T in training, tokens.
+          seed: of the offsets, at least 0.
+          window: how many tokens a row of evaluation counts.
+          context: how many it reads before those.
+          sharding: how the batch axis lies on the devices; batches are then global `jax.Array`s.
+            Without it they are NumPy arrays.
+          rows: the rows of each batch that this process makes; by default those that its devices
+            hold under `sharding`, or all.
 
         Raises:
-            InputError: an argument out of range, or a text too short for one step.
+          InputError: an argument out of range, or a text too short for one step.
         """
         sizes = {"batch size": batch_size, "length": length, "window": window}
         for name, value, least in (*((k, v, 1) for k, v in sizes.items()), ("seed", seed, 0)):
@@ -262,64 +327,23 @@ class TextPipeline:
                 f"the train split has {len(splits['train'])} tokens; {batch_size} streams of steps "
                 f"of {length} need at least {batch_size * length}"
             )
-        self.splits = dict(splits)
-        self.batch_size = batch_size
         self.length = length
         self.window = window
         self.context = context
-        self._seed = seed
-        self._sharding = sharding
-        self._rows = (
-            local_rows(batch_size, sharding) if rows is None else np.arange(batch_size)[rows]
+        self._texts = dict(splits)
+        self._streams = _Streams(splits["train"], batch_size, length, seed)
+        sizes = {split: len(text) for split, text in splits.items()}
+        super().__init__(
+            "the text", sizes, batch_size, self._streams.schema, sharding=sharding, rows=rows
         )
 
     @property
     def steps_per_epoch(self) -> int:
         """How many steps pass along the whole of each stream."""
-        return len(self.splits["train"]) // self.batch_size // self.length
+        return self._streams.steps_per_epoch
 
-    def examples(self, split: str) -> int:
-        """Return the number of tokens of a split."""
-        return len(self.splits[split])
+    def _train_stream(self) -> _Streams:
+        return self._streams
 
-    def train(self, start: int = 0) -> Generator[Batch, None, None]:
-        """Yield the batches of steps `start`, `start + 1`, ... without end."""
-        return (self._put(self._train_rows(step)) for step in itertools.count(start))
-
-    def evaluate(self, split: str) -> Generator[Batch, None, None]:
-        """Yield every token of `split` once, in order; rows past the last one have mask 0."""
-        steps = -(-self.examples(split) // (self.window * self.batch_size))
-        return (self._put(self._eval_rows(split, step)) for step in range(steps))
-
-    def _train_rows(self, step: int) -> dict[str, np.ndarray]:
-        text = self.splits["train"]
-        epoch, step = divmod(step, self.steps_per_epoch)
-        offset = generator_for(self._seed, 0, epoch).integers(len(text))
-        rows = self._rows
-        starts = offset + rows * (len(text) // self.batch_size) + step * self.length
-        places = starts[:, None] + np.arange(self.length + 1)
-        return {
-            "token": text[places % len(text)].astype(np.int32),
-            "mask": np.ones((len(rows), self.length), np.float32),
-            "row": rows.astype(np.int32),
-            "fresh": np.full(len(rows), step == 0, np.float32),
-        }
-
-    def _eval_rows(self, split: str, step: int) -> dict[str, np.ndarray]:
-        text = self.splits[split]
-        rows = step * self.batch_size + self._rows
-        first = rows[:, None] * self.window  # what counts is from here up to `past`
-        past = np.minimum(first + self.window, len(text))
-        # The first windows have less before them than `context`; they begin with the text.
-        starts = np.maximum(first - self.context, 0)
-        places = starts + np.arange(-1, self.context + self.window)
-        within = (places >= 0) & (places < len(text))
-        counts = (places >= first) & (places < past)
-        token = np.where(within, text[places.clip(0, len(text) - 1)], 0)
-        return {"token": token.astype(np.int32), "mask": counts[:, 1:].astype(np.float32)}
-
-    def _put(self, rows: dict[str, np.ndarray]) -> Batch:
-        if self._sharding is None:
-            return dict(rows)
-        make = functools.partial(make_global, sharding=self._sharding)
-        return {key: make(value, self._rows, self.batch_size) for key, value in rows.items()}
+    def _eval_stream(self, split: str) -> _Windows:
+        return _Windows(self._texts[split], self.batch_size, self.window, self.context)

@@ -4,19 +4,19 @@ Mikolov et al. 2013, arXiv:1310.4546. The batch of step n is a pure function of 
 """
 
 import collections
-import itertools
+import dataclasses
+import functools
 import re
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from jaxdl import InputError
-from jaxdl.data.pipeline import Batch, generator_for, local_rows, make_global
-
-if TYPE_CHECKING:
-    import jax
+from jaxdl.data.order import generator_for
+from jaxdl.data.pipeline import Sharding, StreamPipeline
+from jaxdl.data.rows import MASK, Field, Schema
 
 WORD = re.compile(r"[^\W\d_]+")
 """A word: letters of any script, as many as follow one another; `read_file` is two words."""
@@ -27,12 +27,12 @@ def tokenize(text: str) -> list[str]:
     return WORD.findall(text.lower())
 
 
-class Vocabulary:
+class WordVocabulary:
     """The words that are told apart, the most frequent first.
 
     Args:
-        words: different words.
-        counts: how often each occurs in the training text; empty where that does not matter.
+      words: different words.
+      counts: how often each occurs in the training text; empty where that does not matter.
     """
 
     def __init__(self, words: Iterable[str], counts: Iterable[int] = ()):
@@ -47,11 +47,11 @@ class Vocabulary:
         return word in self._ids
 
     @classmethod
-    def of(cls, tokens: Iterable[str], min_count: int = 5) -> "Vocabulary":
+    def of(cls, tokens: Iterable[str], min_count: int = 5) -> "WordVocabulary":
         """The words that occur at least `min_count` times; words as frequent stand by alphabet.
 
         Raises:
-            InputError: fewer than two do.
+          InputError: fewer than two do.
         """
         counts = collections.Counter(tokens)
         kept = sorted((-n, word) for word, n in counts.items() if n >= min_count)
@@ -74,7 +74,7 @@ class Vocabulary:
         """The number of one word.
 
         Raises:
-            InputError: it is not in the vocabulary.
+          InputError: it is not in the vocabulary.
         """
         if word not in self._ids:
             raise InputError(
@@ -91,11 +91,11 @@ def keep_probability(counts: np.ndarray, threshold: float) -> np.ndarray:
     (arXiv:1310.4546, equation 5) has the first term alone.
 
     Args:
-        counts: how often each word occurs, [V].
-        threshold: t; 0 keeps all.
+      counts: how often each word occurs, [V].
+      threshold: t; 0 keeps all.
 
     Returns:
-        float64 [V].
+      float64 [V].
     """
     if threshold == 0:
         return np.ones(len(counts))
@@ -116,7 +116,100 @@ class _Epoch(NamedTuple):
     order: np.ndarray
 
 
-class WordPipeline:
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Sampler:
+    """How the batches of a pass over some words are drawn."""
+
+    batch_size: int
+    window: int
+    negatives: int
+    keep: np.ndarray
+    cumulative: np.ndarray
+
+    @property
+    def schema(self) -> Schema:
+        around = (2 * self.window,)
+        return {
+            "word": Field((), np.int32),
+            "context": Field(around, np.int32),
+            "context_mask": Field(around, np.float32),
+            "negative": Field((self.negatives,), np.int32),
+            "mask": MASK,
+        }
+
+    def thin_out(self, words: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """The words that stay in a pass, and a 0 for padding."""
+        return np.append(words[rng.random(len(words)) < self.keep[words]], np.int32(0))
+
+    def batch(
+        self, epoch: _Epoch, place: int, rng: np.random.Generator, rows: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Rows of the batch at a place in an epoch; `rng` draws for all, on every process alike."""
+        size, window, length = self.batch_size, self.window, len(epoch.order)
+        reach = rng.integers(1, window + 1, (size, 1))[rows]
+        draws = rng.random((size, self.negatives))[rows]
+
+        middle = np.full(size, length)
+        taken = epoch.order[place * size : (place + 1) * size]
+        middle[: len(taken)] = taken
+        middle = middle[rows, None]
+        distance = np.concatenate([np.arange(-window, 0), np.arange(1, window + 1)])[None]
+        around = middle + distance
+        mask = middle < length
+        within = mask & (abs(distance) <= reach) & (around >= 0) & (around < length)
+        return {
+            "word": epoch.words[middle[:, 0]],
+            "context": epoch.words[np.where(within, around, length)],
+            "context_mask": within.astype(np.float32),
+            "negative": np.searchsorted(self.cumulative, draws, side="right").astype(np.int32),
+            "mask": mask[:, 0].astype(np.float32),
+        }
+
+
+class _TrainWords:
+    """The stream of training: every epoch drawn and ordered anew."""
+
+    steps = None
+
+    def __init__(self, sampler: _Sampler, words: np.ndarray, steps_per_epoch: int, seed: int):
+        self._sampler = sampler
+        self._words = words
+        self._steps_per_epoch = steps_per_epoch
+        self._seed = seed
+        self._drawn: tuple[int, _Epoch] | None = None
+
+    def __call__(self, step: int, places: np.ndarray) -> dict[str, np.ndarray]:
+        number, place = divmod(step, self._steps_per_epoch)
+        if self._drawn is None or self._drawn[0] != number:
+            words = self._sampler.thin_out(self._words, generator_for(self._seed, 0, number))
+            order = generator_for(self._seed, 1, number).permutation(len(words) - 1)
+            self._drawn = number, _Epoch(words, order)
+        rng = generator_for(self._seed, 2, step)
+        return self._sampler.batch(self._drawn[1], place, rng, places)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _EvalWords:
+    """The stream of evaluation: one pass, always the same draw."""
+
+    sampler: _Sampler
+    words: np.ndarray
+    seed: int
+
+    @functools.cached_property
+    def _epoch(self) -> _Epoch:
+        words = self.sampler.thin_out(self.words, generator_for(self.seed, 3, 0))
+        return _Epoch(words, np.arange(len(words) - 1))
+
+    @property
+    def steps(self) -> int:
+        return -(-len(self._epoch.order) // self.sampler.batch_size)
+
+    def __call__(self, step: int, places: np.ndarray) -> dict[str, np.ndarray]:
+        return self.sampler.batch(self._epoch, step, generator_for(self.seed, 4, step), places)
+
+
+class WordPipeline(StreamPipeline):
     """Batches of middle words with those around them, for training by step and for evaluation.
 
     A batch holds, for each of B middle words:
@@ -131,8 +224,12 @@ class WordPipeline:
     occurrences stay, and takes them in a new order. It has as many steps as their expected number
     needs: occurrences beyond that are left out, and where there are fewer, rows are masked.
 
+    An evaluation is one pass over a split, drawn as for training but always the same draw: every
+    word that thinning left is a middle word once. Its examples are the words of a split before
+    frequent ones are thinned out.
+
     Attributes:
-        steps_per_epoch: steps that pass once over the train split.
+      steps_per_epoch: steps that pass once over the train split.
     """
 
     def __init__(
@@ -145,24 +242,24 @@ class WordPipeline:
         negatives: int = 5,
         subsample: float = 1e-3,
         seed: int = 0,
-        sharding: "jax.sharding.NamedSharding | jax.sharding.SingleDeviceSharding | None" = None,
+        sharding: "Sharding | None" = None,
     ):
-        """Compute the probabilities; draw nothing yet.
+        """Computes the probabilities; draws nothing yet.
 
         Args:
-            splits: the words of `train` and of other splits, int32 [N], as `Vocabulary` numbers
-                them.
-            counts: of each word of the vocabulary in the train split, [V].
-            batch_size: middle words in a global batch.
-            window: the greatest distance of a word that is around another, in words.
-            negatives: words drawn for each middle word.
-            subsample: share of the text above which a word is thinned out; 0 keeps all.
-            seed: of all draws, at least 0.
-            sharding: how the batch axis lies on the devices; batches are then global `jax.Array`s
-                of which each process makes its own rows. Without it they are NumPy arrays.
+          splits: the words of `train` and of other splits, int32 [N], as `WordVocabulary` numbers
+            them.
+          counts: of each word of the vocabulary in the train split, [V].
+          batch_size: middle words in a global batch.
+          window: the greatest distance of a word that is around another, in words.
+          negatives: words drawn for each middle word.
+          subsample: share of the text above which a word is thinned out; 0 keeps all.
+          seed: of all draws, at least 0.
+          sharding: how the batch axis lies on the devices; batches are then global `jax.Array`s
+            of which each process makes its own rows. Without it they are NumPy arrays.
 
         Raises:
-            InputError: an argument out of range, or a split of fewer than two words.
+          InputError: an argument out of range, or a split of fewer than two words.
         """
         sizes = {"batch_size": batch_size, "window": window, "negatives": negatives}
         for name, value in sizes.items():
@@ -178,92 +275,22 @@ class WordPipeline:
                     f"the {split} split has {len(words)} words of the vocabulary; "
                     "expected at least 2"
                 )
-        self._splits = dict(splits)
-        self._batch_size = batch_size
-        self._window = window
-        self._negatives = negatives
-        self._keep = keep_probability(counts, subsample)
-        self._cumulative = np.cumsum(noise_distribution(counts))
-        self._cumulative[-1] = 1.0  # whatever rounding made of it
+        keep = keep_probability(counts, subsample)
+        cumulative = np.cumsum(noise_distribution(counts))
+        cumulative[-1] = 1.0  # whatever rounding made of it
+        self._words = dict(splits)
+        self._sampler = _Sampler(batch_size, window, negatives, keep, cumulative)
         self._seed = seed
-        self._sharding = sharding
-        self._rows = local_rows(batch_size, sharding)
-        expected = self._keep[splits["train"]].sum()
+        expected = keep[splits["train"]].sum()
         self.steps_per_epoch = max(1, int(np.ceil(expected / batch_size)))
+        sizes = {split: len(words) for split, words in splits.items()}
+        super().__init__("the text", sizes, batch_size, self._sampler.schema, sharding=sharding)
 
-    def examples(self, split: str) -> int:
-        """Return the number of words of a split, before frequent ones are thinned out.
+    def _train_stream(self) -> _TrainWords:
+        return _TrainWords(self._sampler, self._words["train"], self.steps_per_epoch, self._seed)
 
-        Raises:
-            InputError: there is no such split.
-        """
-        if split not in self._splits:
-            raise InputError(f"no split {split!r}; expected {' or '.join(self._splits)}")
-        return len(self._splits[split])
-
-    def train(self, start: int = 0) -> Generator[Batch, None, None]:
-        """Yield the batches of steps `start`, `start + 1`, ... without end.
-
-        Raises:
-            InputError: `start` is negative.
-        """
-        if start < 0:
-            raise InputError(f"start step {start}: expected at least 0")
-        epoch, first = divmod(start, self.steps_per_epoch)
-        for number in itertools.count(epoch):
-            words = self._thin_out("train", generator_for(self._seed, 0, number))
-            order = generator_for(self._seed, 1, number).permutation(len(words) - 1)
-            for place in range(first, self.steps_per_epoch):
-                step = number * self.steps_per_epoch + place
-                yield self._batch(_Epoch(words, order), place, generator_for(self._seed, 2, step))
-            first = 0
-
-    def evaluate(self, split: str) -> Generator[Batch, None, None]:
-        """Yield one pass over a split, drawn as for training but always the same draw.
-
-        Every word that thinning left is a middle word once; the last batch is padded with mask 0.
-
-        Raises:
-            InputError: there is no such split.
-        """
-        self.examples(split)
-        words = self._thin_out(split, generator_for(self._seed, 3, 0))
-        epoch = _Epoch(words, np.arange(len(words) - 1))
-        for place in range(-(-len(epoch.order) // self._batch_size)):
-            yield self._batch(epoch, place, generator_for(self._seed, 4, place))
-
-    def _thin_out(self, split: str, rng: np.random.Generator) -> np.ndarray:
-        """The words of a split that stay in this pass, and a 0 for padding."""
-        words = self._splits[split]
-        return np.append(words[rng.random(len(words)) < self._keep[words]], np.int32(0))
-
-    def _batch(self, epoch: _Epoch, place: int, rng: np.random.Generator) -> Batch:
-        """The batch at a place in an epoch; `rng` draws for all rows, on every process alike."""
-        size, window, length = self._batch_size, self._window, len(epoch.order)
-        reach = rng.integers(1, window + 1, (size, 1))[self._rows]
-        draws = rng.random((size, self._negatives))[self._rows]
-
-        middle = np.full(size, length)
-        taken = epoch.order[place * size : (place + 1) * size]
-        middle[: len(taken)] = taken
-        middle = middle[self._rows, None]
-        distance = np.concatenate([np.arange(-window, 0), np.arange(1, window + 1)])[None]
-        around = middle + distance
-        mask = middle < length
-        within = mask & (abs(distance) <= reach) & (around >= 0) & (around < length)
-        rows = {
-            "word": epoch.words[middle[:, 0]],
-            "context": epoch.words[np.where(within, around, length)],
-            "context_mask": within.astype(np.float32),
-            "negative": np.searchsorted(self._cumulative, draws, side="right").astype(np.int32),
-            "mask": mask[:, 0].astype(np.float32),
-        }
-        if self._sharding is None:
-            return dict(rows)
-        return {
-            name: make_global(value, self._rows, size, self._sharding)
-            for name, value in rows.items()
-        }
+    def _eval_stream(self, split: str) -> _EvalWords:
+        return _EvalWords(self._sampler, self._words[split], self._seed)
 
 
 Analogies = dict[str, list[tuple[str, str, str, str]]]
@@ -274,14 +301,14 @@ def read_analogies(path: str | Path) -> Analogies:
     """The questions of a file as Mikolov et al. 2013, arXiv:1301.3781, published theirs.
 
     Args:
-        path: a text file with `a b c d` on each line, d being to c as b is to a, below headers
-            `: section`.
+      path: a text file with `a b c d` on each line, d being to c as b is to a, below headers
+        `: section`.
 
     Returns:
-        The questions of each section, in lower case.
+      The questions of each section, in lower case.
 
     Raises:
-        InputError: a line that is neither, or no question at all.
+      InputError: a line that is neither, or no question at all.
     """
     sections: Analogies = {}
     section = "questions"
@@ -305,12 +332,13 @@ def write_vectors(path: str | Path, words: Iterable[str], vectors: np.ndarray) -
     """Writes vectors in word2vec's text format, which gensim and others read.
 
     Args:
-        path: the file: a line `V D`, then a line for each word and its D numbers, which read back
-            as the same float32.
-        words: V words without white space.
-        vectors: float32 [V, D].
+      path: the file: a line `V D`, then a line for each word and its D numbers, which read back
+        as the same float32.
+      words: V words without white space.
+      vectors: float32 [V, D].
     """
     path = Path(path)
+    # Beside and renamed, as in `sources` and `bottleneck`: one function could do it for all.
     scratch = path.with_name(path.name + ".tmp")
     with scratch.open("w", encoding="utf-8") as file:
         file.write(f"{len(vectors)} {vectors.shape[1]}\n")
@@ -323,9 +351,9 @@ def write_projector(folder: str | Path, words: Iterable[str], vectors: np.ndarra
     """Writes vectors for TensorBoard's projector, over those of an earlier call.
 
     Args:
-        folder: TensorBoard's folder of a run.
-        words: a label for each vector.
-        vectors: [V, D].
+      folder: TensorBoard's folder of a run.
+      words: a label for each vector.
+      vectors: [V, D].
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -341,10 +369,10 @@ def read_vectors(path: str | Path) -> tuple[list[str], np.ndarray]:
     """Reads what `write_vectors`, word2vec.c or gensim wrote as text.
 
     Returns:
-        The words and their vectors, float32 [V, D].
+      The words and their vectors, float32 [V, D].
 
     Raises:
-        InputError: the file is not of that format; the message names the line.
+      InputError: the file is not of that format; the message names the line.
     """
     lines = _read_text(Path(path)).split("\n")
     try:

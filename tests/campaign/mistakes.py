@@ -660,10 +660,10 @@ python data.from_arrays(images, labels, test=(images.repeat(3, axis=3), labels))
 python data.from_arrays(images, labels, test=(images, labels + 1)) => labels
 python data.Pipeline(data.from_arrays(images, labels), data.Preprocess(4, 1), 9) => 8
 python data.Pipeline(data.from_arrays(images, labels), data.Preprocess(4, 1), 0) => 0
-python data.split_off(data.from_arrays(images, labels), 2.0, 0) => 2
+python data.hold_out(data.from_arrays(images, labels), 2.0, 0) => 2
 python data.fold(data.from_arrays(images, labels), 9, 0, 0) => 9
-python data.only(data.from_arrays(images, labels), ["cat"]) => cat
-python data.few(data.from_arrays(images, labels), 5, 0) => 5
+python data.select_classes(data.from_arrays(images, labels), ["cat"]) => cat
+python data.subsample(data.from_arrays(images, labels), 5, 0) => 5
 python data.load("folder:" + "missing") => missing
 python models.create("resnet51") => resnet50
 python models.create("resnet50", classes=3) => classes

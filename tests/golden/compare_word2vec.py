@@ -94,7 +94,7 @@ def main():
     workdir = Path(sys.argv[1])
     flags = flags_of(workdir)
     tokens = {split: words.tokenize(text) for split, text in read_corpus(flags["text"]).items()}
-    vocabulary = words.Vocabulary.of(tokens["train"], int(flags["min_count"]))
+    vocabulary = words.WordVocabulary.of(tokens["train"], int(flags["min_count"]))
     splits = {split: vocabulary.encode(each) for split, each in tokens.items()}
     ours = KeyedVectors.load_word2vec_format(str(workdir / "vectors.txt"))
     assert tuple(ours.index_to_key) == vocabulary.words
