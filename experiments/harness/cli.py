@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from absl import flags
 
+from experiments.harness import recipes
 from jaxdl import InputError, hosts
 
 C = TypeVar("C")
@@ -252,7 +253,7 @@ def _read(config_type: type, argv: Sequence[str]) -> tuple[flags.FlagValues, lis
         _define(values, flag, config_type)
     flags.DEFINE_bool("help", False, "show this text", short_name="h", flag_values=values)
     try:
-        return values, values(["", *argv])[1:]
+        return values, values(["", *recipes.in_place(argv)])[1:]
     except flags.UnrecognizedFlagError as error:
         names = [flag.name for flag in flags_of(config_type)]
         close = difflib.get_close_matches(error.flagname, names, 1)
@@ -346,12 +347,12 @@ class _ListParser(flags.ArgumentParser):
 
 def _usage(config_type: type) -> str:
     doc = (config_type.__doc__ or "").strip()
-    lines = [doc, "", "flags (or --flagfile=FILE with one to a line):"]
+    lines = [doc, "", "flags (or --flagfile=FILE_OR_RECIPE, one to a line):"]
     if any(flag.field.metadata["belongs_to"] for flag in flags_of(config_type)):
         lines[-1:] = [
-            "flags (or --flagfile=FILE with one to a line, of which the penalties, the decay and",
-            "the arguments of its --optimizer and --schedule are left out where the command line",
-            "names others):",
+            "flags (or --flagfile=FILE_OR_RECIPE, one to a line, of which the penalties, the decay",
+            "and the arguments of its --optimizer and --schedule are left out where the command",
+            "line names others):",
         ]
     for flag in flags_of(config_type):
         choices = f" <{'|'.join(flag.choices)}>" if flag.choices else ""

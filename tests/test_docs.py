@@ -1,0 +1,278 @@
+"""What the pages and docstrings say: examples run, commands exist, one dialect, short functions."""
+
+import ast
+import doctest
+import importlib
+import inspect
+import itertools
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import experiments.__main__ as experiments_main
+from jaxdl import models, pretrained
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted([*ROOT.glob("jaxdl/**/*.py"), *ROOT.glob("experiments/**/*.py")])
+SECTIONS = ("Args", "Attributes", "Returns", "Yields", "Raises")  # in this order
+MOST_LINES_OF_A_FILE = 500
+MOST_LINES_OF_A_FUNCTION = 80
+# What is longer still. Entries may shrink and go, and none may come.
+LONG_FILES = {
+    "experiments/gan.py": 590,
+    "experiments/harness/training.py": 764,
+    "jaxdl/checkpoint.py": 536,
+    "jaxdl/data/pipeline.py": 507,
+    "jaxdl/models/gan.py": 539,
+    "jaxdl/models/inception.py": 688,
+    "jaxdl/optim.py": 685,
+    "jaxdl/pretrained.py": 619,
+}
+LONG_FUNCTIONS = {
+    "experiments/gan.py: build": 106,
+    "experiments/harness/training.py: _train": 95,
+    "experiments/seq2seq.py: build": 122,
+    "jaxdl/adversarial.py: adversarial": 159,
+    "jaxdl/decoding.py: beam_search": 81,
+    "jaxdl/task.py: supervised": 82,
+}
+# Files whose sections are indented by four spaces still; that list, too, may only shrink.
+FOUR_SPACES = {
+    "jaxdl": "attention nn pretrained recurrent",
+    "jaxdl/data": "digits folders images pairs pipeline ring sources subsets text words",
+    "jaxdl/models": (
+        "__init__ alexnet densenet gan googlenet inception language_model lenet mlp nin resnet "
+        "seq2seq vgg"
+    ),
+}
+
+
+def name_of(path):
+    return str(path.relative_to(ROOT))
+
+
+def definitions(tree, of=""):
+    """(its dotted name, node) of every class and function of a module, nested ones too."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield of + node.name, node
+            yield from definitions(node, f"{of}{node.name}.")
+        else:
+            yield from definitions(node, of)
+
+
+# The dialect of docstrings
+
+
+def faults(doc):
+    """What of a docstring, its margin removed, is not in the dialect of this house."""
+    found, lines = [], doc.splitlines()
+    summary = " ".join(lines[: lines.index("")] if "" in lines else lines)
+    if not re.search(r"[.:?!]$|: --\w+=", summary):  # or a usage, for --help to show
+        found.append(f"no sentence: {lines[0]!r}")
+    titles = []
+    for line, following in itertools.pairwise([*lines[1:], ""]):
+        title = re.fullmatch(r"(\s*)([A-Z][a-z]+):", line)
+        if not title:
+            continue
+        margin, word = title.groups()
+        titles.append(word)
+        if word not in SECTIONS:
+            found.append(f"no section of ours: {line!r}")
+        elif margin:
+            found.append(f"a section that is indented: {line!r}")
+        elif not re.match(r"  \S", following):
+            found.append(f"not two spaces further than its title: {following!r}")
+    places = [SECTIONS.index(word) for word in titles if word in SECTIONS]
+    if places != sorted(set(places)):
+        found.append(f"sections out of order: {titles}")
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_docstrings_have_one_dialect(path):
+    tree = ast.parse(path.read_text())
+    found = []
+    for name, node in [("the module", tree), *definitions(tree)]:
+        if doc := ast.get_docstring(node):
+            found += [f"{name}: {fault}" for fault in faults(doc)]
+    known = path.stem in FOUR_SPACES.get(name_of(path.parent), "").split()
+    assert bool(found) == known, "\n".join(found) or "strike it off FOUR_SPACES"
+
+
+@pytest.mark.parametrize(
+    ("doc", "fault"),
+    [
+        ("Adds.\n\nArgs:\n  x: one.\n    And more of it.\n  y: two.\n\nReturns:\n  A sum.", None),
+        ("Adds:\n\n    add(1, 2)", None),
+        ("Adds numbers: --numbers=A,B", None),
+        ("Adds", "no sentence"),
+        ("Adds.\n\nArgs:\n    x: one.", "two spaces"),
+        ("Adds.\n\nArgs:\nx: one.", "two spaces"),
+        ("Adds.\n\nArgs:\n\n  x: one.", "two spaces"),
+        ("Adds.\n\nParameters:\n  x: one.", "no section"),
+        ("Adds.\n\nAll.\n\n  Args:\n    x: one.", "indented"),
+        ("Adds.\n\nRaises:\n  ValueError: two.\n\nArgs:\n  x: one.", "order"),
+    ],
+)
+def test_the_dialect_tells_faults(doc, fault):
+    found = faults(inspect.cleandoc(doc))
+    assert (not found) if fault is None else (len(found) == 1 and fault in found[0]), found
+
+
+# Examples
+
+
+def test_examples_in_docstrings_run():
+    """Every `>>>` of the library and the harness."""
+    options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    failed = []
+    for path in FILES:
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        if ">>>" not in path.read_text() or parts[:2] == ("experiments", "studies"):
+            continue
+        module = importlib.import_module(".".join(p for p in parts if p != "__init__"))
+        result = doctest.testmod(module, optionflags=options)
+        assert result.attempted, f"{path}: no example was found"
+        failed += [name_of(path)] * result.failed
+    assert not failed, f"{failed}; what differs is in the output above"
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def blocks(text, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_python_of_pages_compiles(path):
+    for block in blocks(path.read_text(), "python"):
+        compile(block, name_of(path), "exec")
+
+
+@pytest.mark.slow
+def test_python_of_the_readme_runs(tmp_path, monkeypatch):
+    """As it stands there, one block after the other, but on smaller images."""
+    monkeypatch.chdir(tmp_path)
+    model = models.create("resnet50")
+    image = jax.ShapeDtypeStruct((1, 224, 224, 3), np.float32)
+    shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    safetensors.numpy.save_file(pretrained.to_torch("resnet50", zeros), "resnet50.safetensors")
+    names = {
+        "images": np.zeros([8, 32, 32, 3], np.float32),
+        "batch": {
+            "image": np.zeros([8, 32, 32, 3], np.uint8),
+            "label": np.arange(8, dtype=np.int32),
+            "mask": np.ones([8], np.float32),
+            "key": jax.random.split(jax.random.key(1), 8),
+        },
+    }
+    for block in blocks((ROOT / "README.md").read_text(), "python"):
+        exec(block.replace("224", "32"), names)
+    assert names["logits"].shape == (8, 10)
+    assert np.isfinite(names["metrics"]["loss"].value)
+
+
+@pytest.mark.parametrize(
+    "path", [*PAGES, *FILES, *sorted(ROOT.glob("experiments/flags/*.flags"))], ids=name_of
+)
+def test_commands_and_links_lead_somewhere(path):
+    text = path.read_text()
+    for module in re.findall(r"python -m (experiments[.\w]*)", text):
+        module = module.removesuffix(".NAME").rstrip(".")
+        file = ROOT / module.replace(".", "/")
+        assert file.with_suffix(".py").is_file() or (file / "__main__.py").is_file(), module
+    for recipe in re.findall(r"--flagfile=(experiments/[\w/.]+\.flags)", text):
+        assert (ROOT / recipe).is_file(), recipe
+    if path.suffix == ".md":
+        for link in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", text):
+            assert (path.parent / link).exists(), link
+
+
+def test_the_list_of_commands_tells_each_by_its_kind():
+    kinds = {kind: " ".join(found) for kind, found in experiments_main.listed().items()}
+    assert kinds == {
+        "trains": "alexnet char_rnn densenet gan inception lenet mlp nin resnet seq2seq transfer "
+        "vgg word2vec",
+        "tools": "benchmark compare pixels predict schedule summary",
+        "studies": "studies.checkerboard studies.mode_collapse studies.recurrent studies.transfer",
+    }
+
+
+def test_the_list_of_commands_imports_none():
+    """Its lines are those of the modules, as a process that has not met JAX prints them."""
+    code = """
+import sys
+from experiments.__main__ import main
+main([])
+assert "jax" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+    printed = done.stdout.decode()
+    assert re.search(r"^  resnet +Residual networks: He et al\. 2015", printed, re.MULTILINE)
+    assert re.search(r"^  studies\.transfer +What transfer learning brings", printed, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["resnet"], 0, "run it with python -m experiments.resnet\n"),
+        (["resnet", "--steps=3"], 1, "run it with python -m experiments.resnet --steps=3\n"),
+        (["resnt"], 1, "knows no resnt; did you mean resnet or lenet?\n"),
+        (["mode_collapse"], 1, "did you mean studies.mode_collapse?\n"),
+        (["--zzz"], 1, "knows no --zzz; without a name it lists them\n"),
+    ],
+)
+def test_what_is_named_is_told_in_one_line(arguments, code, said, capsys):
+    assert experiments_main.main(arguments) == code
+    out, err = capsys.readouterr()
+    line, silent = (err, out) if code else (out, err)
+    assert line.endswith(said)
+    assert line.count("\n") == 1
+    assert line.startswith("error: ") == bool(code)
+    assert not silent
+
+
+# Length
+
+
+def lines_of_code(node, lines):
+    """How many lines a definition has, without docstrings, remarks and empty lines."""
+    documentation = set()
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.ClassDef | ast.FunctionDef) and ast.get_docstring(inner):
+            documentation |= {*range(inner.body[0].lineno, inner.body[0].end_lineno + 1)}
+    numbers = set(range(node.lineno, node.end_lineno + 1)) - documentation
+    return sum(not re.match(r"\s*(#|$)", lines[number - 1]) for number in numbers)
+
+
+def assert_only_known(long, known):
+    """Holds what is too long to a table of what is known to be, and the table to what is."""
+    longer = {name: length for name, length in long.items() if length > known.get(name, 0)}
+    assert not longer, f"too long: {longer}"
+    assert long == known, f"shorter now, so the table may shrink to {long}"
+
+
+def test_files_are_short():
+    lengths = {name_of(path): len(path.read_text().splitlines()) for path in FILES}
+    long = {name: length for name, length in lengths.items() if length > MOST_LINES_OF_A_FILE}
+    assert_only_known(long, LONG_FILES)
+
+
+def test_functions_are_short():
+    long = {}
+    for path in FILES:
+        text = path.read_text()
+        for name, node in definitions(ast.parse(text)):
+            length = lines_of_code(node, text.splitlines())
+            if not isinstance(node, ast.ClassDef) and length > MOST_LINES_OF_A_FUNCTION:
+                long[f"{name_of(path)}: {name}"] = length
+    assert_only_known(long, LONG_FUNCTIONS)
