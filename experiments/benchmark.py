@@ -24,8 +24,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from experiments import resnet
-from experiments.harness import cli
+from experiments.harness import classification, cli
 from experiments.harness.cli import flag, require
 from jaxdl import InputError, data, loop, parallel, recurrent
 from jaxdl.checkpoint import Checkpoints
@@ -55,11 +54,12 @@ class Config:
 def measure_loop(config: Config) -> None:
     """Times `fit`, with its data, metrics and files, and the step alone, in turn."""
     mesh = parallel.data_mesh()
-    problem = resnet.build(resnet.Config(workdir="unused"), mesh)
-    task = parallel.jit(problem.task(None), mesh)
-    hparams = {name: jnp.float32(value) for name, value in problem.hparams.items()}
+    resnet = classification.experiment("resnet")
+    problem = resnet.build(resnet.Config(), mesh)
+    task = parallel.jit(problem.learner.task(None), mesh)
+    hparams = {name: jnp.float32(value) for name, value in problem.learner.hparams.items()}
     state = task.init(jax.random.key(0), hparams)
-    ready = next(problem.batches(0))
+    ready = next(problem.feed.train(0))
     ratios = []
     with tempfile.TemporaryDirectory() as folder, Checkpoints(folder) as checkpoints:
         for number in range(config.rounds + 1):
@@ -73,7 +73,7 @@ def measure_loop(config: Config) -> None:
                 state = loop.fit(
                     task,
                     state,
-                    problem.batches,
+                    problem.feed.train,
                     steps=int(state.step) + config.steps,
                     log_every=50,
                     checkpoint_every=10**9,

@@ -12,12 +12,11 @@ stopped, and trains nothing again that is done; with more values or seeds it tra
 """
 
 import dataclasses
+import functools
 import importlib
-import json
 import pkgutil
 import shlex
 import shutil
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -27,12 +26,11 @@ import jax
 import numpy as np
 
 import experiments
-from experiments.harness import cli, training
+from experiments.harness import cli, study, training
 from experiments.harness.cli import require
-from jaxdl import InputError, loop, parallel
+from experiments.harness.study import Run
+from jaxdl import InputError, parallel
 from jaxdl.writers import Events, read_rows
-
-DIVERGED_FILE = "diverged.txt"
 
 Series = dict[str, dict[int, float]]
 """{metric: {step: value}}"""
@@ -80,47 +78,24 @@ def names() -> tuple[str, ...]:
 
 
 def is_experiment(name: str) -> bool:
-    """Whether `experiments.NAME` is there and its flags say that it is one."""
+    """Whether `experiments.NAME` is there and has what a run is made of."""
     if name not in {module.name for module in pkgutil.iter_modules(experiments.__path__)}:
         return False
-    config_type = getattr(importlib.import_module(f"experiments.{name}"), "Config", None)
-    is_run = isinstance(config_type, type) and issubclass(config_type, training.RunConfig)
-    return is_run and getattr(config_type, "experiment", "") == name
+    module = importlib.import_module(f"experiments.{name}")
+    return hasattr(module, "Config") and hasattr(module, "build")
 
 
-class Run(NamedTuple):
-    """One value with one seed."""
-
-    value: str
-    seed: int
-    config: Any
-
-    @property
-    def workdir(self) -> Path:
-        """Its folder."""
-        return Path(self.config.workdir)
-
-    @property
-    def done(self) -> bool:
-        """Whether there is nothing left to train."""
-        return any((self.workdir / n).exists() for n in (training.SUMMARY_FILE, DIVERGED_FILE))
-
-    def summary(self) -> dict[str, Any] | None:
-        """What it came to; None if it diverged."""
-        done = (self.workdir / training.SUMMARY_FILE).exists()
-        return training.read_summary(self.workdir) if done else None
-
-    def series(self) -> Series:
-        """All that it measured on its way."""
-        series: Series = {}
-        for row in read_rows(self.workdir):
-            for name, value in row.items():
-                if name != "step" and value is not None:
-                    series.setdefault(name, {})[int(row["step"] or 0)] = value
-        return series
+def series_of(run: Run) -> Series:
+    """All that a run measured on its way."""
+    series: Series = {}
+    for row in read_rows(run.workdir):
+        for name, value in row.items():
+            if name != "step" and value is not None:
+                series.setdefault(name, {})[int(row["step"] or 0)] = value
+    return series
 
 
-def plan(config: Config, config_type: type, others: Sequence[str]) -> list[Run]:
+def plan(config: Config, experiment: ModuleType, others: Sequence[str]) -> list[Run]:
     """All runs, each value's together; their flags are parsed, so that a mistake is found here."""
     for argument in others:
         if _name(argument) in TAKEN:
@@ -134,14 +109,15 @@ def plan(config: Config, config_type: type, others: Sequence[str]) -> list[Run]:
         if config.learning_rates:
             arguments.append(f"--learning_rate={config.learning_rates[place]}")
         value = value.replace("/", "_")  # it names folders
-        for seed in range(config.seeds):
-            workdir = Path(config.workdir) / f"{config.flag}={value}" / f"seed{seed}"
-            own = [f"--seed={seed}", f"--workdir={workdir}", "--mode=train"]
-            parsed: Any
-            parsed, rest = cli.parse(config_type, [*arguments, *own])
-            if rest:
-                raise InputError(f"{rest[0]!r} is no flag; see --help")
-            runs.append(Run(value, seed, parsed))
+        folder = Path(config.workdir) / f"{config.flag}={value}"
+        arguments.append("--mode=train")
+        runs += [Run(value, seed, folder, experiment, arguments) for seed in range(config.seeds)]
+    for run in runs:
+        flags = cli.to_dict(run.config)
+        if flags["coordinator"]:
+            raise InputError("compare runs on one host; start the runs of several hosts singly")
+        if flags["folds"]:
+            raise InputError("compare repeats a run over seeds; give no --folds")
     folders = [run.workdir for run in runs]
     if len(set(folders)) < len(folders):
         raise InputError(f"two of --values={','.join(config.values)} would share a folder")
@@ -164,52 +140,32 @@ class Compared(NamedTuple):
     split: str
 
 
-def check(runs: Sequence[Run], config: Config, build: training.Build) -> Compared:
-    """Checks before any run trains what one of them would be refused for.
+def check(runs: Sequence[Run], config: Config) -> Compared:
+    """Checks before any run trains whether each value fits the data and the devices.
 
     Returns:
       What to compare by.
 
     Raises:
-      InputError: a folder holds another run, or a value does not fit the data or the devices.
+      InputError: one does not fit, or there is no such metric.
     """
     mesh = parallel.data_mesh()
     metric, loss, best, splits = config.metric, "", "", set()
     for run in runs:
-        if run.config.coordinator:
-            raise InputError("compare runs on one host; start the runs of several hosts singly")
-        if run.config.folds:
-            raise InputError("compare repeats a run over seeds; give no --folds")
-        if run.done or training.holds_run(run.workdir):
-            cli.check_same_run(run.config, run.workdir)
         if run.seed > 0:
             continue
         training.check_devices(run.config)
-        problem = build(run.config, mesh)
+        problem = run.experiment.build(run.config, mesh)
         task, hparams = training.task_of(run.config, problem)
         state = jax.eval_shape(task.init, jax.random.key(0), hparams)
-        batch = next(iter(problem.passes(problem.eval_split)))
+        batch = next(iter(problem.feed.evaluate(problem.eval_split)))
         means = sorted(jax.eval_shape(task.eval, state, batch))
         loss = "train/" + next(name for name in means if name.endswith("loss"))
-        measured = [f"eval/{name}" for name in (*means, *problem.measures)]
-        metric, best = metric or problem.best, best or problem.best
+        measured = [f"eval/{name}" for name in (*means, *problem.view.measures)]
+        metric, best = metric or problem.best.metric, best or problem.best.metric
         splits.add(problem.eval_split)
         require(config, "metric", metric in measured, f"one of {', '.join(measured)}")
     return Compared(metric, loss, best, " or ".join(sorted(splits)))
-
-
-def train(runs: Sequence[Run], build: training.Build) -> None:
-    """Trains what is not done. A run that diverges is a result."""
-    for number, run in enumerate(runs, start=1):
-        state = ", which is done" if run.done else ""
-        print(f"run {number} of {len(runs)}: {run.workdir}{state}", flush=True)
-        if run.done:
-            continue
-        try:
-            training.train(run.config, build)
-        except loop.Diverged as error:
-            (run.workdir / DIVERGED_FILE).write_text(f"{error}\n")
-            print(f"diverged: {error}", flush=True)
 
 
 def measure(run: Run, by: Compared, target_loss: float | None) -> dict[str, float | None]:
@@ -218,9 +174,9 @@ def measure(run: Run, by: Compared, target_loss: float | None) -> dict[str, floa
     The training loss is what the run reported, the mean over the steps since its last report. The
     seconds are those of the process that finished it, compilation and evaluations included.
     """
-    summary, series = run.summary(), run.series()
-    if summary is None:
+    if run.diverged:
         return dict.fromkeys(FIGURES)
+    summary, series = run.summary(), series_of(run)
     losses = series.get(by.loss, {})
     reached = [s for s, loss in losses.items() if target_loss is not None and loss <= target_loss]
     return {
@@ -235,29 +191,21 @@ def measure(run: Run, by: Compared, target_loss: float | None) -> dict[str, floa
 FIGURES = ("final", "best", "train_loss", "steps_to_target", "seconds")
 
 
-def spread(values: Sequence[float | None]) -> dict[str, Any]:
-    """Mean and sample standard deviation of those there are, with all of them by seed."""
-    known = [value for value in values if value is not None]
-    return {
-        # Exact, so that equal values have no spread.
-        "mean": statistics.mean(known) if known else None,
-        "std": statistics.stdev(known) if len(known) > 1 else None,
-        "seeds": list(values),
-    }
+def by_value(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """The runs of each value, in their order."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(str(run.setup), []).append(run)
+    return found
 
 
 def results(runs: Sequence[Run], by: Compared, target_loss: float | None) -> dict[str, Any]:
     """{value: {figure: its spread}}, with `diverged`: {seed: how}."""
     found: dict[str, Any] = {}
-    for value in dict.fromkeys(run.value for run in runs):
-        those = [run for run in runs if run.value == value]
+    for value, those in by_value(runs).items():
         measured = [measure(run, by, target_loss) for run in those]
-        found[value] = {name: spread([m[name] for m in measured]) for name in FIGURES}
-        found[value]["diverged"] = {
-            run.seed: (run.workdir / DIVERGED_FILE).read_text().strip()
-            for run in those
-            if run.summary() is None
-        }
+        found[value] = {name: study.spread([m[name] for m in measured]) for name in FIGURES}
+        found[value]["diverged"] = {run.seed: run.diverged for run in those if run.diverged}
     return found
 
 
@@ -272,33 +220,25 @@ def table(found: Mapping[str, Any], config: Config, by: Compared) -> str:
         failed = figures["diverged"]
         runs = f"{config.seeds}, {len(failed)} diverged" if failed else str(config.seeds)
         rows.append([value, *(_cell(name, figures[name]) for name, _ in shown), runs])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rows.insert(1, ["-" * width for width in widths])
-    lines = [
-        "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |"
-        for row in rows
-    ]
     notes = [f"eval/ is of the {by.split} split, which the best was chosen by."]
     notes += [
         f"{config.flag}={value}, seed {seed}: {how}"
         for value, figures in found.items()
         for seed, how in figures["diverged"].items()
     ]
-    return "\n".join([*lines, *(f"\n{note}" for note in notes)])
+    return "\n".join([study.table(rows), *(f"\n{note}" for note in notes)])
 
 
 def _cell(name: str, figure: dict[str, Any]) -> str:
-    if figure["mean"] is None:
-        return "not reached" if name == "steps_to_target" else ""
-    known, of = sum(v is not None for v in figure["seeds"]), len(figure["seeds"])
-    text = _number(figure["mean"], 4)
-    if figure["std"] is not None:
-        text += f" ± {_number(figure['std'], 2)}"
-    return f"{text} ({known} of {of})" if name == "steps_to_target" and known < of else text
-
-
-def _number(value: float, digits: int) -> str:
-    return np.format_float_positional(value, digits, fractional=False, trim="-")
+    seeds = figure["seeds"]
+    mean, std = (functools.partial(study.significant, digits=digits) for digits in (4, 2))
+    text = study.cell(seeds, mean, std)
+    if name != "steps_to_target":
+        return text
+    known = sum(value is not None for value in seeds)
+    if known == 0:
+        return "not reached"
+    return f"{text} ({known} of {len(seeds)})" if known < len(seeds) else text
 
 
 def aligned(measured: Sequence[Series], name: str) -> tuple[list[int], np.ndarray]:
@@ -308,38 +248,45 @@ def aligned(measured: Sequence[Series], name: str) -> tuple[list[int], np.ndarra
     return steps, np.array([[series[step] for step in steps] for series in those])
 
 
-def draw(runs: Sequence[Run], config: Config, by: Compared) -> None:
-    """Draws compare.png and writes the same means for TensorBoard, one run there for each value.
+def finished(runs: Sequence[Run]) -> dict[str, list[Series]]:
+    """What the runs of each value measured that did not diverge."""
+    return {
+        value: [series_of(run) for run in those if not run.diverged]
+        for value, those in by_value(runs).items()
+    }
 
-    Lines are means over the seeds that did not diverge, bands go from the least to the greatest.
-    """
+
+def draw(measured: Mapping[str, Sequence[Series]], flag: str, by: Compared, path: Path) -> None:
+    """Draws means over the seeds, in bands from the least to the greatest."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     panels = dict(zip((by.loss, by.metric), figure.subplots(1, 2), strict=True))
-    for value in dict.fromkeys(run.value for run in runs):
-        those = [run.series() for run in runs if run.value == value and run.summary() is not None]
-        board = Path(config.workdir) / "tensorboard" / value
-        shutil.rmtree(board, ignore_errors=True)  # an earlier call's, of fewer seeds
-        events = Events(board)
-        for name in those[0] if those else ():
-            steps, values = aligned(those, name)
-            for step, mean in zip(steps, values.mean(axis=0), strict=True):
-                events.scalars(step, {name: float(mean)})
-            if name in panels and steps:
-                (line,) = panels[name].plot(steps, values.mean(axis=0), ".-", label=value)
-                low, high = values.min(axis=0), values.max(axis=0)
-                panels[name].fill_between(steps, low, high, alpha=0.2, color=line.get_color())
     for name, axes in panels.items():
+        for value, those in measured.items():
+            steps, values = aligned(those, name) if those else ([], np.zeros(0))
+            if steps:
+                study.band(axes, steps, values, value)
         axes.set_title(name)
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
         if axes.lines:
-            axes.legend(title=config.flag)
+            axes.legend(title=flag)
     losses = [loss for line in panels[by.loss].lines for loss in np.asarray(line.get_ydata())]
     if losses and min(losses) > 0:
         panels[by.loss].set_yscale("log")
-    figure.savefig(Path(config.workdir) / "compare.png", dpi=120)
+    figure.savefig(path, dpi=120)
+
+
+def write_means(measured: Mapping[str, Sequence[Series]], path: Path) -> None:
+    """Writes the means over the seeds for TensorBoard, one run there for each value."""
+    for value, those in measured.items():
+        shutil.rmtree(path / value, ignore_errors=True)  # an earlier call's, of fewer seeds
+        events = Events(path / value)
+        for name in those[0] if those else ():
+            steps, values = aligned(those, name)
+            for step, mean in zip(steps, values.mean(axis=0), strict=True):
+                events.scalars(step, {name: float(mean)})
 
 
 def _name(argument: str) -> str:
@@ -352,22 +299,22 @@ def run(argv: list[str]) -> None:
     config, _ = cli.parse(Config, [a for a in argv if _name(a) in own])
     workdir = Path(config.workdir or f"runs/compare_{config.experiment}_{config.flag}")
     config = dataclasses.replace(config, workdir=str(workdir))
-    experiment: ModuleType = importlib.import_module(f"experiments.{config.experiment}")
-    runs = plan(config, experiment.Config, [a for a in argv if _name(a) not in own])
-
-    training.prepare_jax(runs[0].config)
-    by = check(runs, config, experiment.build)
+    experiment = importlib.import_module(f"experiments.{config.experiment}")
+    runs = plan(config, experiment, [a for a in argv if _name(a) not in own])
+    asked = "values", "learning_rates", "target_loss", "metric"
+    study.begin(config, runs, apart_from=asked)
+    by = check(runs, config)
     command = shlex.join(["python", "-m", "experiments.compare", *argv])
-    with cli.if_interrupted(f"and with the comparison: {command}"):
-        train(runs, experiment.build)
+    study.train(runs, command, divergence_is_a_result=True)
 
+    measured = finished(runs)
     found = results(runs, by, config.target_loss)
-    text = table(found, config, by)
-    record = dataclasses.asdict(config) | by._asdict() | {"results": found}
-    (workdir / "table.json").write_text(json.dumps(record, indent=2) + "\n")
-    (workdir / "table.md").write_text(f"`{command}`\n\n{text}\n")
-    draw(runs, config, by)
-    print(f"\n{text}\n\nin {workdir}: table.md, table.json, compare.png, tensorboard/")
+    pictures = {
+        "compare.png": functools.partial(draw, measured, config.flag, by),
+        "tensorboard/": functools.partial(write_means, measured),
+    }
+    record = by._asdict() | {"results": found}
+    study.finish(config, record, f"`{command}`", table(found, config, by), pictures)
 
 
 if __name__ == "__main__":

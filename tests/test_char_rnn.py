@@ -16,11 +16,9 @@ import pytest
 
 from experiments import char_rnn
 from experiments.harness import cli, training
-from experiments.studies import recurrent as recurrent_pictures
 from jaxdl import InputError, checkpoint, losses, models, optim, parallel
 from jaxdl.data.text import TextPipeline
 from jaxdl.models.language_model import generate, language_model
-from jaxdl.recurrent import Recurrent
 from jaxdl.task import supervised
 from jaxdl.writers import read_rows
 
@@ -265,66 +263,6 @@ def test_mistakes_in_the_model_are_named():
     assert not hasattr(models, "LanguageModel")
 
 
-# The pictures.
-
-
-def test_gradients_by_lag_are_products_of_jacobians():
-    """A tanh RNN in NumPy: h = tanh(x W + h' U), with U orthogonal but for its factor."""
-    features, lags, factor = 6, 5, 1.5
-    norms = recurrent_pictures.gradient_by_lag("rnn", 0.0, factor, features, lags, seed=3)
-    keys = jax.random.split(jax.random.key(3), 3)
-    x = 0.3 * np.asarray(jax.random.normal(keys[0], (16, lags + 1, features)))
-    feels = np.asarray(jax.random.normal(keys[1], (16, features)))
-    layer = Recurrent("rnn", features).init(keys[2], x, train=False)["params"]["layer0"]
-    inward, across = np.asarray(layer["input_kernel"]), factor * np.asarray(layer["hidden_kernel"])
-    h, outputs = np.zeros((16, features)), []
-    for t in range(lags + 1):
-        h = np.tanh(x[:, t] @ inward + h @ across)
-        outputs.append(h)
-    expected = []
-    for h in reversed(outputs):
-        feels = feels * (1 - h**2)
-        expected.append(np.sqrt(((feels @ inward.T) ** 2).sum()))
-        feels = feels @ across.T
-    np.testing.assert_allclose(norms, np.array(expected) / expected[0], rtol=1e-4)
-
-
-def test_open_forget_gates_keep_the_gradient():
-    closed, opened = (
-        recurrent_pictures.gradient_by_lag("lstm", bias, 1.0, 8, 30, seed=0)[-1] for bias in (0, 3)
-    )
-    assert closed < 1e-4 < 0.05 < opened
-
-
-@pytest.mark.parametrize("kind", ["lstm", "gru"])
-def test_gates_are_those_of_the_cell(kind):
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(5, 3)).astype(np.float32)
-    shape = jax.eval_shape(
-        lambda: Recurrent(kind, 4).init(jax.random.key(0), x[None], train=False)["params"]["layer0"]
-    )
-    params = jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32), shape)
-    values, outputs = recurrent_pictures.gates(params, kind, x)
-    sigmoid = lambda v: 1 / (1 + np.exp(-v))
-    h, c = np.zeros(4), np.zeros(4)
-    for t in range(5):
-        inward = x[t] @ params["input_kernel"] + params["bias"]
-        across = h @ params["hidden_kernel"]
-        if kind == "lstm":
-            i, f, g, o = np.split(inward + across, 4)
-            c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
-            h = sigmoid(o) * np.tanh(c)
-            expected = {"input": i, "forget": f, "output": o}
-        else:
-            (xr, xz, xn), (hr, hz, hn) = np.split(inward, 3), np.split(across, 3)
-            expected = {"reset": xr + hr, "update": xz + hz}
-            r, z = sigmoid(xr + hr), sigmoid(xz + hz)
-            h = (1 - z) * np.tanh(xn + r * (hn + params["hidden_bias"])) + z * h
-        for name, value in expected.items():
-            np.testing.assert_allclose(values[name][t], sigmoid(value), atol=1e-5)
-        np.testing.assert_allclose(outputs[t], h, atol=1e-5)
-
-
 # The command.
 
 
@@ -397,18 +335,6 @@ def test_it_learns_goes_on_bit_for_bit_and_writes(command, book, tmp_path, capsy
         given = ("--mode=sample", f"--workdir={tmp_path / 'run'}", *flags)
         char_rnn.sample(cli.parse(char_rnn.Config, [saved, *given])[0], char_rnn.build)
         return capsys.readouterr().out
-
-    pictures = ["--updates=3", "--lags=4", "--features=8", "--units=3", "--text=the cat"]
-    folder = tmp_path / "pictures"
-    recurrent_pictures.run([f"--output={folder}", f"--workdir={tmp_path / 'run'}", *pictures])
-    assert capsys.readouterr().out.count("wrote") == 3
-    assert len(list(folder.glob("*.png"))) == 3
-    numbers = json.loads((folder / "gates.json").read_text())
-    assert numbers["text"] == "the cat"
-    assert np.shape(numbers["layer 0, forget"]) == (7, 32)
-    clipping = json.loads((folder / "clipping.json").read_text())
-    assert max(clipping["clipped"]["update_norm"]) <= 0.5 + 1e-5  # the rate times the bound
-    assert max(clipping["not clipped"]["update_norm"]) > 0.5
 
     assert sample(*greedy, "--seed=7") == written
     assert len({sample("--temperature=3"), sample("--temperature=3", "--seed=7"), written}) == 3

@@ -1,6 +1,8 @@
 """`experiments.studies.checkerboard`: its runs, its table, and what it measures."""
 
 import json
+import statistics
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -26,94 +28,111 @@ def one_device():
 
 
 @pytest.fixture(scope="module")
-def ways():
-    """Two of the four ways, which is enough to compile."""
-    names = "transposed 4x4", "resize 3x3"
-    with pytest.MonkeyPatch.context() as patch:
-        chosen = {name: UPSAMPLINGS[name] for name in names}
-        patch.setattr(checkerboard, "UPSAMPLINGS", chosen)
-        yield names
-
-
-@pytest.fixture(scope="module")
-def done(tmp_path_factory, ways):
-    """(arguments, workdir, the images it was of) of a study on a folder without classes."""
-    folder = tmp_path_factory.mktemp("checkerboard")
+def images(tmp_path_factory):
+    """(a folder without classes, its training images)"""
+    folder = tmp_path_factory.mktemp("images")
     images = np.random.default_rng(0).integers(0, 256, (72, 16, 16, 3), np.uint8)
     for i, pixels in enumerate(images):
-        path = folder / "images" / ("train" if i < 64 else "test") / f"{i:02}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = folder / ("train" if i < 64 else "test") / f"{i:02}.png"
+        path.parent.mkdir(exist_ok=True)
         Image.fromarray(pixels).save(path)
-    workdir = folder / "study"
-    arguments = [f"--workdir={workdir}", f"--dataset=folder:{folder / 'images'}", "--width=4"]
-    arguments += ["--image_size=16", "--steps=2", "--seeds=1"]
+    return folder, images[:64]
+
+
+def arguments_of(images, workdir):
+    arguments = [f"--workdir={workdir}", f"--dataset=folder:{images[0]}", "--width=4"]
+    return [*arguments, "--image_size=16", "--steps=2", "--seeds=1"]
+
+
+def drawn(run):
+    """What a run is taken to have drawn: waves at first, and noise at last, each its own."""
+    rng = np.random.default_rng([run.seed, list(UPSAMPLINGS).index(run.setup)])
+    noise = rng.uniform(-1, 1, (20, 16, 16, 3))
+    return 0.5 * noise + np.array([0.5, -0.5] * 8)[:, None], noise
+
+
+def test_the_study_writes_what_it_measured_and_trains_none_twice(images, tmp_path, monkeypatch):
+    """What it trains is recorded here and not trained."""
+    trained = []
+
+    def train(config, build):
+        trained.append(config)
+        folder = Path(config.workdir)
+        folder.mkdir(parents=True)
+        (folder / cli.FLAGS_FILE).write_text(cli.to_flags(config))
+        (folder / training.SUMMARY_FILE).write_text('{"step": 2}')
+
+    monkeypatch.setattr(training, "train", train)
+    monkeypatch.setattr(checkerboard, "generated", drawn)
+    arguments = [*arguments_of(images, tmp_path), "--seeds=2"]
     checkerboard.run(arguments)
-    return arguments, workdir, images[:64]
-
-
-def test_the_study_writes_what_it_measured(done, ways):
-    _, workdir, images = done
-    record = json.loads((workdir / "table.json").read_text())
+    assert [config.workdir for config in trained] == [
+        f"{tmp_path}/{way.replace(' ', '_')}/seed{seed}" for seed in (0, 1) for way in UPSAMPLINGS
+    ]
+    record = json.loads((tmp_path / "table.json").read_text())
     found = record["stride_energy"]
-    assert [*found] == [*ways, "training images", "white noise"]
-    share = fidelity.stride_energy(images / 127.5 - 1)
+    assert [*found] == [*UPSAMPLINGS, "training images", "white noise"]
+    share = fidelity.stride_energy(images[1] / 127.5 - 1)
     assert found["training images"] == pytest.approx(share, rel=1e-5)
     assert found["white noise"] == pytest.approx((16 + 16 - 1) / (16 * 16 - 1), rel=0.02)
-    first, last = (found[way][0]["initialization"] for way in ways)
-    assert first > 0.2 > found["white noise"] > last
-    text = (workdir / "table.md").read_text()
-    trained = 100 * found["resize 3x3"][0]["training"]
-    assert f"| resize 3x3 | {100 * last:.3g} | {trained:.3g} |" in text
-    assert f"| training images |  | {100 * share:.3g} |" in text
-    assert pictures.read_png(workdir / "checkerboard.png").shape[1] == 1000
+    runs = checkerboard.plan(cli.parse(checkerboard.Config, arguments)[0])
+    energies = [[fidelity.stride_energy(seen) for seen in drawn(run)] for run in runs]
+    of_seeds = [[*measured.values()] for way in UPSAMPLINGS for measured in found[way]]
+    np.testing.assert_allclose(of_seeds, [energies[i + 4 * j] for i in range(4) for j in (0, 1)])
+    text = (tmp_path / "table.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()[2:]]
+    of_resize = [100 * measured["initialization"] for measured in found["resize 3x3"]]
+    mean, std = statistics.mean(of_resize), statistics.stdev(of_resize)
+    assert rows[4][:2] == ["resize 3x3", f"{mean:.3g} ± {std:.2g}"]
+    assert rows[6] == ["training images", "", f"{100 * share:.3g}"]
+    assert pictures.read_png(tmp_path / "checkerboard.png").shape[1] == 1000
+
+    (tmp_path / "table.md").unlink()
+    (Path(runs[2].workdir) / training.SUMMARY_FILE).unlink()
+    monkeypatch.setattr(training, "train", lambda config, build: again.append(config.workdir))
+    again = []
+    checkerboard.run(arguments)
+    assert again == [str(runs[2].workdir)]
+    assert (tmp_path / "table.md").read_text() == text
+    with pytest.raises(InputError, match="holds a study with --steps=2, not 3"):
+        checkerboard.run([*arguments, "--steps=3"])
 
 
-def test_images_are_the_averaged_generators(done, ways):
+@pytest.mark.slow
+def test_images_are_the_averaged_generators(images, tmp_path, monkeypatch):
     """Of the weights in the checkpoint, and of those that the seed alone gives."""
-    arguments, workdir, _ = done
-    config = cli.parse(checkerboard.Config, arguments)[0].training("resize 3x3", 0)
-    initial, trained = checkerboard.generated(config)
+    monkeypatch.setattr(checkerboard, "UPSAMPLINGS", {"resize 3x3": UPSAMPLINGS["resize 3x3"]})
+    arguments = arguments_of(images, tmp_path)
+    checkerboard.run(arguments)
+    (run,) = checkerboard.plan(cli.parse(checkerboard.Config, arguments)[0])
+    initial, trained = checkerboard.generated(run)
     assert initial.shape == trained.shape == (checkerboard.IMAGES, 16, 16, 3)
-    generator, _ = gan.make_networks(config, (16, 16, 3), 0, None)
+    generator, _ = gan.make_networks(run.config, (16, 16, 3), 0, None)
     init_key, run_key = jax.random.split(jax.random.key(0))
     keys = jax.random.split(jax.random.fold_in(run_key, 2**31 - 1), checkerboard.IMAGES)
-    latents = jax.vmap(lambda key: jax.random.normal(key, (config.latent_size,)))(keys)
+    size = cli.to_dict(run.config)["latent_size"]
+    latents = jax.vmap(lambda key: jax.random.normal(key, (size,)))(keys)
     begun = generator.init(jax.random.split(init_key)[0], latents[:1], train=False)
-    average = checkpoint.load(workdir / "resize_3x3" / "seed0")["average"]
+    average = checkpoint.load(run.workdir)["average"]
     saved = {"params": average["params"], **average["extra"]}
     for images, variables in ((initial, begun), (trained, saved)):
         expected = jax.jit(lambda v: generator.apply(v, latents, train=False))(variables)
         np.testing.assert_allclose(images, expected, rtol=1e-4, atol=1e-7)
-    record = json.loads((workdir / "table.json").read_text())["stride_energy"]["resize 3x3"]
+    record = json.loads((tmp_path / "table.json").read_text())["stride_energy"]["resize 3x3"]
     energies = [fidelity.stride_energy(images) for images in (initial, trained)]
     assert energies[0] != pytest.approx(energies[1], rel=1e-3)
     assert [*record[0].values()] == pytest.approx(energies)
 
 
-def test_a_study_goes_on_where_it_was_stopped(done, monkeypatch, capsys):
-    """What is not done is trained, and a stop is told; what is done is not trained again."""
-    arguments, workdir, _ = done
-    table = (workdir / "table.md").read_text()
-    unfinished = workdir / "resize_3x3" / "seed0"
-    asked = []
-
-    def stopped(config, build):
-        asked.append(config.workdir)
-        raise cli.Interrupted(15)
-
-    monkeypatch.setattr(training, "train", stopped)
-    (unfinished / training.SUMMARY_FILE).rename(unfinished / "aside")
-    with pytest.raises(cli.Interrupted):
-        checkerboard.run(arguments)
-    assert asked == [str(unfinished)]
-    assert capsys.readouterr().out.endswith("and with the study: the same command\n")
-    (unfinished / "aside").rename(unfinished / training.SUMMARY_FILE)
-    (workdir / "table.md").unlink()
-    checkerboard.run(arguments)
-    assert asked == [str(unfinished)]
-    assert (workdir / "table.md").read_text() == table
-    with pytest.raises(InputError, match="holds a run with --steps=2, not 3"):
-        checkerboard.run([*arguments, "--steps=3"])
+def test_transposed_convolutions_begin_with_a_checkerboard():
+    """As the flags of each way have it, a resized map leaves less than noise has."""
+    energies = []
+    for run in checkerboard.plan(checkerboard.Config(width=4, image_size=16, seeds=1))[1:3]:
+        generator, _ = gan.make_networks(run.config, (16, 16, 1), 0, None)
+        latents = jax.random.normal(jax.random.key(0), (64, 64))
+        draw = lambda key, net=generator, z=latents: net.init_with_output(key, z, train=False)[0]
+        energies.append(checkerboard.look(np.asarray(jax.jit(draw)(jax.random.key(1)))).energy)
+    assert energies[0] > 0.2 > 31 / 255 > energies[1]
 
 
 def test_a_look_by_hand():
@@ -143,23 +162,21 @@ def test_the_table_by_hand():
     found = {"a": [(look(0.5), look(0.01)), (look(0.3), look(0.01))]}
     assert checkerboard.table(found, {"data": look(0.0012345)}).splitlines() == [
         "| upsampling | at initialization | after training |",
-        "| --- | --- | --- |",
-        "| a | 40 ± 14 | 1 ± 0 |",
-        "| data |  | 0.123 |",
+        "| ---------- | ----------------- | -------------- |",
+        "| a          | 40 ± 14           | 1 ± 0          |",
+        "| data       |                   | 0.123          |",
     ]
 
 
-def test_the_ways_are_those_they_are_called(monkeypatch):
-    monkeypatch.setattr(checkerboard, "UPSAMPLINGS", UPSAMPLINGS)
-    config = checkerboard.Config(width=8)
-    for name in UPSAMPLINGS:
-        run = config.training(name, seed=1)
-        generator, discriminator = gan.make_networks(run, (32, 32, 1), 0, None)
+def test_the_ways_are_those_they_are_called():
+    runs = checkerboard.plan(checkerboard.Config(width=8, seeds=1, first_seed=1))
+    assert [run.setup for run in runs] == [*UPSAMPLINGS]
+    for run in runs:
+        generator, discriminator = gan.make_networks(run.config, (32, 32, 1), 0, None)
         size = generator.kernel_size
-        assert name == f"{generator.upsampling.replace('_', ' ')} {size}x{size}"
+        assert run.setup == f"{generator.upsampling.replace('_', ' ')} {size}x{size}"
         assert generator.width == discriminator.width == 8
-        assert run.seed == 1
-        assert run.workdir.endswith(f"{name.replace(' ', '_')}/seed1")
+        assert cli.to_dict(run.config)["seed"] == 1
 
 
 @pytest.mark.parametrize(

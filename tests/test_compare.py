@@ -6,38 +6,46 @@ import shutil
 import statistics
 from pathlib import Path
 
+import jax
 import pytest
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
 from experiments import compare, mlp
-from experiments.harness import cli, training
-from jaxdl import InputError, checkpoint
+from experiments.harness import cli, study, training
+from jaxdl import InputError, checkpoint, parallel
 
 # A perceptron on digits: 30 steps, of which 10, 20 and 30 are reported and evaluated.
 TINY = (
     *("--experiment=mlp", "--width=8", "--image_size=8", "--augment=", "--warmup_epochs=0"),
     *("--steps=30", "--log_every=10", "--eval_every=10", "--learning_rate=0.02"),
-    *("--dropout=0", "--label_smoothing=0"),
+    *("--dropout=0", "--label_smoothing=0", "--nohistograms"),
 )
 ACTIVATIONS = (*TINY, "--flag=activation", "--values=tanh,sigmoid", "--seeds=2")
 BY = compare.Compared("eval/accuracy", "train/loss", "eval/accuracy", "test")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def two_devices():
+    """JAX as the tests have set it up, without the work of going round eight devices."""
+    mesh = parallel.data_mesh(jax.devices()[:2])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parallel, "data_mesh", lambda: mesh)
+        patch.setattr(training, "prepare_jax", lambda config: None)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def alone(tmp_path, monkeypatch):
-    """A folder to work in, and JAX as the tests have set it up."""
+    """A folder to work in."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(training, "prepare_jax", lambda config: None)
 
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
     """The folder of a finished comparison."""
     folder = tmp_path_factory.mktemp("compared")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "prepare_jax", lambda config: None)
-        compare.run([*ACTIVATIONS, f"--workdir={folder}", "--target_loss=1.6"])
+    compare.run([*ACTIVATIONS, f"--workdir={folder}", "--target_loss=1.6"])
     return folder
 
 
@@ -127,6 +135,7 @@ def test_pictures_show_the_means(compared):
             assert found[name, step] == pytest.approx(statistics.mean(seeds), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_what_is_done_is_not_run_again(compared, tmp_path, trained):
     folder = tmp_path / "compared"
     shutil.copytree(compared, folder)
@@ -162,11 +171,12 @@ def test_a_stopped_run_stops_the_comparison(monkeypatch, capsys):
         compare.run([*ACTIVATIONS, "--workdir=half"])
     assert len(seen) == 1
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last.startswith("and with the comparison: python -m experiments.compare --exp")
+    assert last.startswith("and with the study: python -m experiments.compare --exp")
     assert last.endswith("--workdir=half")
     assert not Path("half/table.md").exists()
 
 
+@pytest.mark.slow
 def test_divergence_is_a_result(trained, capsys):
     flags = (*TINY, "--flag=learning_rate", "--values=0.02,1e30", "--seeds=1", "--optimizer=sgd")
     compare.run([*flags, "--workdir=rates"])
@@ -195,26 +205,28 @@ def test_recipes_and_learning_rates_reach_their_runs():
         seeds=2,
         workdir="both",
     )
-    runs = compare.plan(config, mlp.Config, ["--width=8"])
+    runs = compare.plan(config, mlp, ["--width=8"])
+    flags = [cli.to_dict(run.config) for run in runs]
     assert [
-        (run.value, run.config.optimizer, run.config.learning_rate, str(run.workdir))
-        for run in runs
+        (run.setup, of_run["optimizer"], of_run["learning_rate"], of_run["workdir"])
+        for run, of_run in zip(runs, flags, strict=True)
     ] == [
         ("slow", "sgd", 0.5, "both/flagfile=slow/seed0"),
         ("slow", "sgd", 0.5, "both/flagfile=slow/seed1"),
         ("quick", "adam", 0.01, "both/flagfile=quick/seed0"),
         ("quick", "adam", 0.01, "both/flagfile=quick/seed1"),
     ]
-    assert [run.config.seed for run in runs] == [0, 1, 0, 1]
+    assert [of_run["seed"] for of_run in flags] == [0, 1, 0, 1]
     # The command line wins over a recipe, and the value compared over the command line.
-    assert {(run.config.width, run.config.batch_size) for run in runs} == {(8, 16)}
+    assert {(of_run["width"], of_run["batch_size"]) for of_run in flags} == {(8, 16)}
     config = dataclasses.replace(config, flag="width", values=("9", "10"), learning_rates=())
-    assert compare.plan(config, mlp.Config, ["--width=8"])[0].config.width == 9
+    first = compare.plan(config, mlp, ["--width=8"])[0]
+    assert cli.to_dict(first.config)["width"] == 9
     Path("other").mkdir()
     config = dataclasses.replace(config, flag="flagfile", values=("quick.flags", "other/quick.txt"))
     Path("other/quick.txt").write_text("")
     with pytest.raises(InputError, match=r"two of --values=.* would share a folder"):
-        compare.plan(config, mlp.Config, [])
+        compare.plan(config, mlp, [])
 
 
 def test_measured_is_what_the_files_say(tmp_path):
@@ -226,10 +238,12 @@ def test_measured_is_what_the_files_say(tmp_path):
         {"step": 30, "train/loss": 0.6},
         {"step": 30, "eval/accuracy": 0.7},
     ]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder = tmp_path / "seed0"
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     summary = {"step": 30, "eval/accuracy": 0.7, "best_step": 20, "wall_seconds": 4.5}
-    (tmp_path / "summary.json").write_text(json.dumps(summary))
-    run = compare.Run("8", 0, mlp.Config(workdir=str(tmp_path)))
+    (folder / "summary.json").write_text(json.dumps(summary))
+    run = study.Run("8", 0, tmp_path, mlp, [])
     expected = dict(zip(compare.FIGURES, (0.7, 0.8, 0.6, 20, 4.5), strict=True))
     assert compare.measure(run, BY, 0.5) == expected
     assert compare.measure(run, BY, 0.3)["steps_to_target"] is None
@@ -239,14 +253,14 @@ def test_table_by_hand():
     config = compare.Config("mlp", "width", ("4", "8"), seeds=3, target_loss=0.5)
     found = {
         "4": {
-            "final": compare.spread([0.5, None, 0.9]),
-            "best": compare.spread([0.75, None, 0.95]),
-            "train_loss": compare.spread([2.0, None, None]),
-            "steps_to_target": compare.spread([100, None, 300]),
-            "seconds": compare.spread([1.0, 2.0, 4.5]),
+            "final": study.spread([0.5, None, 0.9]),
+            "best": study.spread([0.75, None, 0.95]),
+            "train_loss": study.spread([2.0, None, None]),
+            "steps_to_target": study.spread([100, None, 300]),
+            "seconds": study.spread([1.0, 2.0, 4.5]),
             "diverged": {1: "loss is nan at step 7"},
         },
-        "8": {name: compare.spread([None] * 3) for name in compare.FIGURES} | {"diverged": {}},
+        "8": {name: study.spread([None] * 3) for name in compare.FIGURES} | {"diverged": {}},
     }
     lines = compare.table(found, config, BY).splitlines()
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "|" in line]
@@ -290,7 +304,7 @@ def test_experiments_are_found():
         ([*ACTIVATIONS, "more"], "'more' is no flag"),
         ([*ACTIVATIONS, "--folds=5"], "give no --folds"),
         ([*TINY, "--flag=dataset", "--values=digits,folder:/no/such"], "/no/such"),
-        ([*TINY, "--flag=batch_size", "--values=32,30"], "30 does not divide by the 8 devices"),
+        ([*TINY, "--flag=batch_size", "--values=32,31"], "31 does not divide by the 2 devices"),
         ([*TINY, "--flag=depth", "--values=1,-1"], "a depth of at least 0, not -1"),
     ],
 )
@@ -325,16 +339,44 @@ SEQUENCES = {
 }
 
 
-@pytest.mark.parametrize("name", SEQUENCES)
-def test_sequence_experiments_are_compared_too(name):
+def sequences(name):
+    """The arguments of a comparison, its values and the metric that it is by."""
     flags, (flag, *values, metric) = SEQUENCES[name]
     Path("book.txt").write_text("the cat sees the dog and the dog hears the bird.\n" * 200)
     steps = ("--steps=2", "--eval_every=1", "--log_every=1", "--batch_size=8", "--seeds=1")
     compared = (f"--experiment={name}", f"--flag={flag}", f"--values={','.join(values)}")
-    compare.run([*compared, *flags, *steps, "--workdir=all"])
+    return [*compared, *flags, *steps, "--workdir=all", "--nohistograms"], values, metric
+
+
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_sequence_experiments_are_compared_by_their_own_metric(name, monkeypatch):
+    """Up to the training, before which all is checked."""
+    arguments, values, metric = sequences(name)
+    checked, check, planned = [], compare.check, []
+
+    def recorded(runs, config):
+        checked.append(check(runs, config))
+        return checked[-1]
+
+    def stopped(runs, *_, **__):
+        planned.extend(runs)
+        raise cli.Interrupted(15)
+
+    monkeypatch.setattr(compare, "check", recorded)
+    monkeypatch.setattr(study, "train", stopped)
+    with pytest.raises(cli.Interrupted):
+        compare.run(arguments)
+    assert [run.setup for run in planned] == values
+    assert checked == [compare.Compared(metric, "train/loss", metric, "validation")]
+
+
+@pytest.mark.slow
+def test_a_sequence_experiment_is_compared_too():
+    arguments, values, metric = sequences("word2vec")
+    compare.run(arguments)
     record = json.loads(Path("all/table.json").read_text())
     assert record["metric"] == metric
     for value in values:
-        summary = json.loads(Path(f"all/{flag}={value}/seed0/summary.json").read_text())
+        summary = json.loads(Path(f"all/model={value}/seed0/summary.json").read_text())
         assert record["results"][value]["final"]["mean"] == summary[metric]
     assert len({record["results"][v]["train_loss"]["mean"] for v in values}) == 2

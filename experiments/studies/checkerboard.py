@@ -15,19 +15,20 @@ and trains nothing again that is done.
 """
 
 import dataclasses
-import json
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from experiments import gan
-from experiments.harness import cli, image_data, training
+from experiments.harness import cli, image_data, study, training
 from experiments.harness.cli import flag, require
-from jaxdl import InputError, adversarial, fidelity, parallel, pictures
+from experiments.harness.study import Run
+from jaxdl import adversarial, fidelity, parallel, pictures
 
 STRIDE = 2
 """Of every layer that doubles a map, in pixels."""
@@ -38,11 +39,11 @@ COLUMNS, SHOWN = 3, 9
 FAINTEST, BRIGHTEST = 1e-7, 1e-1
 """Shares of the energy at a frequency that the picture tells apart."""
 
-UPSAMPLINGS: dict[str, dict[str, Any]] = {
-    "transposed 5x5": {"upsampling": "transposed", "kernel_size": 5},
-    "transposed 4x4": {"upsampling": "transposed", "kernel_size": 4},
-    "resize 3x3": {"upsampling": "resize", "kernel_size": 3},
-    "pixel shuffle 3x3": {"upsampling": "pixel_shuffle", "kernel_size": 3},
+UPSAMPLINGS = {
+    "transposed 5x5": ("--upsampling=transposed", "--kernel_size=5"),
+    "transposed 4x4": ("--upsampling=transposed", "--kernel_size=4"),
+    "resize 3x3": ("--upsampling=resize", "--kernel_size=3"),
+    "pixel shuffle 3x3": ("--upsampling=pixel_shuffle", "--kernel_size=3"),
 }
 """Flags of `experiments.gan`, of the paper's own way first."""
 
@@ -69,31 +70,18 @@ Found = dict[str, list[tuple[Look, Look]]]
 class Config:
     """Compares the checkerboards that ways of upsampling leave in generated images."""
 
-    workdir: str = flag("runs/checkerboard", "the folder")
+    workdir: str = study.workdir("runs/checkerboard")
     dataset: str = flag("digits", "digits, folder:PATH, or a prepared TFDS set")
     image_size: int = flag(32, "height and width of the images: 16, 32, 64")
     width: int = flag(gan.WIDTH, "maps of the generator's last layer but one and the other's first")
     steps: int = flag(1000, "of each training")
-    seeds: int = flag(2, "how many trainings of each way")
+    seeds: int = study.seeds(2)
+    first_seed: int = study.first_seed()
 
     def __post_init__(self) -> None:
         require(self, "dataset", self.dataset != "ring", "one of images")
         require(self, "steps", self.steps >= 1, "at least 1")
-        require(self, "seeds", self.seeds >= 1, "at least 1")
-
-    def training(self, way: str, seed: int) -> gan.Config:
-        """The flags of a training."""
-        return gan.Config(
-            workdir=str(Path(self.workdir) / way.replace(" ", "_") / f"seed{seed}"),
-            dataset=self.dataset,
-            image_size=self.image_size,
-            width=self.width,
-            discriminator_width=self.width,
-            steps=self.steps,
-            eval_every=self.steps,
-            seed=seed,
-            **UPSAMPLINGS[way],
-        )
+        study.check_seeds(self)
 
 
 def look(images: np.ndarray) -> Look:
@@ -104,11 +92,23 @@ def look(images: np.ndarray) -> Look:
     return Look(fidelity.stride_energy(images, STRIDE), spectrum, images[:SHOWN])
 
 
-def generated(config: gan.Config) -> tuple[np.ndarray, np.ndarray]:
+def plan(config: Config) -> list[Run]:
+    """A training of each way with each seed."""
+    sizes = [f"--dataset={config.dataset}", f"--image_size={config.image_size}"]
+    sizes += [f"--width={config.width}", f"--discriminator_width={config.width}"]
+    sizes += [f"--steps={config.steps}", f"--eval_every={config.steps}"]
+    return [
+        Run(way, seed, study.folder(config, way), gan, [*sizes, *own])
+        for seed in study.seeds_of(config)
+        for way, own in UPSAMPLINGS.items()
+    ]
+
+
+def generated(run: Run) -> tuple[np.ndarray, np.ndarray]:
     """What a run's averaged generator drew at initialization and draws now, float [N, H, W, C]."""
-    problem, task, trained = training.restore(config, gan.build)
-    initial = task.init(jax.random.key(config.seed), trained.hparams)
-    players = gan.make_players(config, problem.inputs["sample_shape"], 0, None)
+    problem, task, trained = training.restore(run.config, gan.build)
+    initial = task.init(jax.random.key(run.seed), trained.hparams)
+    players = gan.make_players(run.config, problem.inputs["sample_shape"], 0, None)
     key = jax.random.fold_in(trained.key, adversarial.EVAL_STREAM)
     latents = players.latents(jax.random.split(key, IMAGES))
 
@@ -119,24 +119,18 @@ def generated(config: gan.Config) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(generate(initial.average)), np.asarray(generate(trained.average))
 
 
-def study(config: Config) -> Found:
-    """Trains what is not done."""
-    runs = [(way, seed) for seed in range(config.seeds) for way in UPSAMPLINGS]
-    found: Found = {way: [] for way in UPSAMPLINGS}
-    for number, (way, seed) in enumerate(runs, 1):
-        run = config.training(way, seed)
-        print(f"run {number} of {len(runs)}: {run.workdir}", flush=True)
-        if not (Path(run.workdir) / training.SUMMARY_FILE).exists():
-            training.train(run, gan.build)
+def measure(runs: Sequence[Run]) -> Found:
+    """Looks at what the runs' generators draw."""
+    found: Found = {}
+    for run in runs:
         initial, trained = generated(run)
-        found[way].append((look(initial), look(trained)))
+        found.setdefault(str(run.setup), []).append((look(initial), look(trained)))
     return found
 
 
-def references(config: Config) -> dict[str, Look]:
+def references(run: Run) -> dict[str, Look]:
     """What the training images, spread evenly over all of them, and white noise look like."""
-    run = config.training(next(iter(UPSAMPLINGS)), seed=0)
-    pipeline = image_data.make_pipeline(run, parallel.data_mesh())
+    pipeline = image_data.make_pipeline(run.config, parallel.data_mesh())
     count = len(pipeline.dataset.splits["train"])
     chosen = np.linspace(0, count - 1, min(count, IMAGES)).astype(int)
     images = np.asarray(adversarial.signed(jnp.asarray(pipeline.images("train", chosen))))
@@ -146,16 +140,15 @@ def references(config: Config) -> dict[str, Look]:
 
 def table(found: Found, beside: Mapping[str, Look]) -> str:
     """The shares in percent, in Markdown: mean ± sample standard deviation over the seeds."""
-    rows = [["upsampling", "at initialization", "after training"], ["---"] * 3]
-    rows += [[way, *map(_cell, zip(*seeds, strict=True))] for way, seeds in found.items()]
-    rows += [[name, "", _cell([seen])] for name, seen in beside.items()]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
+    def cell(looks: Sequence[Look]) -> str:
+        percent = [100 * seen.energy for seen in looks]
+        return study.cell(percent, "{:.3g}".format, "{:.2g}".format)
 
-def _cell(looks: Sequence[Look]) -> str:
-    percent = [100 * seen.energy for seen in looks]
-    spread = f" ± {np.std(percent, ddof=1):.2g}" if len(percent) > 1 else ""
-    return f"{np.mean(percent):.3g}{spread}"
+    rows = [["upsampling", "at initialization", "after training"]]
+    rows += [[way, *map(cell, zip(*seeds, strict=True))] for way, seeds in found.items()]
+    rows += [[name, "", cell([seen])] for name, seen in beside.items()]
+    return study.table(rows)
 
 
 def draw(found: Found, beside: Mapping[str, Look], path: Path) -> None:
@@ -202,25 +195,24 @@ def draw(found: Found, beside: Mapping[str, Look], path: Path) -> None:
 
 def run(argv: list[str]) -> None:
     """Trains, and leaves table.md, table.json and checkerboard.png in the workdir."""
-    config, rest = cli.parse(Config, argv)
-    if rest:
-        raise InputError(f"{rest[0]!r} is no flag; see --help")
-    training.prepare_jax(training.RunConfig())
-    with cli.if_interrupted("and with the study: the same command"):
-        found = study(config)
-    beside = references(config)
-    text, workdir = table(found, beside), Path(config.workdir)
-    energies: dict[str, Any] = {
+    config = study.read(Config, argv)
+    runs = plan(config)
+    study.begin(config, runs)
+    beside = references(runs[0])
+    study.train(runs)
+    found = measure(runs)
+    energies: dict[str, object] = {
         way: [{"initialization": a.energy, "training": b.energy} for a, b in seeds]
         for way, seeds in found.items()
     }
     energies |= {name: seen.energy for name, seen in beside.items()}
-    record = dataclasses.asdict(config) | {"stride_energy": energies}
-    (workdir / "table.json").write_text(json.dumps(record, indent=2) + "\n")
-    title = f"Percent of the images' energy that repeats every {STRIDE} pixels."
-    (workdir / "table.md").write_text(f"{title}\n\n{text}\n")
-    draw(found, beside, workdir / "checkerboard.png")
-    print(f"\n{title}\n\n{text}\n\nin {workdir}: table.md, table.json, checkerboard.png")
+    study.finish(
+        config,
+        {"stride_energy": energies},
+        f"Percent of the images' energy that repeats every {STRIDE} pixels.",
+        table(found, beside),
+        {"checkerboard.png": functools.partial(draw, found, beside)},
+    )
 
 
 if __name__ == "__main__":

@@ -11,11 +11,10 @@ of the ring and noise beside.
 """
 
 import dataclasses
+import functools
 import itertools
-import json
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -25,12 +24,11 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from PIL import Image, ImageDraw, ImageFont
 
-from experiments.harness import cli, training
+from experiments.harness import cli, study
 from experiments.harness.cli import flag, require
-from jaxdl import InputError, adversarial, data, fidelity, optim, parallel, pictures
+from jaxdl import adversarial, data, fidelity, optim, parallel, pictures
 from jaxdl.models import gan
 from jaxdl.task import Task
-from jaxdl.writers import json_ready
 
 
 class Setup(NamedTuple):
@@ -76,10 +74,10 @@ Measured = dict[str, list[float]]
 class Config:
     """Compares adversarial losses, penalties and norms on a ring of eight Gaussians."""
 
-    workdir: str = flag("runs/mode_collapse", "the folder to write into")
+    workdir: str = study.workdir("runs/mode_collapse")
     setups: tuple[str, ...] = flag((), "the titles of those to train; all when empty")
-    seeds: int = flag(5, "trainings of each setup")
-    first_seed: int = flag(0, "of the seeds, which are in a row")
+    seeds: int = study.seeds(5)
+    first_seed: int = study.first_seed()
     steps: int = flag(6000, "updates of either player")
     frames: int = flag(40, "of the animation, at equal distances")
     batch_size: int = flag(128, "points in an update, the same for all seeds")
@@ -96,11 +94,9 @@ class Config:
         known = set(self.setups) <= set(SETUPS)
         require(self, "setups", known, f"out of {', '.join(SETUPS)}")
         sizes = "batch_size", "latent_size", "width", "discriminator_width", "depth"
-        for name in ("seeds", "frames", *sizes):
+        for name in ("frames", *sizes):
             require(self, name, getattr(self, name) >= 1, "at least 1")
-        require(
-            self, "first_seed", 0 <= self.first_seed < 2**31 - self.seeds, "at least 0, 31 bits"
-        )
+        study.check_seeds(self)
         whole = self.steps >= 1 and self.steps % self.frames == 0
         require(self, "steps", whole, f"a multiple of --frames={self.frames}")
         for name in ("learning_rate", "discriminator_learning_rate"):
@@ -159,7 +155,7 @@ def train(config: Config, setup: Setup, mesh: Mesh) -> np.ndarray:
     task, hparams = make_task(config, setup)
     stacked = P(None, *parallel.BATCH)
     task = parallel.jit(parallel.scan(parallel.vmap(task)), mesh, batch_spec=stacked)
-    seeds = jnp.arange(config.first_seed, config.first_seed + config.seeds)
+    seeds = jnp.asarray(study.seeds_of(config))
     each = jax.tree.map(lambda value: jnp.full(config.seeds, value), hparams)
     state = task.init(jax.vmap(jax.random.key)(seeds), each)
 
@@ -206,19 +202,15 @@ def floor_and_ceiling(ring: data.Ring, seeds: int) -> dict[str, Measured]:
 def table(found: Mapping[str, Measured]) -> str:
     """In Markdown: means ± sample standard deviations over the seeds, and the worst of them."""
     head = ["", "modes covered", "fewest", "share near a centre", "least", "class divergence"]
-    rows = [[*head, "greatest"], ["---"] * (len(head) + 1)]
+    rows = [[*head, "greatest"]]
     for title, measured in found.items():
         modes, near = measured["modes_covered"], measured["share_near"]
         divergence = measured["class_divergence"]
-        cells = [_cell(modes, 1), f"{min(modes)}", _cell(near, 3), f"{min(near):.3f}"]
-        rows.append([title, *cells, _cell(divergence, 3), f"{max(divergence):.3f}"])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def _cell(values: Sequence[float], digits: int) -> str:
-    if len(values) == 1 or not np.isfinite(values).all():
-        return f"{np.mean(values):.{digits}f}"
-    return f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1):.{digits}f}"
+        cells = [study.cell(modes, "{:.1f}".format), f"{min(modes)}"]
+        cells += [study.cell(near, "{:.3f}".format), f"{min(near):.3f}"]
+        cells += [study.cell(divergence, "{:.3f}".format), f"{max(divergence):.3f}"]
+        rows.append([title, *cells])
+    return study.table(rows)
 
 
 def panel(title: str, points: np.ndarray, ring: data.Ring) -> np.ndarray:
@@ -241,10 +233,8 @@ def frame(samples: Mapping[str, np.ndarray], ring: data.Ring) -> np.ndarray:
 
 def run(argv: list[str]) -> None:
     """Trains every setup, and leaves the animation, its last frame and the table in the workdir."""
-    config, rest = cli.parse(Config, argv)
-    if rest:
-        raise InputError(f"{rest[0]!r} is no flag; see --help")
-    training.prepare_jax(training.RunConfig())
+    config = study.read(Config, argv)
+    study.begin(config, apart_from=["setups"])
     mesh = parallel.data_mesh()
     parallel.check_batch_size(config.batch_size, mesh)
     ring = data.Ring(config.batch_size, held_out=SAMPLES)
@@ -258,20 +248,20 @@ def run(argv: list[str]) -> None:
         print(f"{title}: {covered} modes covered, {seconds:.0f} s", flush=True)
     found |= floor_and_ceiling(ring, config.seeds)
 
-    workdir = Path(config.workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
     frames = [
         frame({title: points[i, 0] for title, points in samples.items()}, ring)
         for i in range(config.frames)
     ]
-    pictures.write_gif(workdir / "mode_collapse.gif", frames, SECONDS_PER_FRAME)
-    pictures.write_png(workdir / "mode_collapse.png", frames[-1])
-    text = table(found)
-    (workdir / "table.md").write_text(f"Samples of averaged generators.\n\n{text}\n")
-    finite = jax.tree.map(json_ready, found)
-    record = dataclasses.asdict(config) | {"measured": finite}
-    (workdir / "table.json").write_text(json.dumps(record, indent=2) + "\n")
-    print(f"\n{text}\n\nin {workdir}: table.md, table.json, mode_collapse.png, mode_collapse.gif")
+    study.finish(
+        config,
+        {"measured": found},
+        "Samples of averaged generators.",
+        table(found),
+        {
+            "mode_collapse.png": functools.partial(pictures.write_png, picture=frames[-1]),
+            "mode_collapse.gif": lambda path: pictures.write_gif(path, frames, SECONDS_PER_FRAME),
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Pictures of what recurrent networks do with time: vanishing gradients, clipping, and gates.
+"""What recurrent networks do with time: gradients vanish and explode, clipping, and gates at work.
 
-    python -m experiments.studies.recurrent --output=pictures
-    python -m experiments.studies.recurrent --output=pictures --workdir=runs/char_rnn_stdlib
+    python -m experiments.studies.recurrent
+    python -m experiments.studies.recurrent --from_run=runs/char_rnn_stdlib
 
-It writes into the folder `--output`, and beside each picture its numbers as .json:
+Beside table.md and table.json, with all that is drawn, it leaves in WORKDIR:
 
 - lags.png: how much the last output of each kind of cell feels an input so many steps before it,
   with the recurrent kernel, which starts orthogonal, times several factors (Bengio, Simard,
@@ -12,11 +12,12 @@ It writes into the folder `--output`, and beside each picture its numbers as .js
 - clipping.png: the size of each update of a tanh RNN on text, with the gradient's norm clipped and
   without.
 - gates.png: the gates of a language model that experiments.char_rnn trained, over a text; with
-  `--workdir` alone.
+  `--from_run` alone.
 """
 
 import dataclasses
-import json
+import functools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ import optax
 from matplotlib.figure import Figure
 
 from experiments import char_rnn
-from experiments.harness import cli, training
+from experiments.harness import cli, run_folder, study
 from experiments.harness.cli import flag, require
 from jaxdl import InputError, losses, optim
 from jaxdl.data.text import CharVocabulary, TextPipeline, read_corpus
@@ -44,12 +45,21 @@ CELLS |= {"GRU": ("gru", 0.0)}
 GATES = {"lstm": {"input": 0, "forget": 1, "output": 3}, "gru": {"reset": 0, "update": 1}}
 
 
+SEQUENCES = 16
+"""Of random inputs, or read at once in training."""
+
+Lags = dict[str, np.ndarray]
+"""{cell: gradient norms [factors, seeds, lags]}"""
+Clipping = dict[str, dict[str, np.ndarray]]
+"""{training: {"update_norm" or "loss": [seeds, updates]}}"""
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Draws how gradients vanish and explode, what clipping does, and gates at work."""
+    """Measures how gradients vanish and explode, what clipping does, and draws gates at work."""
 
-    output: str = flag("pictures", "the folder to write into")
-    workdir: str = flag("", "a run of experiments.char_rnn, for gates.png")
+    workdir: str = study.workdir("runs/recurrent")
+    from_run: str = flag("", "the folder of a run of experiments.char_rnn, for gates.png")
     text: str = flag("", "what gates.png shows it reading; its own held-out text when empty")
     features: int = flag(64, "numbers in a layer's output, in lags.png and clipping.png")
     lags: int = flag(100, "the greatest lag in lags.png, in steps")
@@ -58,17 +68,24 @@ class Config:
     learning_rate: float = flag(0.5, "of the gradient descent in clipping.png")
     clip_global_norm: float = flag(1.0, "greatest norm of the gradient in clipping.png")
     units: int = flag(24, "rows of gates.png for each gate")
-    seed: int = flag(0, "of weights, inputs and batches")
+    seeds: int = study.seeds(3)
+    first_seed: int = study.first_seed()
 
     def __post_init__(self) -> None:
         for name in ("features", "lags", "updates", "units"):
             require(self, name, getattr(self, name) >= 1, "at least 1")
         for name in ("factor", "learning_rate", "clip_global_norm"):
             require(self, name, 0 < getattr(self, name) < float("inf"), "more than 0")
+        study.check_seeds(self)
 
 
-def gradient_by_lag(
-    kind: str, forget_bias: float, factor: float, features: int, lags: int, seed: int
+def gradients_by_lag(
+    kind: str,
+    forget_bias: float,
+    factors: Sequence[float],
+    features: int,
+    lags: int,
+    seeds: Sequence[int],
 ) -> np.ndarray:
     """The norm of the gradient of the last output by the input at each lag, over that at lag 0.
 
@@ -78,53 +95,62 @@ def gradient_by_lag(
     Args:
       kind: of the cell.
       forget_bias: what is added to the bias of an LSTM's forget gates.
-      factor: what the orthogonal recurrent kernel is multiplied with.
+      factors: what the orthogonal recurrent kernel is multiplied with.
       features: of the inputs and the outputs.
       lags: the greatest.
-      seed: of weights, inputs and projection.
+      seeds: of weights, inputs and projection.
 
     Returns:
-      float32 [lags + 1], at lags 0, 1, ...
+      float32 [factors, seeds, lags + 1], at lags 0, 1, ...
     """
     model = Recurrent(kind, features)
-    keys = jax.random.split(jax.random.key(seed), 3)
-    x = 0.3 * jax.random.normal(keys[0], (16, lags + 1, features))
-    direction = jax.random.normal(keys[1], (16, features))
-    layer = model.init(keys[2], x, train=False)["params"]["layer0"]
-    layer = layer | {"hidden_kernel": factor * layer["hidden_kernel"]}
-    if kind == "lstm":
-        layer["bias"] = layer["bias"].at[features : 2 * features].add(forget_bias)
 
-    def projection(x):
-        outputs: Any = model.apply({"params": {"layer0": layer}}, x, train=False)
-        return jnp.sum(outputs[0][:, -1] * direction)
+    def norms(factor, seed):
+        keys = jax.random.split(jax.random.key(seed), 3)
+        x = 0.3 * jax.random.normal(keys[0], (SEQUENCES, lags + 1, features))
+        direction = jax.random.normal(keys[1], (SEQUENCES, features))
+        layer = model.init(keys[2], x, train=False)["params"]["layer0"]
+        layer = layer | {"hidden_kernel": factor * layer["hidden_kernel"]}
+        if kind == "lstm":
+            layer["bias"] = layer["bias"].at[features : 2 * features].add(forget_bias)
 
-    gradient = jax.jit(jax.grad(projection))(x)
-    norms = jnp.sqrt(jnp.sum(gradient**2, axis=(0, 2)))[::-1]
-    return np.asarray(norms / norms[0])
+        def projection(x):
+            outputs: Any = model.apply({"params": {"layer0": layer}}, x, train=False)
+            return jnp.sum(outputs[0][:, -1] * direction)
+
+        by_lag = jnp.sqrt(jnp.sum(jax.grad(projection)(x) ** 2, axis=(0, 2)))[::-1]
+        return by_lag / by_lag[0]
+
+    of_seeds = jax.vmap(norms, in_axes=(None, 0))
+    of_factors = jax.jit(jax.vmap(of_seeds, in_axes=(0, None)))
+    return np.asarray(of_factors(jnp.asarray(factors), jnp.asarray(seeds)))
 
 
-def clipped_and_not(config: Config, text: np.ndarray) -> dict[str, dict[str, list[float]]]:
+def clipped_and_not(config: Config, text: np.ndarray) -> Clipping:
     """The norm of each update and the loss of two trainings, alike but for the clipping."""
     model = language_model(kind="rnn", features=config.features, layers=1)
-    pipeline = TextPipeline({"train": text}, 16, 50, seed=config.seed)
-    series = {}
+    found: Clipping = {}
     for name, bound in (("clipped", config.clip_global_norm), ("not clipped", None)):
-        init, loss = losses.language_modeling(model, pipeline.batch_size)
+        init, loss = losses.language_modeling(model, SEQUENCES)
         task = supervised(init, loss, optim.optimizer("sgd", clip_global_norm=bound))
         rate = {"learning_rate": jnp.float32(config.learning_rate)}
-        state = task.init(jax.random.key(config.seed), rate)
-        layer = state.params["recurrent"]["layer0"]
-        layer["hidden_kernel"] = config.factor * layer["hidden_kernel"]
-        train, batches = jax.jit(task.train), pipeline.train()
-        norms, values = [], []
-        for _ in range(config.updates):
-            after, metrics = train(state, next(batches))
-            norms.append(float(optax.tree.norm(optax.tree.sub(after.params, state.params))))
-            values.append(float(metrics["loss"].value))
-            state = after
-        series[name] = {"update_norm": norms, "loss": values}
-    return series
+        train = jax.jit(task.train)
+        measured: dict[str, list[list[float]]] = {"update_norm": [], "loss": []}
+        for seed in study.seeds_of(config):
+            batches = TextPipeline({"train": text}, SEQUENCES, 50, seed=seed).train()
+            state = task.init(jax.random.key(seed), rate)
+            layer = state.params["recurrent"]["layer0"]
+            layer["hidden_kernel"] = config.factor * layer["hidden_kernel"]
+            norms, values = [], []
+            for _ in range(config.updates):
+                after, metrics = train(state, next(batches))
+                norms.append(float(optax.tree.norm(optax.tree.sub(after.params, state.params))))
+                values.append(float(metrics["loss"].value))
+                state = after
+            measured["update_norm"].append(norms)
+            measured["loss"].append(values)
+        found[name] = {name: np.asarray(values) for name, values in measured.items()}
+    return found
 
 
 def gates(params: Any, kind: str, x: jax.Array) -> tuple[dict[str, np.ndarray], jax.Array]:
@@ -151,91 +177,118 @@ def gates(params: Any, kind: str, x: jax.Array) -> tuple[dict[str, np.ndarray], 
 
 def gates_of_run(config: Config) -> tuple[str, dict[str, np.ndarray]]:
     """The text that a trained model reads, and the gates of its layers [T, H] meanwhile."""
-    workdir = Path(config.workdir)
-    experiment = cli.experiment_of(workdir)
-    require(config, "workdir", experiment == "char_rnn", "a run of experiments.char_rnn")
-    run, _ = cli.parse(char_rnn.Config, [f"--flagfile={workdir / cli.FLAGS_FILE}"])
-    if run.kind not in GATES:
-        raise InputError(f"the cells of the run in {workdir} are of kind {run.kind}; without gates")
-    vocabulary = char_rnn.load_vocabulary(config.workdir)
-    text = config.text or read_corpus(run.text, run.data_dir or None)["validation"][:100]
+    of_run = Path(config.from_run)
+    experiment = run_folder.experiment_of(of_run)
+    require(config, "from_run", experiment == "char_rnn", "a run of experiments.char_rnn")
+    run, _ = cli.parse(char_rnn.Config, [f"--flagfile={of_run / run_folder.FLAGS_FILE}"])
+    flags = cli.to_dict(run)
+    kind = flags["kind"]
+    if kind not in GATES:
+        raise InputError(f"the cells of the run in {of_run} are of kind {kind}; without gates")
+    vocabulary = char_rnn.load_vocabulary(config.from_run)
+    text = config.text or read_corpus(flags["text"], flags["data_dir"] or None)["validation"][:100]
     tokens = jnp.asarray(vocabulary.encode(text, "--text").astype(np.int32))
-    params = training.trained_params(workdir)
+    params = run_folder.trained_params(of_run)
     one_hot = jax.nn.one_hot(tokens, vocabulary.size)
     x = one_hot @ params["embedding"]["embedding"] if "embedding" in params else one_hot
     found: dict[str, np.ndarray] = {}
-    for i in range(run.layers):
-        layer, x = gates(params["recurrent"][f"layer{i}"], run.kind, x)
+    for i in range(flags["layers"]):
+        layer, x = gates(params["recurrent"][f"layer{i}"], kind, x)
         found |= {f"layer {i}, {name}": values for name, values in layer.items()}
     return "".join(vocabulary.decode(token[None]) for token in np.asarray(tokens)), found
 
 
-def draw_lags(config: Config) -> tuple[Figure, dict[str, Any]]:
-    """lags.png and its numbers."""
-    figure = Figure(figsize=(4 * len(CELLS), 4), layout="constrained")
-    numbers: dict[str, Any] = {}
-    all_axes = figure.subplots(1, len(CELLS), sharey=True)
-    for axes, (title, (kind, bias)) in zip(all_axes, CELLS.items(), strict=True):
-        for factor in FACTORS:
-            sizes = (config.features, config.lags, config.seed)
-            norms = gradient_by_lag(kind, bias, factor, *sizes)
-            axes.semilogy(norms, label=f"recurrent kernel x {factor}")
-            numbers.setdefault(title, {})[str(factor)] = norms.tolist()
-        axes.set(title=title, xlabel="lag, steps", ylim=(1e-12, 1e6))
+def table(by_lag: Lags, clipping: Clipping) -> str:
+    """The gradients at the greatest lag, and what clipping changes, in Markdown."""
+    show = "{:.1e}".format
+    heads = [f"recurrent kernel x {factor}" for factor in FACTORS]
+    rows = [["cell", *heads]]
+    rows += [
+        [title, *(study.cell(values[:, -1].tolist(), show) for values in norms)]
+        for title, norms in by_lag.items()
+    ]
+    trainings = [["tanh RNN on text", "greatest update", "last loss"]]
+    for name, values in clipping.items():
+        greatest = study.cell(values["update_norm"].max(axis=1).tolist(), "{:.2f}".format)
+        last = study.cell(values["loss"][:, -1].tolist(), "{:.2f}".format)
+        trainings.append([name, greatest, last])
+    return f"{study.table(rows)}\n\n{study.table(trainings)}"
+
+
+def draw_lags(by_lag: Lags, path: Path) -> None:
+    """Draws the gradients of each cell: means over the seeds, in bands from least to greatest."""
+    figure = Figure(figsize=(4 * len(by_lag), 4), layout="constrained")
+    all_axes = figure.subplots(1, len(by_lag), sharey=True)
+    for axes, (title, norms) in zip(all_axes, by_lag.items(), strict=True):
+        for factor, values in zip(FACTORS, norms, strict=True):
+            study.band(axes, range(values.shape[1]), values, f"recurrent kernel x {factor}", "-")
+        axes.set(title=title, xlabel="lag, steps", yscale="log", ylim=(1e-12, 1e6))
         axes.grid(alpha=0.3)
     all_axes[0].set_ylabel("gradient norm, over that at lag 0")
     all_axes[2].legend(loc="lower center")  # where there is room
-    return figure, numbers
+    figure.savefig(path, dpi=120)
 
 
-def draw_clipping(config: Config) -> tuple[Figure, dict[str, Any]]:
-    """clipping.png and its numbers."""
-    text = CharVocabulary().encode(read_corpus()["validation"])
-    numbers = clipped_and_not(config, text)
+def draw_clipping(clipping: Clipping, path: Path) -> None:
+    """Draws the trainings of the first seed; a mean would blur their jumps."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     above, below = figure.subplots(1, 2)
-    for name, values in numbers.items():
-        above.semilogy(values["update_norm"], label=name)
-        below.plot(values["loss"], label=name)
+    for name, values in clipping.items():
+        above.semilogy(values["update_norm"][0], label=name)
+        below.plot(values["loss"][0], label=name)
     above.set(xlabel="update", ylabel="norm of the update")
     below.set(xlabel="update", ylabel="loss, nats a byte", ylim=(0, 8))
     for axes in (above, below):
         axes.grid(alpha=0.3)
         axes.legend()
-    return figure, numbers
+    figure.savefig(path, dpi=120)
 
 
-def draw_gates(config: Config) -> tuple[Figure, dict[str, Any]]:
-    """gates.png and its numbers."""
-    text, found = gates_of_run(config)
+def draw_gates(text: str, found: Mapping[str, np.ndarray], units: int, path: Path) -> None:
+    """Draws the first units of each gate over the text."""
     figure = Figure(figsize=(0.14 * len(text) + 2, 2.5 * len(found)), layout="constrained")
     all_axes = figure.subplots(len(found), 1, squeeze=False)[:, 0]
     for axes, (title, values) in zip(all_axes, found.items(), strict=True):
         image = axes.imshow(
-            values[:, : config.units].T, vmin=0, vmax=1, aspect="auto", interpolation="nearest"
+            values[:, :units].T, vmin=0, vmax=1, aspect="auto", interpolation="nearest"
         )
         # A dollar would begin a formula.
         letters = [repr(c)[1:-1].replace("$", r"\$") for c in text]
         axes.set_xticks(range(len(letters)), letters, fontsize=7, family="monospace")
         axes.set(title=title, ylabel="unit")
     figure.colorbar(image, ax=list(all_axes), label="0 closed, 1 open")
-    return figure, {"text": text, **{name: values.tolist() for name, values in found.items()}}
+    figure.savefig(path, dpi=120)
 
 
 def run(argv: list[str]) -> None:
-    """Draws the pictures that were asked for."""
-    config, rest = cli.parse(Config, argv)
-    if rest:
-        raise InputError(f"{rest[0]!r} is no flag; see --help")
-    draws = {"gates": draw_gates} if config.workdir else {}  # first: it depends on what is given
-    draws |= {"lags": draw_lags, "clipping": draw_clipping}
-    folder = Path(config.output)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, draw in draws.items():
-        figure, numbers = draw(config)
-        figure.savefig(folder / f"{name}.png", dpi=120)
-        (folder / f"{name}.json").write_text(json.dumps(numbers))
-        print(f"wrote {folder / name}.png and .json")
+    """Measures, and leaves the tables and the pictures in the workdir."""
+    config = study.read(Config, argv)
+    study.begin(config, apart_from=["from_run", "text", "units"])
+    record: dict[str, Any] = {}
+    pictures: dict[str, Any] = {}
+    if config.from_run:  # first: it depends on what is given
+        text, of_gates = gates_of_run(config)
+        values_of = {name: values.tolist() for name, values in of_gates.items()}
+        record["gates"] = {"text": text, **values_of}
+        pictures["gates.png"] = functools.partial(draw_gates, text, of_gates, config.units)
+    seeds = study.seeds_of(config)
+    by_lag = {
+        title: gradients_by_lag(kind, bias, FACTORS, config.features, config.lags, seeds)
+        for title, (kind, bias) in CELLS.items()
+    }
+    clipping = clipped_and_not(config, CharVocabulary().encode(read_corpus()["validation"]))
+    record["gradients"] = {
+        title: {str(f): values.tolist() for f, values in zip(FACTORS, norms, strict=True)}
+        for title, norms in by_lag.items()
+    }
+    record["clipping"] = {
+        name: {measure: numbers.tolist() for measure, numbers in values.items()}
+        for name, values in clipping.items()
+    }
+    pictures["lags.png"] = functools.partial(draw_lags, by_lag)
+    pictures["clipping.png"] = functools.partial(draw_clipping, clipping)
+    title = f"Norms of the gradient by the input {config.lags} steps before, over that by the last."
+    study.finish(config, record, title, table(by_lag, clipping), pictures)
 
 
 if __name__ == "__main__":

@@ -9,17 +9,17 @@ WORKDIR, so the same command goes on where it was stopped, and trains nothing ag
 """
 
 import dataclasses
-import json
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from experiments import resnet, transfer
-from experiments.harness import cli, training
+from experiments.harness import cli, study
 from experiments.harness.cli import flag, require
-from jaxdl import InputError, data
+from experiments.harness.study import Run
+from jaxdl import data
 
 OLD_CLASSES, NEW_CLASSES = "0,1,2,3,4", "5,6,7,8,9"
 
@@ -39,9 +39,10 @@ Accuracies = dict[str, dict[int, list[float]]]
 class Config:
     """Compares ways of transfer learning on the digits with training from scratch."""
 
-    workdir: str = flag("runs/transfer_study", "the folder")
+    workdir: str = study.workdir("runs/transfer_study")
     per_class: tuple[int, ...] = flag((5, 20, 100), "how many training examples of each class")
-    seeds: int = flag(5, "how many runs of each; each has a pretraining and examples of its own")
+    seeds: int = study.seeds(5)
+    first_seed: int = study.first_seed()
     pretraining_epochs: int = flag(40, "passes over the digits 0 to 4")
     steps: int = flag(200, "of the training after it, or from scratch, in batches of 25")
 
@@ -50,80 +51,62 @@ class Config:
         require(self, "per_class", least >= 5, "at least 5, so that a batch is full")
         once = len(set(self.per_class)) == len(self.per_class)
         require(self, "per_class", once, "each given once")
-        require(self, "seeds", self.seeds >= 1, "at least 1")
+        study.check_seeds(self)
         require(self, "pretraining_epochs", self.pretraining_epochs >= 1, "at least 1")
         require(self, "steps", self.steps >= 1, "at least 1")
 
 
-def train(experiment: Any, workdir: Path, arguments: Sequence[str]) -> dict[str, Any]:
-    """The summary of a run, which is trained unless it is done."""
-    own = (f"--workdir={workdir}", "--eval_every=1000000", "--checkpoint_every=1000000")
-    config, _ = cli.parse(experiment.Config, [*arguments, *own])
-    summary = workdir / training.SUMMARY_FILE
-    if not summary.exists():
-        return training.train(config, experiment.build)
-    cli.check_same_run(config, workdir)
-    return training.read_summary(workdir)
-
-
-def study(config: Config) -> Accuracies:
-    """Trains what is not done."""
-    digits = data.select_classes(data.load("digits"), NEW_CLASSES.split(","))
-    data.subsample(digits, max(config.per_class), seed=0)  # are there as many?
-    workdir = Path(config.workdir)
-    found: Accuracies = {way: {count: [] for count in config.per_class} for way in WAYS}
-    runs, number = config.seeds * (1 + len(WAYS) * len(config.per_class)), 0
-
-    def run(experiment, folder, arguments):
-        nonlocal number
-        number += 1
-        print(f"run {number} of {runs}: {folder}", flush=True)
-        return train(experiment, folder, arguments)
-
-    for seed in range(config.seeds):
-        trained = workdir / "pretrained" / f"seed{seed}"
-        first = [f"--seed={seed}", "--width=8", f"--classes={OLD_CLASSES}"]
-        run(resnet, trained, [*first, f"--epochs={config.pretraining_epochs}"])
+def plan(config: Config) -> list[Run]:
+    """The runs of each seed, which has a pretraining and examples of its own."""
+    seldom = ["--eval_every=1000000", "--checkpoint_every=1000000"]
+    runs = []
+    for seed in study.seeds_of(config):
+        first = ["--width=8", f"--classes={OLD_CLASSES}", f"--epochs={config.pretraining_epochs}"]
+        folder = study.folder(config, "pretrained")
+        pretraining = Run("pretrained", seed, folder, resnet, [*first, *seldom])
+        runs.append(pretraining)
         for count in config.per_class:
-            task = [f"--seed={seed}", f"--classes={NEW_CLASSES}", f"--per_class={count}"]
-            task += ["--augment=", "--learning_rate=0.1", "--batch_size=25"]
-            task += [f"--steps={config.steps}"]
+            task = [f"--classes={NEW_CLASSES}", f"--per_class={count}", "--augment="]
+            task += ["--learning_rate=0.1", "--batch_size=25", f"--steps={config.steps}", *seldom]
             for way, frozen in WAYS.items():
-                folder = workdir / f"{count}_per_class" / way.replace(" ", "_") / f"seed{seed}"
                 scratch = way == "scratch"
-                origin = "--width=8" if scratch else f"--from_run={trained}"
-                summary = run(resnet if scratch else transfer, folder, [*task, origin, *frozen])
-                found[way][count].append(summary["test/accuracy"])
-    return found
+                origin = "--width=8" if scratch else f"--from_run={pretraining.workdir}"
+                folder = study.folder(config, f"{count}_per_class/{way}")
+                experiment = resnet if scratch else transfer
+                runs.append(Run((way, count), seed, folder, experiment, [*task, origin, *frozen]))
+    return runs
 
 
-def table(found: Mapping[str, Mapping[int, Sequence[float]]]) -> str:
+def accuracies(config: Config, runs: Sequence[Run]) -> Accuracies:
+    """What the runs came to."""
+    return {
+        way: {
+            count: [run.summary()["test/accuracy"] for run in runs if run.setup == (way, count)]
+            for count in config.per_class
+        }
+        for way in WAYS
+    }
+
+
+def table(found: Accuracies) -> str:
     """The test accuracies in Markdown: mean ± sample standard deviation over the seeds."""
-    counts = list(next(iter(found.values())))
-    rows = [["trained", *(f"{count} per class" for count in counts)]]
-    rows += [[way, *(_cell(found[way][count]) for count in counts)] for way in found]
-    rows.insert(1, ["---"] * len(rows[0]))
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    rows = [["trained", *(f"{count} per class" for count in next(iter(found.values())))]]
+    rows += [
+        [way, *(study.cell(values, "{:.3f}".format) for values in by_count.values())]
+        for way, by_count in found.items()
+    ]
+    return study.table(rows)
 
 
-def _cell(values: Sequence[float]) -> str:
-    spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.3f}{spread}"
-
-
-def draw(found: Mapping[str, Mapping[int, Sequence[float]]], path: Path) -> None:
-    """Draws means over the seeds, with bands from the least to the greatest."""
+def draw(found: Accuracies, path: Path) -> None:
+    """Draws means over the seeds, in bands from the least to the greatest."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.5, 4.5), layout="constrained")
     axes = figure.subplots()
     for way, by_count in found.items():
         counts = list(by_count)
-        values = np.array(list(by_count.values()))
-        (line,) = axes.plot(counts, values.mean(axis=1), ".-", label=way)
-        axes.fill_between(
-            counts, values.min(axis=1), values.max(axis=1), alpha=0.15, color=line.get_color()
-        )
+        study.band(axes, counts, np.transpose(list(by_count.values())), way)
     axes.set_xscale("log")
     axes.set_xticks(counts, [str(count) for count in counts], minor=False)
     axes.set_xlabel("training examples of each class")
@@ -136,18 +119,20 @@ def draw(found: Mapping[str, Mapping[int, Sequence[float]]], path: Path) -> None
 
 def run(argv: list[str]) -> None:
     """Trains, and leaves table.md, table.json and transfer.png in the workdir."""
-    config, rest = cli.parse(Config, argv)
-    if rest:
-        raise InputError(f"{rest[0]!r} is no flag; see --help")
-    training.prepare_jax(training.RunConfig())
-    with cli.if_interrupted("and with the study: the same command"):
-        found = study(config)
-    text, workdir = table(found), Path(config.workdir)
-    record = dataclasses.asdict(config) | {"test/accuracy": found}
-    (workdir / "table.json").write_text(json.dumps(record, indent=2) + "\n")
-    (workdir / "table.md").write_text(f"Test accuracy on the digits 5 to 9.\n\n{text}\n")
-    draw(found, workdir / "transfer.png")
-    print(f"\n{text}\n\nin {workdir}: table.md, table.json, transfer.png")
+    config = study.read(Config, argv)
+    digits = data.select_classes(data.load("digits"), NEW_CLASSES.split(","))
+    data.subsample(digits, max(config.per_class), seed=0)  # are there as many?
+    runs = plan(config)
+    study.begin(config, runs, apart_from=["per_class"])
+    study.train(runs)
+    found = accuracies(config, runs)
+    study.finish(
+        config,
+        {"test/accuracy": found},
+        "Test accuracy on the digits 5 to 9.",
+        table(found),
+        {"transfer.png": functools.partial(draw, found)},
+    )
 
 
 if __name__ == "__main__":

@@ -533,9 +533,9 @@ char_rnn --mode=sample --workdir=chars_cut => chars_cut/inputs.json
 char_rnn --mode=sample --workdir=chars_list => chars_list/inputs.json
 char_rnn --mode=sample --workdir=chars_empty => chars_empty/inputs.json
 char_rnn --mode=sample --workdir=chars_no => chars_no/inputs.json
-studies.recurrent --workdir=missing => missing
-studies.recurrent --workdir=run => char_rnn
-studies.recurrent --output=file => file
+studies.recurrent --from_run=missing => missing
+studies.recurrent --from_run=run => char_rnn
+studies.recurrent --workdir=file => file
 studies.recurrent --lags=0 => --lags=0
 word2vec --text=missing.txt => missing.txt
 word2vec --text=empty => empty

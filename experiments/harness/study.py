@@ -1,0 +1,272 @@
+"""What studies share: setups by seeds, each trained once, then a table, its numbers and a picture.
+
+A study's config has the flags `workdir`, `seeds` and `first_seed`. Its `run` goes the same way as
+every other's: `read`, `begin`, then either `train` for the ordinary runs that it plans or one
+program for all `seeds_of` a setup, and at last `finish`.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import statistics
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from experiments.harness import cli, run_folder, training
+from experiments.harness.cli import flag, require
+from jaxdl import InputError, loop
+
+TABLE_FILE = "table.md"
+RECORD_FILE = "table.json"
+DIVERGED_FILE = "diverged.txt"
+GROWING = ("workdir", "seeds", "first_seed")
+"""Flags that may be others when a study goes on."""
+
+
+class Config(Protocol):
+    """The flags that every study has."""
+
+    @property
+    def workdir(self) -> str: ...  # noqa: D102
+    @property
+    def seeds(self) -> int: ...  # noqa: D102
+    @property
+    def first_seed(self) -> int: ...  # noqa: D102
+
+
+C = TypeVar("C", bound=Config)
+
+
+def workdir(default: str) -> Any:
+    """The flag of a study's folder."""
+    return flag(default, "the study's folder, in which the same command goes on")
+
+
+def seeds(default: int) -> Any:
+    """The flag of how many seeds a study has."""
+    return flag(default, "how many trainings of each setup")
+
+
+def first_seed() -> Any:
+    """The flag of the least seed."""
+    return flag(0, "of the seeds, which are in a row")
+
+
+def check_seeds(config: Config) -> None:
+    """Raises InputError for seeds that cannot be."""
+    require(config, "seeds", config.seeds >= 1, "at least 1")
+    fits = 0 <= config.first_seed < 2**31 - config.seeds
+    require(config, "first_seed", fits, "at least 0, 31 bits")
+
+
+def seeds_of(config: Config) -> range:
+    """The seeds of every setup."""
+    return range(config.first_seed, config.first_seed + config.seeds)
+
+
+def folder(config: Config, setup: str) -> Path:
+    """Where the runs of a setup are."""
+    return Path(config.workdir) / setup.replace(" ", "_")
+
+
+def read(config_type: type[C], argv: Sequence[str]) -> C:
+    """The config of a study, from its command line."""
+    config, rest = cli.parse(config_type, argv)
+    if rest:
+        raise InputError(f"{rest[0]!r} is no flag; see --help")
+    return config
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training of a study, an ordinary run.
+
+    Attributes:
+      setup: what the study calls that which it trains with several seeds.
+      seed: its seed.
+      folder: where all seeds of the setup are.
+      experiment: the module of `experiments` that it is a run of.
+      arguments: its flags but for the seed and the folder.
+    """
+
+    setup: Hashable
+    seed: int
+    folder: Path
+    experiment: Any
+    arguments: Sequence[str]
+
+    @property
+    def workdir(self) -> Path:
+        """Its own folder."""
+        return self.folder / f"seed{self.seed}"
+
+    @functools.cached_property
+    def config(self) -> Any:
+        """Its flags. They may be of use only after an earlier run, whose folder they name."""
+        own = [f"--seed={self.seed}", f"--workdir={self.workdir}"]
+        return read(self.experiment.Config, [*self.arguments, *own])
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing left to train."""
+        return any((self.workdir / n).exists() for n in (run_folder.SUMMARY_FILE, DIVERGED_FILE))
+
+    @property
+    def diverged(self) -> str:
+        """How it diverged; empty if it came to its end."""
+        ended = (self.workdir / run_folder.SUMMARY_FILE).exists()
+        return "" if ended else (self.workdir / DIVERGED_FILE).read_text().strip()
+
+    def summary(self) -> dict[str, Any]:
+        """What it came to."""
+        return run_folder.read_summary(self.workdir)
+
+
+def begin(config: Any, runs: Iterable[Run] = (), apart_from: Collection[str] = ()) -> None:
+    """Sets up JAX, and refuses a folder that another study or other runs are in.
+
+    Args:
+      config: the study's flags.
+      runs: those it plans.
+      apart_from: flags that may be others when it goes on, beside `GROWING`.
+
+    Raises:
+      InputError: the folder holds a run, the table of another study or of this one with other
+        flags, or other runs where the planned ones would be.
+    """
+    training.prepare_jax()
+    _check_folder(Path(config.workdir), cli.to_dict(config), {*GROWING, *apart_from})
+    for run in runs:
+        if run.done or run_folder.holds_run(run.workdir):
+            run_folder.check_same_run(run.config, run.workdir)
+
+
+def _check_folder(workdir: Path, flags: Mapping[str, Any], apart_from: Collection[str]) -> None:
+    if workdir.exists() and not workdir.is_dir():
+        raise InputError(f"--workdir={workdir} is no folder")
+    if (workdir / run_folder.FLAGS_FILE).exists():
+        raise InputError(f"{workdir} holds a run and no study; take another --workdir")
+    if not (workdir / RECORD_FILE).exists():
+        return
+    saved = run_folder.read_record(workdir / RECORD_FILE)
+    for name, now in json.loads(json.dumps(flags)).items():
+        if name in apart_from:
+            continue
+        if name not in saved:
+            raise InputError(f"{workdir} holds another study; take another --workdir")
+        if saved[name] != now:
+            raise InputError(
+                f"{workdir} holds a study with --{name}={saved[name]}, not {now}; take another "
+                "--workdir"
+            )
+
+
+def train(
+    runs: Sequence[Run], command: str = "the same command", divergence_is_a_result: bool = False
+) -> None:
+    """Trains what is not done.
+
+    Args:
+      runs: in this order.
+      command: what goes on with the study after an interruption.
+      divergence_is_a_result: whether to write it down and to go on with the next run.
+
+    Raises:
+      Interrupted: a signal stopped a run, and with it the study.
+    """
+    with cli.if_interrupted(f"and with the study: {command}"):
+        for number, run in enumerate(runs, start=1):
+            state = ", which is done" if run.done else ""
+            print(f"run {number} of {len(runs)}: {run.workdir}{state}", flush=True)
+            if run.done:
+                continue
+            try:
+                training.train(run.config, run.experiment.build)
+            except loop.Diverged as error:
+                if not divergence_is_a_result:
+                    raise
+                (run.workdir / DIVERGED_FILE).write_text(f"{error}\n")
+                print(f"diverged: {error}", flush=True)
+
+
+def spread(values: Sequence[float | None]) -> dict[str, Any]:
+    """Mean and sample standard deviation of those there are, with all of them by seed."""
+    known = [value for value in values if value is not None]
+    several = len(known) > 1 and all(map(math.isfinite, known))
+    return {
+        # Exact, so that equal values have no spread.
+        "mean": statistics.mean(known) if known else None,
+        "std": statistics.stdev(known) if several else None,
+        "seeds": list(values),
+    }
+
+
+def cell(
+    values: Sequence[float | None],
+    show: Callable[[float], str],
+    show_std: Callable[[float], str] | None = None,
+) -> str:
+    """Mean ± sample standard deviation over the seeds, as text; empty where there are none.
+
+    Args:
+      values: of each seed; None for what it does not have.
+      show: a number as text.
+      show_std: the deviation as text, if otherwise than the mean.
+    """
+    found = spread(values)
+    if found["mean"] is None:
+        return ""
+    std = found["std"]
+    return show(found["mean"]) + ("" if std is None else f" ± {(show_std or show)(std)}")
+
+
+def significant(value: float, digits: int) -> str:
+    """A number with so many significant digits and no exponent."""
+    return np.format_float_positional(value, digits, fractional=False, trim="-")
+
+
+def table(rows: Iterable[Sequence[str]]) -> str:
+    """Rows, of which the first is the head, in Markdown that is in columns as text too."""
+    rows = list(rows)
+    widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, ["-" * width for width in widths])
+    padded = ([text.ljust(w) for text, w in zip(row, widths, strict=True)] for row in rows)
+    return "\n".join(f"| {' | '.join(row)} |" for row in padded)
+
+
+def band(axes: Any, x: Sequence[float], values: np.ndarray, label: str, style: str = ".-") -> None:
+    """Draws the mean of values [seeds, x], in a band from the least to the greatest."""
+    (line,) = axes.plot(x, values.mean(axis=0), style, label=label)
+    low, high = values.min(axis=0), values.max(axis=0)
+    axes.fill_between(x, low, high, alpha=0.2, color=line.get_color())
+
+
+def finish(
+    config: Any,
+    found: Mapping[str, Any],
+    title: str,
+    text: str,
+    pictures: Mapping[str, Callable[[Path], None]],
+) -> None:
+    """Writes table.json, table.md and the pictures into the study's folder, and tells of them.
+
+    Args:
+      config: the study's flags, which table.json holds too.
+      found: the numbers; null in table.json where they are not finite.
+      title: what the table is of.
+      text: the table.
+      pictures: {file name: what draws it, (path) -> None}
+    """
+    workdir = Path(config.workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    record = json.dumps(dataclasses.asdict(config) | dict(found))
+    finite = json.loads(record, parse_constant=lambda name: None)  # JSON has no NaN and Infinity
+    (workdir / RECORD_FILE).write_text(json.dumps(finite, indent=2) + "\n")
+    (workdir / TABLE_FILE).write_text(f"{title}\n\n{text}\n")
+    for name, draw in pictures.items():
+        draw(workdir / name)
+    print(f"\n{title}\n\n{text}\n\nin {workdir}: {', '.join([TABLE_FILE, RECORD_FILE, *pictures])}")
