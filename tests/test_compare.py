@@ -13,12 +13,13 @@ from tensorboardX.proto.event_pb2 import Event
 from experiments import compare, mlp
 from experiments.harness import cli, training
 from jaxdl import InputError, checkpoint
+from jaxdl.writers import Writer
 
 # A perceptron on digits: 30 steps, of which 10, 20 and 30 are reported and evaluated.
 TINY = (
     *("--experiment=mlp", "--width=8", "--image_size=8", "--augment=", "--warmup_epochs=0"),
     *("--steps=30", "--log_every=10", "--eval_every=10", "--learning_rate=0.02"),
-    *("--dropout=0", "--label_smoothing=0"),
+    *("--dropout=0", "--label_smoothing=0", "--nohistograms"),
 )
 ACTIVATIONS = (*TINY, "--flag=activation", "--values=tanh,sigmoid", "--seeds=2")
 BY = compare.Compared("eval/accuracy", "train/loss", "eval/accuracy", "test")
@@ -26,8 +27,9 @@ BY = compare.Compared("eval/accuracy", "train/loss", "eval/accuracy", "test")
 
 @pytest.fixture(autouse=True)
 def alone(tmp_path, monkeypatch):
-    """A folder to work in, and JAX as the tests have set it up."""
+    """A folder to work in, JAX as the tests have set it up, and curves undrawn."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Writer, "curves", lambda self: None)
     monkeypatch.setattr(training, "prepare_jax", lambda config: None)
 
 
@@ -37,6 +39,7 @@ def compared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compared")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "prepare_jax", lambda config: None)
+        patch.setattr(Writer, "curves", lambda self: None)
         compare.run([*ACTIVATIONS, f"--workdir={folder}", "--target_loss=1.6"])
     return folder
 
@@ -330,6 +333,7 @@ def test_sequence_experiments_are_compared_too(name):
     flags, (flag, *values, metric) = SEQUENCES[name]
     Path("book.txt").write_text("the cat sees the dog and the dog hears the bird.\n" * 200)
     steps = ("--steps=2", "--eval_every=1", "--log_every=1", "--batch_size=8", "--seeds=1")
+    steps = (*steps, "--nohistograms")
     compared = (f"--experiment={name}", f"--flag={flag}", f"--values={','.join(values)}")
     compare.run([*compared, *flags, *steps, "--workdir=all"])
     record = json.loads(Path("all/table.json").read_text())
