@@ -423,6 +423,7 @@ def test_the_command_samples(finished, book, experiment, sample):
     told(done, "--prompt=: it must be one character or more to go on from")
 
 
+@pytest.mark.slow
 def test_pictures_of_a_run(finished, tmp_path, capsys):
     pictures = ["--updates=3", "--lags=4", "--features=8", "--units=3", "--text=the cat"]
     recurrent_pictures.run([f"--output={tmp_path}", f"--workdir={finished[0]}", *pictures])

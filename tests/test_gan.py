@@ -223,6 +223,7 @@ def test_the_ring_by_compare(experiment):
         "--metric=eval/modes_covered",
         "--workdir=both",
         "--eval_every=3",
+        "--nohistograms",
         *flags,
     )
     assert "| loss " in done.stdout
@@ -244,6 +245,7 @@ def paint(path, count, value=0):
         Image.fromarray(rng.integers(0, 255, (16, 16, 3), np.uint8)).save(path / f"{i}.png")
 
 
+@pytest.mark.slow
 def test_unlabeled_folders_are_measured_by_pixels(experiment):
     paint(experiment.folder / "set", 20)
     flags = ("--dataset=folder:set", "--validation=0.3", *FEW, "--batch_size=4", "--workdir=run")
@@ -339,7 +341,7 @@ def test_a_mistake_is_told_before_anything_is_trained(tmp_path, monkeypatch, fla
 
 
 def test_a_classifier_of_other_classes_or_none_at_all_is_refused(experiment, classifier):
-    experiment("lenet", "--classes=3,8", "--steps=2", "--workdir=two")
+    experiment("lenet", "--classes=3,8", "--steps=2", "--nohistograms", "--workdir=two")
     (experiment.folder / "drawn").mkdir()
     (experiment.folder / "drawn" / cli.FLAGS_FILE).write_text("--experiment=gan\n")
     for run, message in {
