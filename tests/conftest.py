@@ -1,9 +1,15 @@
 """Eight CPU devices for every test, JAX at its strictest, and experiments as commands."""
 
+import contextlib
+import functools
+import io
 import os
+import runpy
 import socket
 import subprocess
 import sys
+import threading
+import warnings
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -12,34 +18,86 @@ os.environ["XLA_FLAGS"] = (
     # Tests compile much and run little.
     " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
+# What another worker, a command or an earlier session has compiled is not compiled anew.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.abspath(".pytest_cache/compiled"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import jax
 import pytest
+
+from jaxdl import hosts
+from jaxdl.writers import Writer
 
 ROOT = Path(__file__).parent.parent
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+def xla_flags(devices):
+    """The flags above, but so many CPU devices."""
+    return os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")
+
+
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory):
-    """One CPU device, and a cache of compiled programs that all commands share."""
+    """One CPU device, and a folder of prepared data sets that all commands share."""
     shared = tmp_path_factory.getbasetemp().parent
     return os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": str(shared / "compiled"),
         "TFDS_DATA_DIR": str(shared / "tfds"),
-        "XLA_FLAGS": "",
+        "XLA_FLAGS": xla_flags(1),
         "PYTHONWARNINGS": "error",
         "PYTHONPATH": str(ROOT),
     }
 
 
+@pytest.fixture(scope="session")
+def run_in(environment):
+    """(folder, name, *flags) runs `python -m experiments.NAME flags...` within this process.
+
+    It says, returns and refuses what a command would, and costs neither a start nor its imports
+    nor the drawing of its curves.
+    """
+
+    def run(folder, name, *flags, devices=1, check=True):
+        out, err, shown = io.StringIO(), io.StringIO(), jax.devices()[:devices]
+        with contextlib.ExitStack() as stack:
+            patch = stack.enter_context(pytest.MonkeyPatch.context())
+            patch.chdir(folder)
+            patch.setenv("TFDS_DATA_DIR", environment["TFDS_DATA_DIR"])
+            patch.setattr(sys, "argv", [name, *flags])
+            patch.setattr(jax, "devices", lambda: shown)
+            patch.setattr(jax, "device_count", lambda: devices)
+            patch.setattr(hosts, "_last_word", threading.Lock())
+            patch.setattr(Writer, "curves", lambda self: None)  # matplotlib's second
+            stack.enter_context(warnings.catch_warnings())
+            # Tests import experiments too; this one is to be a module of its own, as a command's.
+            warnings.filterwarnings("ignore", ".* found in sys.modules", RuntimeWarning)
+            stack.enter_context(contextlib.redirect_stdout(out))
+            stack.enter_context(contextlib.redirect_stderr(err))
+            end = stack.enter_context(pytest.raises(SystemExit))
+            runpy.run_module(f"experiments.{name}", run_name="__main__", alter_sys=True)
+        done = subprocess.CompletedProcess(flags, end.value.code, out.getvalue(), err.getvalue())
+        if check:
+            assert done.returncode == 0, done.stderr
+        return done
+
+    return run
+
+
+@pytest.fixture
+def experiment(tmp_path, run_in):
+    """Runs `python -m experiments.NAME flags...` in a folder of its own, within this process."""
+    run = functools.partial(run_in, tmp_path)
+    run.folder = tmp_path
+    return run
+
+
 @pytest.fixture
 def command(tmp_path, environment):
-    """Runs `python -m experiments.NAME flags...` in a folder of its own."""
+    """Runs `python -m experiments.NAME flags...` in a folder and a process of its own."""
 
     def run(name, *flags, devices=1, check=True, **options):
-        env = environment | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        env = environment | {"XLA_FLAGS": xla_flags(devices)}
         arguments = [sys.executable, "-m", f"experiments.{name}", *flags]
         done = subprocess.run(
             arguments, cwd=tmp_path, env=env, capture_output=True, text=True, **options
@@ -65,9 +123,8 @@ def command(tmp_path, environment):
 
 
 HOST = """
-import os, sys
+import sys
 process = int(sys.argv[1])
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
 name = sys.argv[3]
 sys.argv[1:] = [*sys.argv[4:], f"--coordinator=localhost:{sys.argv[2]}", "--num_processes=2",
                 f"--process_id={process}"]
@@ -88,7 +145,7 @@ def two_hosts(tmp_path, environment):
             subprocess.Popen(
                 [sys.executable, "-c", HOST, str(process), port, name, *flags],
                 cwd=tmp_path,
-                env=environment,
+                env=environment | {"XLA_FLAGS": xla_flags(2)},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,

@@ -288,13 +288,34 @@ FLAGS = (*FLAGS, "--warmup_steps=10", "--learning_rate=0.02", "--checkpoint_ever
 FLAGS = (*FLAGS, "--log_every=50", "--eval_every=150", "--length=60", "--prompt=the")
 
 
-def test_it_learns_goes_on_bit_for_bit_and_writes(command, book, tmp_path, capsys):
-    done = command("char_rnn", *FLAGS, f"--text={book}", "--level=char", "--workdir=run")
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, book, run_in):
+    """The folder of a run on the book, not to be changed, and what it printed."""
+    folder = tmp_path_factory.mktemp("char_rnn")
+    done = run_in(folder, "char_rnn", *FLAGS, f"--text={book}", "--level=char", "--workdir=run")
     assert done.stderr == ""
+    return folder / "run", done.stdout
+
+
+@pytest.fixture
+def sample(finished, capsys):
+    """What sampling from that run prints, as the command's main calls it."""
+
+    def run(*flags):
+        given = (f"--flagfile={finished[0] / cli.FLAGS_FILE}", f"--workdir={finished[0]}")
+        config, _ = cli.parse(char_rnn.Config, [*given, "--mode=sample", *flags])
+        char_rnn.sample(config, char_rnn.build)
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_it_learns_and_is_measured_beside_compressors(finished, book):
+    run, printed = finished
     content = book.read_text()
     cut = len(content) // 20
     held_out, test = content[-2 * cut : -cut], content[-cut:]
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    summary = json.loads((run / "summary.json").read_text())
     # Each sentence is one of 12, in 15 characters: below a quarter of a bit each.
     assert summary["eval/bits_per_character"] < 0.5 < 0.2 * unigram_bits(held_out)
     assert summary["eval/loss"] == pytest.approx(
@@ -308,52 +329,52 @@ def test_it_learns_goes_on_bit_for_bit_and_writes(command, book, tmp_path, capsy
         ):
             assert summary[f"{prefix}{name}_bits_per_character"] == 8 * size / cut
     assert summary["eval/bits_per_character"] < summary["gzip_bits_per_character"]
-    assert {"characters_per_second", "train/bits_per_character"} <= set(
-        read_rows(tmp_path / "run")[0]
-    )
-    assert "sample at step 150:\n  | the" in done.stdout
+    assert {"characters_per_second", "train/bits_per_character"} <= set(read_rows(run)[0])
+    assert "sample at step 150:\n  | the" in printed
 
-    # From the state of step 100, with the carry of each stream, on to the same end.
-    shutil.copytree(tmp_path / "run", tmp_path / "again")
-    shutil.rmtree(tmp_path / "again" / "checkpoints" / "150")
-    resumed = command("char_rnn", *FLAGS, f"--text={book}", "--level=char", "--workdir=again")
-    assert "steps 100 to 150" in resumed.stdout
-    whole, parts = (checkpoint.load(tmp_path / name) for name in ("run", "again"))
+
+def test_a_run_goes_on_bit_for_bit(finished, book, experiment):
+    """From the state of step 100, with the carry of each stream, on to the same end."""
+    shutil.copytree(finished[0], experiment.folder / "run")
+    shutil.rmtree(experiment.folder / "run" / "checkpoints" / "150")
+    flags = (*FLAGS, f"--text={book}", "--level=char", "--nohistograms", "--workdir=run")
+    assert "steps 100 to 150" in experiment("char_rnn", *flags).stdout
+    whole, parts = map(checkpoint.load, (finished[0], experiment.folder / "run"))
     jax.tree.map(np.testing.assert_array_equal, whole, parts)
     carry = whole["extra"]["carry"]["0"]["0"]
     assert carry.shape == (16, 32)
     assert np.abs(carry).max() > 0.1
 
-    greedy = ("--length=300", "--top_k=1", "--prompt=a ")
-    written = command("char_rnn", "--mode=sample", "--workdir=run", *greedy).stdout
+
+GREEDY = ("--length=300", "--top_k=1", "--prompt=a ")
+
+
+def test_the_command_samples(finished, book, experiment, sample):
+    mode = ("--mode=sample", f"--workdir={finished[0]}")
+    written = experiment("char_rnn", *mode, *GREEDY).stdout
     assert written.startswith("a ")
     assert len(written) == 2 + 300 + 1
-    assert set(written[:-1].split()[:-1]) <= set(content.split())
-
-    def sample(*flags):
-        saved = f"--flagfile={tmp_path / 'run' / 'flags.txt'}"
-        given = ("--mode=sample", f"--workdir={tmp_path / 'run'}", *flags)
-        char_rnn.sample(cli.parse(char_rnn.Config, [saved, *given])[0], char_rnn.build)
-        return capsys.readouterr().out
-
-    assert sample(*greedy, "--seed=7") == written
+    assert set(written[:-1].split()[:-1]) <= set(book.read_text().split())
+    assert sample(*GREEDY, "--seed=7") == written
     assert len({sample("--temperature=3"), sample("--temperature=3", "--seed=7"), written}) == 3
-    told(
-        command("char_rnn", "--mode=sample", "--workdir=run", "--prompt=", check=False),
-        "--prompt=: it must be one character or more to go on from",
-    )
+    done = experiment("char_rnn", *mode, "--prompt=", check=False)
+    told(done, "--prompt=: it must be one character or more to go on from")
+
+
+def test_what_a_run_cannot_be_asked(finished, book, sample, tmp_path):
     for flags, message in (
         (["--prompt=the Cat"], "--prompt has the character 'C', which is not among the"),
-        (["--top_k=500"], f"--top_k=500: it must be at most {len(set(content))}"),
+        (["--top_k=500"], f"--top_k=500: it must be at most {len(set(book.read_text()))}"),
         (["--features=16"], "holds a run with --features=32, not 16"),
         (["--layers=2"], "holds a run with --layers=1, not 2"),
     ):
         with pytest.raises(InputError, match=message):
             sample(*flags)
+    shutil.copytree(finished[0], tmp_path / "run")
     inputs = tmp_path / "run" / "inputs.json"
     inputs.write_text(json.dumps(json.loads(inputs.read_text()) | {"vocabulary": "abc"}))
     with pytest.raises(InputError, match="vocabulary of 3 tokens that is not its checkpoint's"):
-        sample("--prompt=a")
+        sample("--prompt=a", f"--workdir={tmp_path / 'run'}")
 
 
 def told(done, message):

@@ -14,6 +14,7 @@ from tensorboardX.proto.event_pb2 import Event
 from experiments import compare, mlp
 from experiments.harness import cli, study, training
 from jaxdl import InputError, checkpoint, parallel
+from jaxdl.writers import Writer
 
 # A perceptron on digits: 30 steps, of which 10, 20 and 30 are reported and evaluated.
 TINY = (
@@ -37,15 +38,18 @@ def two_devices():
 
 @pytest.fixture(autouse=True)
 def alone(tmp_path, monkeypatch):
-    """A folder to work in."""
+    """A folder to work in, and curves undrawn."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Writer, "curves", lambda self: None)
 
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
     """The folder of a finished comparison."""
     folder = tmp_path_factory.mktemp("compared")
-    compare.run([*ACTIVATIONS, f"--workdir={folder}", "--target_loss=1.6"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Writer, "curves", lambda self: None)
+        compare.run([*ACTIVATIONS, f"--workdir={folder}", "--target_loss=1.6"])
     return folder
 
 
@@ -344,6 +348,7 @@ def sequences(name):
     flags, (flag, *values, metric) = SEQUENCES[name]
     Path("book.txt").write_text("the cat sees the dog and the dog hears the bird.\n" * 200)
     steps = ("--steps=2", "--eval_every=1", "--log_every=1", "--batch_size=8", "--seeds=1")
+    steps = (*steps, "--nohistograms")
     compared = (f"--experiment={name}", f"--flag={flag}", f"--values={','.join(values)}")
     return [*compared, *flags, *steps, "--workdir=all", "--nohistograms"], values, metric
 

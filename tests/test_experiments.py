@@ -3,8 +3,10 @@
 import importlib
 import json
 import re
+import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from jaxdl.writers import read_rows
 ROOT = Path(__file__).parent.parent
 # A small run: LeNet-5 on digits, a second of training.
 SMALL = ("--epochs=2", "--eval_every=40", "--checkpoint_every=20", "--log_every=10")
+SMALL = (*SMALL, "--nohistograms")
 
 
 def assert_same_state(a, b):
@@ -39,7 +42,32 @@ def assert_same_tree(a, b, path):
         np.testing.assert_array_equal(a, b, err_msg=path)
 
 
-def test_resnet_learns_and_leaves_the_whole_record(command):
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, run_in):
+    """The folder of a small run that is done; not to be changed."""
+    folder = tmp_path_factory.mktemp("finished")
+    run_in(folder, "lenet", *SMALL, "--workdir=run")
+    return folder / "run"
+
+
+@pytest.fixture
+def done(finished, experiment):
+    """A copy of that run, at `run` where experiments run."""
+    shutil.copytree(finished, experiment.folder / "run")
+    return experiment.folder / "run"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, environment):
+    """The folder of the same run by a process that nothing stops, as those below are stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    arguments = [sys.executable, "-m", "experiments.lenet", *SMALL, "--workdir=run"]
+    subprocess.run(arguments, cwd=folder, env=environment, check=True, capture_output=True)
+    return folder / "run"
+
+
+def test_resnet_learns_and_leaves_the_whole_record(command, experiment):
+    """The one real command that trains in the fast part; what it left is looked at from here."""
     done = command("resnet", "--epochs=4", "--width=8", "--workdir=run", "--eval_every=60")
     assert done.stderr == ""
     first, *_, last = done.stdout.splitlines()
@@ -68,18 +96,19 @@ def test_resnet_learns_and_leaves_the_whole_record(command):
     assert "--model=resnet20_cifar\n" in (run / "flags.txt").read_text()
     assert (run / "checkpoints" / "180").is_dir()
 
-    evaluated = command("resnet", "--mode=eval", "--workdir=run", "--parallel=pmap", devices=4)
+    evaluated = experiment("resnet", "--mode=eval", "--workdir=run", "--parallel=pmap", devices=4)
     assert f"accuracy {summary['test/accuracy']:.4g}" in evaluated.stdout
-    train = command("resnet", "--mode=eval", "--workdir=run", "--split=train").stdout
+    train = experiment("resnet", "--mode=eval", "--workdir=run", "--split=train").stdout
     assert "(1437 images)" in train
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["lenet5", "lenet5_1998"])
-def test_lenet_learns(command, model):
+def test_lenet_learns(experiment, model):
     rate = {"lenet5": 0.02, "lenet5_1998": 0.005}[model]
     flags = (f"--model={model}", f"--learning_rate={rate}", "--epochs=8", "--workdir=run")
-    command("lenet", *flags, "--validation=0.1")
-    summary = json.loads((command.folder / "run" / "summary.json").read_text())
+    experiment("lenet", *flags, "--validation=0.1")
+    summary = json.loads((experiment.folder / "run" / "summary.json").read_text())
     assert summary["test/accuracy"] > 0.93
     assert summary["examples"] == {"train": 1293, "validation": 144, "test": 360}
     assert summary["eval/loss"] != summary["test/loss"]
@@ -95,19 +124,20 @@ SMALLEST = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALLEST)
-def test_the_other_networks_learn(command, name):
+def test_the_other_networks_learn(experiment, name):
     """Far above the tenth of a guess; the recipes in experiments/flags/ say what they reach."""
-    command(name, *SMALLEST[name], "--workdir=run", "--eval_every=100000")
-    summary = json.loads((command.folder / "run" / "summary.json").read_text())
+    experiment(name, *SMALLEST[name], "--workdir=run", "--eval_every=100000")
+    summary = json.loads((experiment.folder / "run" / "summary.json").read_text())
     # One processor's rounding moves these by 0.1: 0.60 and 0.71 were seen of one command.
     assert summary["test/accuracy"] > 0.4
     assert summary["train/loss"] < 1.6
 
 
-def test_sigkill_at_any_moment_loses_nothing(command):
+@pytest.mark.slow
+def test_sigkill_at_any_moment_loses_nothing(command, whole):
     """Killed again and again, at other moments each time, and started with the same command."""
-    command("lenet", *SMALL, "--workdir=whole")
     flags = (*SMALL, "--workdir=parts")
     killed = 0
     for attempt in range(10):
@@ -126,13 +156,13 @@ def test_sigkill_at_any_moment_loses_nothing(command):
         process.communicate()
     assert process.returncode == 0
     assert killed >= 2
-    assert_same_state(command.folder / "whole", command.folder / "parts")
+    assert_same_state(whole, command.folder / "parts")
     steps = [r["step"] for r in read_rows(command.folder / "parts")]
-    assert steps == [r["step"] for r in read_rows(command.folder / "whole")]
+    assert steps == [r["step"] for r in read_rows(whole)]
 
 
-def test_sigterm_saves_says_how_to_go_on_and_exits_143(command):
-    command("lenet", *SMALL, "--workdir=whole")
+@pytest.mark.slow
+def test_sigterm_saves_says_how_to_go_on_and_exits_143(command, whole):
     process = command.start("lenet", *SMALL, "--workdir=parts", "--resume=never")
     for line in process.stdout:
         if line.startswith("step 20/"):
@@ -146,76 +176,72 @@ def test_sigterm_saves_says_how_to_go_on_and_exits_143(command):
     assert 20 <= stopped_at < 90
     resumed = command("lenet", "--flagfile=parts/flags.txt")
     assert f"steps {stopped_at} to 90" in resumed.stdout
-    assert_same_state(command.folder / "whole", command.folder / "parts")
+    assert_same_state(whole, command.folder / "parts")
 
 
-def test_damaged_newest_checkpoint_is_passed_over(command):
-    command("lenet", *SMALL, "--workdir=run")
-    whole = checkpoint.load(command.folder / "run")
-    newest = command.folder / "run" / "checkpoints" / "90"
-    for path in newest.rglob("*"):
+def test_damaged_newest_checkpoint_is_passed_over(experiment, finished, done):
+    for path in (done / "checkpoints" / "90").rglob("*"):
         if path.is_file():
             path.write_bytes(path.read_bytes()[:10])
-    again = command("lenet", *SMALL, "--workdir=run")
+    again = experiment("lenet", *SMALL, "--workdir=run")
     assert "checkpoints/90 is damaged" in again.stderr
     assert again.stderr.count("\n") == 1
     assert "steps 80 to 90" in again.stdout
-    assert_same_tree(checkpoint.load(command.folder / "run"), whole, "")
+    assert_same_state(done, finished)
 
 
-def test_eight_devices_go_on_on_one_and_the_reverse(command):
+@pytest.mark.slow
+def test_eight_devices_go_on_on_one_and_the_reverse(experiment):
     flags = ("--epochs=1", "--log_every=100", "--checkpoint_every=20", "--steps=30")
-    command("lenet", *flags, "--workdir=one")
+    experiment("lenet", *flags, "--workdir=one")
     for first, second in ((8, 1), (1, 8)):
         workdir = f"--workdir=from{first}"
-        process = command("lenet", *flags, workdir, "--parallel=pmap", devices=first)
+        process = experiment("lenet", *flags, workdir, "--parallel=pmap", devices=first)
         assert f"{first} cpu device" in process.stdout
-        newest = command.folder / f"from{first}" / "checkpoints" / "30"
+        newest = experiment.folder / f"from{first}" / "checkpoints" / "30"
         subprocess.run(["rm", "-r", newest], check=True)
-        again = command("lenet", *flags, workdir, devices=second)
+        again = experiment("lenet", *flags, workdir, devices=second)
         assert "steps 20 to 30" in again.stdout
-        ours = checkpoint.load(command.folder / f"from{first}")["params"]["f6"]["kernel"]
-        alone = checkpoint.load(command.folder / "one")["params"]["f6"]["kernel"]
+        ours = checkpoint.load(experiment.folder / f"from{first}")["params"]["f6"]["kernel"]
+        alone = checkpoint.load(experiment.folder / "one")["params"]["f6"]["kernel"]
         np.testing.assert_allclose(ours, alone, atol=1e-4)
 
 
-def test_predict(command, tmp_path):
-    command("lenet", "--epochs=8", "--workdir=run")
+def test_predict(experiment, done, tmp_path):
     digits = load_digits()
     names = []
     for index in range(1437, 1457):
         image = Image.fromarray(np.round(digits.images[index] * 255 / 16).astype(np.uint8))
         names.append(f"{index}.png")
         image.save(tmp_path / names[-1])
-    done = command("predict", "--workdir=run", "--images", *names)
-    lines = [line.split("\t") for line in done.stdout.splitlines()]
+    told = experiment("predict", "--workdir=run", "--images", *names)
+    lines = [line.split("\t") for line in told.stdout.splitlines()]
     assert [line[0] for line in lines] == names
     hits = [int(line[1]) == digits.target[int(Path(line[0]).stem)] for line in lines]
-    assert sum(hits) >= 17
+    assert sum(hits) >= 12  # of an accuracy of 0.88; 2 by chance
     assert all(0.1 <= float(line[2]) <= 1 for line in lines)
 
     (tmp_path / "bad.png").write_bytes(b"no image")
-    done = command(
-        "predict", "--workdir=run", "--images", "bad.png", names[0], "absent.jpg", check=False
-    )
-    assert done.returncode == 1
-    assert done.stdout.splitlines()[0].startswith(names[0])
-    errors = done.stderr.splitlines()
+    images = ("bad.png", names[0], "absent.jpg")
+    told = experiment("predict", "--workdir=run", "--images", *images, check=False)
+    assert told.returncode == 1
+    assert told.stdout.splitlines()[0].startswith(names[0])
+    errors = told.stderr.splitlines()
     assert len(errors) == 3
     assert "bad.png" in errors[0]
     assert "absent.jpg" in errors[1]
 
 
-def test_default_workdir_is_new_every_time(command):
-    flags = ("--steps=1", "--log_every=1")
-    first, second = (command("lenet", *flags).stdout.splitlines()[0] for _ in range(2))
+def test_default_workdir_is_new_every_time(experiment):
+    flags = ("--steps=1", "--log_every=1", "--nohistograms")
+    first, second = (experiment("lenet", *flags).stdout.splitlines()[0] for _ in range(2))
     assert first.split(", in ")[1] != second.split(", in ")[1]
-    folders = list((command.folder / "runs").iterdir())
+    folders = list((experiment.folder / "runs").iterdir())
     assert len(folders) == 2
     # The flags of such a run go on with it, and make no third.
-    again = command("lenet", f"--flagfile={folders[0] / 'flags.txt'}", "--steps=1")
+    again = experiment("lenet", f"--flagfile={folders[0] / 'flags.txt'}", "--steps=1")
     assert f"in runs/{folders[0].name}" in again.stdout
-    assert len(list((command.folder / "runs").iterdir())) == 2
+    assert len(list((experiment.folder / "runs").iterdir())) == 2
 
 
 EXPERIMENTS = ("alexnet", "densenet", "gan", "inception", "lenet", "mlp", "nin", "resnet", "vgg")
@@ -325,16 +351,25 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("name", MISTAKES)
-def test_mistakes_are_one_line_and_exit_1(command, name):
-    flags, message = MISTAKES[name]
-    done = command("resnet", *flags, check=False, devices=8 if name == "uneven batch" else 1)
+def is_told(done, message):
+    """Whether a command failed for a mistake, told in one line."""
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: ")
     assert message in done.stderr
     assert done.stdout == ""
-    assert not (command.folder / "new").exists()
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_are_one_line_and_exit_1(experiment, name):
+    flags, message = MISTAKES[name]
+    devices = 8 if name == "uneven batch" else 1
+    is_told(experiment("resnet", *flags, check=False, devices=devices), message)
+    assert not (experiment.folder / "new").exists()
+
+
+def test_a_real_command_tells_a_mistake_in_one_line_too(command):
+    is_told(command("resnet", *MISTAKES["unprepared set"][0], check=False), "tfds build cifar10")
 
 
 @pytest.mark.parametrize("way", ["jit", "pmap"])
@@ -348,9 +383,8 @@ def test_a_batch_is_not_cut_into_parts_that_do_not_go_round(way, folds, tmp_path
     assert not list(tmp_path.iterdir())
 
 
-def test_a_workdir_is_not_for_two_experiments(command):
-    command("lenet", *SMALL, "--workdir=run")
-    before = (command.folder / "run" / "flags.txt").read_text()
+def test_a_workdir_is_not_for_two_experiments(experiment, done):
+    before = (done / "flags.txt").read_text()
     for name, flags, message in (
         ("resnet", (), "holds a run of experiments.lenet"),
         (
@@ -360,27 +394,28 @@ def test_a_workdir_is_not_for_two_experiments(command):
         ),
         ("lenet", (*SMALL, "--resume=never"), "holds a run and --resume=never"),
     ):
-        done = command(name, *flags, "--workdir=run", check=False)
-        assert done.returncode == 1
-        assert message in done.stderr
-    assert (command.folder / "run" / "flags.txt").read_text() == before
-    (command.folder / "other").mkdir()
-    (command.folder / "other" / "thesis.tex").write_text("mine")
-    done = command("lenet", *SMALL, "--workdir=other", check=False)
-    assert "holds other files and no run" in done.stderr
-    assert (command.folder / "other" / "thesis.tex").read_text() == "mine"
-    complete = command("lenet", *SMALL, "--workdir=run")
+        told = experiment(name, *flags, "--workdir=run", check=False)
+        assert told.returncode == 1
+        assert message in told.stderr
+    assert (done / "flags.txt").read_text() == before
+    (experiment.folder / "other").mkdir()
+    (experiment.folder / "other" / "thesis.tex").write_text("mine")
+    told = experiment("lenet", *SMALL, "--workdir=other", check=False)
+    assert "holds other files and no run" in told.stderr
+    assert (experiment.folder / "other" / "thesis.tex").read_text() == "mine"
+    complete = experiment("lenet", *SMALL, "--workdir=run")
     assert complete.stdout.splitlines()[-1].startswith("test: loss")
 
 
-def test_divergence_stops_the_run_in_one_line(command):
+def test_divergence_stops_the_run_in_one_line(experiment):
     flags = ("--steps=60", "--checkpoint_every=5", "--log_every=5", "--workdir=run")
-    done = command("lenet", *flags, "--learning_rate=1e30", "--warmup_epochs=1", check=False)
+    done = experiment("lenet", *flags, "--learning_rate=1e30", "--warmup_epochs=1", check=False)
     assert done.returncode == 1
     assert "at step" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_corrupt_image_in_a_folder(command):
     rng = np.random.default_rng(0)
     for split, count in (("train", 24), ("test", 8)):
@@ -412,6 +447,7 @@ def test_corrupt_image_in_a_folder(command):
     assert summary["examples"] == {"train": 48, "test": 16}
 
 
+@pytest.mark.slow
 def test_two_hosts_equal_one(command, two_hosts):
     """Two real processes of two devices each train as one process does."""
     flags = ("--steps=12", "--log_every=4", "--eval_every=6", "--checkpoint_every=6", "--epochs=1")
@@ -429,21 +465,22 @@ def test_two_hosts_equal_one(command, two_hosts):
     )
 
 
-def test_images_without_classes_are_not_classified(command):
-    (command.folder / "set" / "train").mkdir(parents=True)
-    Image.new("RGB", (8, 8)).save(command.folder / "set" / "train" / "a.png")
-    done = command("lenet", "--dataset=folder:set", "--batch_size=1", check=False)
+def test_images_without_classes_are_not_classified(experiment):
+    (experiment.folder / "set" / "train").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(experiment.folder / "set" / "train" / "a.png")
+    done = experiment("lenet", "--dataset=folder:set", "--batch_size=1", check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("error: folder:set has no classes; expected a set with classes")
     assert done.stderr.count("\n") == 1
 
 
-def test_early_stopping_goes_back_to_the_best(command):
+@pytest.mark.slow
+def test_early_stopping_goes_back_to_the_best(experiment):
     """The best evaluation is three before the last, and no other is as good."""
     flags = ("--epochs=40", "--eval_every=20", "--early_stop=3", "--validation=0.2")
     flags = (*flags, "--schedule=constant", "--learning_rate=0.02", "--log_every=20", "--seed=1")
-    command("lenet", *flags, "--workdir=run")
-    run = command.folder / "run"
+    experiment("lenet", *flags, "--workdir=run")
+    run = experiment.folder / "run"
     summary = json.loads((run / "summary.json").read_text())
     measured = {r["step"]: r["eval/accuracy"] for r in read_rows(run) if "eval/accuracy" in r}
     last = max(measured)
@@ -453,11 +490,11 @@ def test_early_stopping_goes_back_to_the_best(command):
     assert summary["step"] == summary["best_step"] < last
     assert summary["eval/accuracy"] == max(measured.values())
     assert summary["train/loss"] > 0
-    again = command("lenet", *flags, "--workdir=run").stdout
+    again = experiment("lenet", *flags, "--workdir=run").stdout
     assert not again.splitlines()[1].startswith("step")
     assert json.loads((run / "summary.json").read_text())["step"] == summary["step"]
 
-    evaluated = command("lenet", "--mode=eval", "--split=validation", "--workdir=run").stdout
+    evaluated = experiment("lenet", "--mode=eval", "--split=validation", "--workdir=run").stdout
     accuracy = f"accuracy {summary['eval/accuracy']:.4g} "
     assert evaluated.startswith(f"validation at step {summary['step']}: ")
     assert accuracy in evaluated
@@ -469,23 +506,25 @@ def test_early_stopping_goes_back_to_the_best(command):
     np.testing.assert_array_equal(begun["params"]["c1"]["kernel"], best)
 
 
-def test_the_learning_rate_is_cut_on_a_plateau_and_stays_cut(command):
+@pytest.mark.slow
+def test_the_learning_rate_is_cut_on_a_plateau_and_stays_cut(experiment):
     """By the rule, worked out from the evaluations that the run wrote down."""
     flags = ("--eval_every=20", "--log_every=20", "--validation=0.2", "--schedule=constant")
     flags = (*flags, "--learning_rate=0.02", "--plateau=1", "--plateau_factor=0.5")
-    command("lenet", *flags, "--steps=200", "--checkpoint_every=20", "--workdir=run")
+    experiment("lenet", *flags, "--steps=200", "--checkpoint_every=20", "--workdir=run")
     best, rate = -1.0, 0.02
-    for row in read_rows(command.folder / "run"):
+    for row in read_rows(experiment.folder / "run"):
         if "train/learning_rate" in row and row["step"] > 45:  # the warm-up is over
             assert row["train/learning_rate"] == pytest.approx(rate)
         if "eval/accuracy" in row:
             rate *= 1 if row["eval/accuracy"] > best else 0.5
             best = max(best, row["eval/accuracy"])
     assert rate < 0.02
-    saved = checkpoint.load(command.folder / "run")
+    saved = checkpoint.load(experiment.folder / "run")
     assert saved["hparams"]["learning_rate"] == pytest.approx(rate)
 
 
+@pytest.mark.slow
 def test_cross_validation_trains_each_fold_and_goes_on(command):
     flags = (*SMALL, "--folds=3", "--workdir=cv")
     process = command.start("lenet", *flags)
@@ -538,9 +577,9 @@ def test_a_fold_that_is_held_out_chooses_nothing():
     assert set.union(*seen) == every
 
 
-def test_averages_are_evaluated_saved_and_predict(command):
-    command("lenet", *SMALL, "--ema_decay=0.9", "--workdir=run")
-    run = command.folder / "run"
+def test_averages_are_evaluated_saved_and_predict(experiment):
+    experiment("lenet", *SMALL, "--ema_decay=0.9", "--workdir=run")
+    run = experiment.folder / "run"
     summary = json.loads((run / "summary.json").read_text())
     assert summary["eval/ema_accuracy"] > 0.5
     assert summary["eval/ema_loss"] != summary["eval/loss"]
@@ -549,9 +588,9 @@ def test_averages_are_evaluated_saved_and_predict(command):
     assert not np.array_equal(raw["c1"]["kernel"], average["c1"]["kernel"])
 
     image = Image.fromarray(np.round(load_digits().images[1500] * 255 / 16).astype(np.uint8))
-    image.save(command.folder / "digit.png")
-    printed = command("predict", "--workdir=run", "--images=digit.png").stdout.split()
-    pixels = data.Preprocess(32, 1)((command.folder / "digit.png").read_bytes(), name="digit")
+    image.save(experiment.folder / "digit.png")
+    printed = experiment("predict", "--workdir=run", "--images=digit.png").stdout.split()
+    pixels = data.Preprocess(32, 1)((experiment.folder / "digit.png").read_bytes(), name="digit")
     flags, _ = cli.parse(lenet.Config, [f"--flagfile={run / 'flags.txt'}"])
     images = augment.normalize(pixels[None], flags.mean, flags.std)
     chances = [

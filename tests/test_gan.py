@@ -3,8 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -20,25 +18,19 @@ TINY = ("--image_size=16", "--width=4", "--discriminator_width=4", "--batch_size
 # By plain gradient descent: Adam makes much of rounding where a gradient is nearly zero.
 DESCENT = ("--optimizer=sgd", "--learning_rate=0.1")
 FEW = (*TINY, "--steps=4", "--eval_every=2", "--checkpoint_every=2", "--log_every=1")
+FEW = (*FEW, "--nohistograms")
 
 
-@pytest.fixture(scope="session")
-def classifier(tmp_path_factory, environment):
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory, run_in):
     """A LeNet-5 of a few seconds, to measure with."""
-    folder = tmp_path_factory.mktemp("classifier") / "digits"
-    flags = ["--epochs=6", "--eval_every=10000", f"--workdir={folder}"]
-    subprocess.run(
-        [sys.executable, "-m", "experiments.lenet", *flags],
-        env=environment,
-        cwd=folder.parent,
-        check=True,
-        capture_output=True,
-    )
-    return f"--classifier={folder}"
+    folder = tmp_path_factory.mktemp("classifier")
+    run_in(folder, "lenet", "--epochs=6", "--eval_every=10000", "--workdir=digits")
+    return f"--classifier={folder / 'digits'}"
 
 
-def summary_of(command, run="run"):
-    return json.loads((command.folder / run / "summary.json").read_text())
+def summary_of(experiment, run="run"):
+    return json.loads((experiment.folder / run / "summary.json").read_text())
 
 
 def size_of(path):
@@ -52,14 +44,15 @@ def assert_same_state(a, b, tolerance=0.0):
         np.testing.assert_allclose(x, y, rtol=0, atol=tolerance, err_msg=jax.tree_util.keystr(path))
 
 
-def test_digits_are_drawn_measured_and_shown_with_no_classifier_named(command):
+@pytest.mark.slow
+def test_digits_are_drawn_measured_and_shown_with_no_classifier_named(experiment):
     """Seconds of a narrow network: what it draws is far from noise, and of all kinds."""
     flags = ("--image_size=16", "--width=16", "--discriminator_width=16", "--workdir=run")
     flags += ("--steps=300", "--eval_every=150", "--learning_rate=1e-3", "--ema_decay=0.99")
-    done = command("gan", *flags)
+    done = experiment("gan", *flags)
     assert done.stderr == ""
     assert "training the classifier to measure with, once: runs/classifier_digits_" in done.stdout
-    summary = summary_of(command)
+    summary = summary_of(experiment)
     for prefix in ("eval", "test"):
         distance, floor, ceiling = (
             summary[f"{prefix}/frechet_distance{which}"] for which in ("", "_floor", "_ceiling")
@@ -71,7 +64,7 @@ def test_digits_are_drawn_measured_and_shown_with_no_classifier_named(command):
         assert summary[f"{prefix}/precision_ceiling"] < 0.1 < summary[f"{prefix}/precision"]
     assert summary["measured_in"].startswith("lenet5 of runs/classifier_digits_")
     assert 0.3 < summary["nearest_distance_ratio"] < 3
-    run = command.folder / "run"
+    run = experiment.folder / "run"
     with Image.open(run / "samples.gif") as animation:
         assert animation.n_frames == 2
         assert animation.size == (171, 171)  # ten by ten of 16 pixels and a border
@@ -90,43 +83,56 @@ def test_digits_are_drawn_measured_and_shown_with_no_classifier_named(command):
     tables = [line for line in done.stdout.splitlines() if line.startswith(("training d", "noise"))]
     assert len(tables) == 6  # beside each of two evaluations, and at the end
 
-    evaluated = command("gan", "--mode=eval", "--workdir=run", devices=4).stdout
+    evaluated = experiment("gan", "--mode=eval", "--workdir=run", devices=4).stdout
     assert f"frechet_distance {summary['test/frechet_distance']:.3g}" in evaluated
     assert "training the classifier" not in evaluated
     assert [line[:13].strip() for line in evaluated.splitlines()[-2:]] == ["training data", "noise"]
-    command("gan", "--mode=sample", "--workdir=run", "--sample_seed=5")
+    experiment("gan", "--mode=sample", "--workdir=run", "--sample_seed=5")
     for name in ("samples.png", "walk.png", "nearest.png"):
         anew = run / "samples_of_seed_5" / name
         assert size_of(anew) == size_of(run / name)
         assert anew.read_bytes() != (run / name).read_bytes()
-    done = command("predict", "--workdir=run", "--images=run/walk.png", check=False)
+    done = experiment("predict", "--workdir=run", "--images=run/walk.png", check=False)
     assert done.stderr == "error: run holds a run of experiments.gan: no classifier\n"
 
 
 @pytest.mark.parametrize(
     "flags",
     [
-        ("--loss=hinge", "--discriminator_norm=spectral", "--discriminator_steps=2"),
-        ("--conditional", "--upsampling=resize", "--discriminator_optimizer=sgd"),
-        ("--loss=wasserstein", "--penalty=gradient", "--discriminator_norm=layer", "--model=mlp"),
+        pytest.param(
+            ("--loss=hinge", "--discriminator_norm=spectral", "--discriminator_steps=2"),
+            marks=pytest.mark.slow,
+            id="spectral",
+        ),
+        pytest.param(
+            ("--conditional", "--upsampling=resize", "--discriminator_optimizer=sgd"),
+            marks=pytest.mark.slow,
+            id="conditional",
+        ),
+        pytest.param(
+            (
+                *("--loss=wasserstein", "--penalty=gradient"),
+                *("--discriminator_norm=layer", "--model=mlp"),
+            ),
+            id="wasserstein",
+        ),
     ],
-    ids=["spectral", "conditional", "wasserstein"],
 )
-def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(command, classifier, flags):
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(experiment, classifier, flags):
     """Bit for bit, both players and the averages, from the checkpoint in the middle."""
     if "--model=mlp" in flags:
         flags = (*flags, "--image_size=8", "--width=16", "--discriminator_width=8", "--steps=4")
         flags += ("--batch_size=16", "--eval_every=2", "--checkpoint_every=2", classifier)
     else:
         flags = (*FEW, *flags, classifier)
-    command("gan", *flags, "--workdir=whole")
-    whole, parts = command.folder / "whole", command.folder / "parts"
+    experiment("gan", *flags, "--workdir=whole")
+    whole, parts = experiment.folder / "whole", experiment.folder / "parts"
     shutil.copytree(whole, parts)
     shutil.rmtree(parts / "checkpoints" / "4")
     (parts / "summary.json").unlink()
     last = parts / "samples" / "000004.png"
     last.unlink()
-    command("gan", *flags, "--workdir=parts")
+    experiment("gan", *flags, "--workdir=parts")
     assert_same_state(whole, parts)
     assert last.read_bytes() == (whole / "samples" / "000004.png").read_bytes()
     state = checkpoint.load(whole)
@@ -136,17 +142,21 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(command, classifie
     assert any((a != b).any() for a, b in zip(of_raw, of_average, strict=True))
 
 
-def test_eight_devices_learn_and_measure_what_one_does(command, classifier):
+@pytest.mark.slow
+def test_eight_devices_learn_and_measure_what_one_does(experiment, classifier):
     flags = (*FEW, *DESCENT, classifier)
-    command("gan", *flags, "--workdir=one")
-    begun = checkpoint.load(command.folder / "one", 2)["params"]["generator"]["project"]["kernel"]
-    ended = checkpoint.load(command.folder / "one", 4)["params"]["generator"]["project"]["kernel"]
-    assert np.abs(begun - ended).max() > 50 * 1e-5  # far beyond the tolerance
-    one = summary_of(command, "one")
+    experiment("gan", *flags, "--workdir=one")
+    begun, ended = (
+        checkpoint.load(experiment.folder / "one", step)["params"]["generator"]["project"]
+        for step in (2, 4)
+    )
+    moved = np.abs(begun["kernel"] - ended["kernel"]).max()
+    assert moved > 50 * 1e-5  # far beyond the tolerance
+    one = summary_of(experiment, "one")
     for way in ("jit", "pmap"):
-        command("gan", *flags, f"--parallel={way}", f"--workdir={way}", devices=8)
-        assert_same_state(command.folder / "one", command.folder / way, 1e-5)
-        assert_same_summary(summary_of(command, way), one)
+        experiment("gan", *flags, f"--parallel={way}", f"--workdir={way}", devices=8)
+        assert_same_state(experiment.folder / "one", experiment.folder / way, 1e-5)
+        assert_same_summary(summary_of(experiment, way), one)
 
 
 def assert_same_summary(a, b):
@@ -155,6 +165,7 @@ def assert_same_summary(a, b):
     assert a["test/frechet_distance_floor"] == b["test/frechet_distance_floor"]
 
 
+@pytest.mark.slow
 def test_two_hosts_learn_and_measure_what_one_does(command, classifier, two_hosts):
     """Real processes: each reads its rows, both measure, and the first alone shows."""
     flags = (*FEW, *DESCENT, classifier)
@@ -166,15 +177,16 @@ def test_two_hosts_learn_and_measure_what_one_does(command, classifier, two_host
     assert_same_summary(summary_of(command, "two"), summary_of(command, "one"))
 
 
-def test_early_stopping_goes_back_and_shows_that_state(command, classifier):
+@pytest.mark.slow
+def test_early_stopping_goes_back_and_shows_that_state(experiment, classifier):
     """At a rate of nothing no evaluation is better than the first."""
     flags = (*TINY, "--steps=50", "--eval_every=2", "--learning_rate=0", "--validation=0.2")
     flags += ("--early_stop=2", "--ema_decay=0", "--workdir=run")
-    done = command("gan", *flags, classifier)
+    done = experiment("gan", *flags, classifier)
     assert "samples vary" in done.stdout
-    summary = summary_of(command)
+    summary = summary_of(experiment)
     assert summary["step"] < 50
-    run = command.folder / "run"
+    run = experiment.folder / "run"
     assert size_of(run / "samples.gif") == (171, 171)
     assert (run / "walk.png").is_file()
     assert "nearest_distance_ratio" in summary
@@ -183,27 +195,27 @@ def test_early_stopping_goes_back_and_shows_that_state(command, classifier):
     assert summary["test/frechet_distance_floor"] != summary["eval/frechet_distance_floor"]
 
 
-def test_bfloat16_and_a_finished_run_given_again(command, classifier):
+def test_bfloat16_and_a_finished_run_given_again(experiment, classifier):
     """Parameters stay float32, and what a run came to is written anew where it is missing."""
     flags = (*FEW, classifier, "--precision=bfloat16", "--workdir=run")
-    command("gan", *flags)
-    leaves = jax.tree.leaves(checkpoint.load(command.folder / "run")["params"])
+    experiment("gan", *flags)
+    leaves = jax.tree.leaves(checkpoint.load(experiment.folder / "run")["params"])
     assert {leaf.dtype for leaf in leaves} == {np.dtype(np.float32)}
-    before = summary_of(command)
+    before = summary_of(experiment)
     assert np.isfinite(before["test/frechet_distance"])
     for name in ("samples.gif", "summary.json"):
-        (command.folder / "run" / name).unlink()
-    command("gan", *flags)
-    after = summary_of(command)
+        (experiment.folder / "run" / name).unlink()
+    experiment("gan", *flags)
+    after = summary_of(experiment)
     same = [k for k in before if k.startswith(("eval/", "test/"))]
     assert {k: after[k] for k in same} == {k: before[k] for k in same}
-    assert (command.folder / "run" / "samples.gif").is_file()
+    assert (experiment.folder / "run" / "samples.gif").is_file()
 
 
-def test_the_ring_by_compare(command):
+def test_the_ring_by_compare(experiment):
     """Two losses on points: a table, and an animation of each."""
     flags = ("--dataset=ring", "--width=16", "--discriminator_width=8", "--steps=6")
-    done = command(
+    done = experiment(
         "compare",
         "--experiment=gan",
         "--flag=loss",
@@ -211,12 +223,13 @@ def test_the_ring_by_compare(command):
         "--metric=eval/modes_covered",
         "--workdir=both",
         "--eval_every=3",
+        "--nohistograms",
         *flags,
     )
     assert "| loss " in done.stdout
     assert "final train/discriminator_loss" in done.stdout
     for value in ("minimax", "hinge"):
-        run = command.folder / "both" / f"loss={value}" / "seed0"
+        run = experiment.folder / "both" / f"loss={value}" / "seed0"
         assert (run / "samples.gif").is_file()
         assert not (run / "walk.png").exists()
         summary = json.loads((run / "summary.json").read_text())
@@ -232,34 +245,36 @@ def paint(path, count, value=0):
         Image.fromarray(rng.integers(0, 255, (16, 16, 3), np.uint8)).save(path / f"{i}.png")
 
 
-def test_unlabeled_folders_are_measured_by_pixels(command):
-    paint(command.folder / "set", 20)
+@pytest.mark.slow
+def test_unlabeled_folders_are_measured_by_pixels(experiment):
+    paint(experiment.folder / "set", 20)
     flags = ("--dataset=folder:set", "--validation=0.3", *FEW, "--batch_size=4", "--workdir=run")
-    done = command("gan", *flags)
+    done = experiment("gan", *flags)
     assert "14 train, 6 validation images" in done.stdout
-    summary = summary_of(command)
+    summary = summary_of(experiment)
     assert summary["measured_in"] == "8x8 pixels"
     assert "eval/modes_covered" not in summary
     assert summary["eval/frechet_distance_floor"] > 0
-    assert (command.folder / "run" / "nearest.png").is_file()
+    assert (experiment.folder / "run" / "nearest.png").is_file()
 
 
-def test_folders_with_classes_and_no_test_split(command):
+@pytest.mark.slow
+def test_folders_with_classes_and_no_test_split(experiment):
     """The classifier is trained on what is not held out, once for two folds each; RGB; conditional.
 
     Random pixels have no classes to find: what is tested is that it all fits together.
     """
     for label in range(2):
-        paint(command.folder / "set" / "train" / f"class{label}", 8 + 8 * label, label)
+        paint(experiment.folder / "set" / "train" / f"class{label}", 8 + 8 * label, label)
     flags = ("--dataset=folder:set", *FEW, "--batch_size=4", "--conditional", "--folds=2")
-    done = command("gan", *flags, "--workdir=run")
+    done = experiment("gan", *flags, "--workdir=run")
     assert done.stdout.count("training the classifier to measure with, once") == 2
-    record = summary_of(command)
+    record = summary_of(experiment)
     assert np.isfinite(record["eval/frechet_distance"])
     assert (
         record["folds"]["eval/frechet_distance"][0] != record["folds"]["eval/frechet_distance"][1]
     )
-    fold = json.loads((command.folder / "run" / "fold0" / "summary.json").read_text())
+    fold = json.loads((experiment.folder / "run" / "fold0" / "summary.json").read_text())
     assert 0 <= fold["eval/class_accuracy_floor"] <= 1
     assert fold["unreadable_images"] == 0
 
@@ -325,24 +340,26 @@ def test_a_mistake_is_told_before_anything_is_trained(tmp_path, monkeypatch, fla
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_classifier_of_other_classes_or_none_at_all_is_refused(command, classifier):
-    command("lenet", "--classes=3,8", "--steps=2", "--workdir=two")
-    command("gan", *FEW, classifier, "--workdir=drawn")
+def test_a_classifier_of_other_classes_or_none_at_all_is_refused(experiment, classifier):
+    experiment("lenet", "--classes=3,8", "--steps=2", "--nohistograms", "--workdir=two")
+    (experiment.folder / "drawn").mkdir()
+    (experiment.folder / "drawn" / cli.FLAGS_FILE).write_text("--experiment=gan\n")
     for run, message in {
         "two": "the classifier in two knows the classes 3, 8; the data has 0, 1, 2, 3",
         "drawn": "drawn holds a run of experiments.gan: no classifier",
     }.items():
-        done = command("gan", *FEW, f"--classifier={run}", "--workdir=run", check=False)
+        done = experiment("gan", *FEW, f"--classifier={run}", "--workdir=run", check=False)
         assert done.returncode == 1
         assert message in done.stderr
         assert done.stderr.count("\n") == 1
 
 
-def test_a_generator_that_cannot_learn_is_told_of(command, classifier):
+@pytest.mark.slow
+def test_a_generator_that_cannot_learn_is_told_of(experiment, classifier):
     """The discriminator alone learns, and soon knows all that stands still."""
     flags = (*TINY, "--steps=80", "--eval_every=80", "--log_every=20")
     flags += ("--learning_rate=0", "--discriminator_learning_rate=0.01")
-    done = command("gan", *flags, classifier, "--workdir=run")
+    done = experiment("gan", *flags, classifier, "--workdir=run")
     lines = [line for line in done.stdout.splitlines() if line.startswith("warning: ")]
     assert len(lines) == 2
     assert lines[0].startswith("warning: the discriminator has won: it tells 100.0% of real and")

@@ -16,13 +16,15 @@ import tiny
 from experiments.harness import cli, training
 from experiments.harness.training import Problem, RunConfig
 from jaxdl import InputError, checkpoint, hosts, parallel
-from jaxdl.writers import read_rows
+from jaxdl.writers import Writer, read_rows
 
 
 @pytest.fixture(autouse=True)
-def compiled_once(monkeypatch):
+def at_little_cost(monkeypatch):
+    """One program for all, and curves undrawn."""
     compiled = tiny.jitted(8)
     monkeypatch.setattr(parallel, "jit", lambda task, mesh: compiled)
+    monkeypatch.setattr(Writer, "curves", lambda self: None)
 
 
 def build(config, mesh, **changes):

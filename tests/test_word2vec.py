@@ -465,69 +465,88 @@ def names_after(line):
     return {pair.split()[0] for pair in line.split(": ")[1].split(", ")}
 
 
-def test_it_learns_goes_on_bit_for_bit_and_writes(command, book, tmp_path, monkeypatch, capsys):
-    questions = tmp_path / "questions.txt"
-    questions.write_text(": kinds\ncat dog saw axe\ncat dog saw horse\n")
-    flags = (*FLAGS, f"--text={book}", f"--analogies={questions}")
-    done = command("word2vec", *flags, "--workdir=run")
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, book, run_in):
+    """The folder of a run on the book, not to be changed, its flags, and what it printed."""
+    folder = tmp_path_factory.mktemp("word2vec")
+    (folder / "questions.txt").write_text(": kinds\ncat dog saw axe\ncat dog saw horse\n")
+    flags = (*FLAGS, f"--text={book}", f"--analogies={folder / 'questions.txt'}")
+    done = run_in(folder, "word2vec", *flags, "--workdir=run")
     assert done.stderr == ""
-    lines = {line.split(":")[0]: line for line in done.stdout.splitlines()}
+    return folder / "run", flags, done.stdout
+
+
+def flags_of(run, *flags):
+    return cli.parse(word2vec.Config, [f"--flagfile={run / 'flags.txt'}", *flags])[0]
+
+
+def test_it_learns(finished):
+    run, _, printed = finished
+    lines = {line.split(":")[0]: line for line in printed.splitlines()}
     assert names_after(lines["cat"]) == set(ANIMALS) - {"cat"}
     assert names_after(lines["saw"]) == set(TOOLS) - {"saw"}
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    summary = json.loads((run / "summary.json").read_text())
     assert summary["vocabulary_size"] == 16
     # Where all scores are 0, each of the 6 words of a pair costs log 2.
     assert summary["eval/pair_loss"] < 0.9 * 6 * np.log(2)
     assert summary["eval/loss"] > summary["eval/pair_loss"]
-    assert {"words_per_second", "train/pair_loss", "train/learning_rate"} <= set(
-        read_rows(tmp_path / "run")[0]
-    )
+    first = read_rows(run)[0]
+    assert {"words_per_second", "train/pair_loss", "train/learning_rate"} <= set(first)
     # The mean over steps 0 to 99 of a line from 0.2 to 0 in 300 steps.
     expected = 0.2 * np.mean([1 - step / 300 for step in range(100)])
-    rate = read_rows(tmp_path / "run")[0]["train/learning_rate"]
-    assert rate == pytest.approx(expected, rel=1e-5)
+    assert first["train/learning_rate"] == pytest.approx(expected, rel=1e-5)
 
-    shutil.copytree(tmp_path / "run", tmp_path / "again")
-    shutil.rmtree(tmp_path / "again" / "checkpoints" / "300")
-    resumed = command("word2vec", *flags, "--workdir=again")
-    assert "steps 200 to 300" in resumed.stdout
-    whole, parts = (checkpoint.load(tmp_path / name) for name in ("run", "again"))
+
+def test_a_run_goes_on_bit_for_bit(finished, experiment):
+    run, flags, _ = finished
+    shutil.copytree(run, experiment.folder / "run")
+    shutil.rmtree(experiment.folder / "run" / "checkpoints" / "300")
+    done = experiment("word2vec", *flags, "--nohistograms", "--workdir=run")
+    assert "steps 200 to 300" in done.stdout
+    whole, parts = map(checkpoint.load, (run, experiment.folder / "run"))
     jax.tree.map(np.testing.assert_array_equal, whole, parts)
 
-    monkeypatch.chdir(tmp_path)
-    capsys.readouterr()
 
-    def mode(function, *flags):
-        """What a mode prints: the command's main calls it so."""
-        config, _ = cli.parse(word2vec.Config, ["--flagfile=run/flags.txt", *flags])
-        function(config, word2vec.build)
-        return capsys.readouterr().out
+def test_the_command_is_asked_for_neighbours(finished, experiment):
+    asked = ("--mode=neighbours", f"--workdir={finished[0]}", "--neighbours=1")
+    done = experiment("word2vec", *asked, "--words=axe")
+    assert names_after(done.stdout.strip()) < set(TOOLS)
+    unknown = experiment("word2vec", *asked, "--words=pig", check=False)
+    told(unknown, "no word 'pig' in the vocabulary of 16")
 
-    asked = command(
-        "word2vec", "--mode=neighbours", "--workdir=run", "--words=axe", "--neighbours=1"
-    )
-    assert names_after(asked.stdout.strip()) < set(TOOLS)
-    share = read_rows(tmp_path / "run")[-1]["eval/analogies"]
+
+def test_analogies_of_a_run(finished, capsys, monkeypatch):
+    run, _, _ = finished
+    monkeypatch.chdir(run.parent)
+    share = read_rows(run)[-1]["eval/analogies"]
     told_scores = f"{share:.4f}  ({share:.0f} right of 1; 1 with unknown words)"
-    assert mode(word2vec.analogies) == f"kinds: {told_scores}\nall: {told_scores}\n"
-    assert "run/vectors.txt" in mode(word2vec.export)
-    names, vectors = words.read_vectors(tmp_path / "run" / "vectors.txt")
-    np.testing.assert_array_equal(vectors, whole["params"]["input"])
-    board = tmp_path / "run" / "tensorboard"
+    word2vec.analogies(flags_of(run), word2vec.build)
+    assert capsys.readouterr().out == f"kinds: {told_scores}\nall: {told_scores}\n"
+    with pytest.raises(InputError, match="--analogies=: it must be a file of questions to score"):
+        word2vec.analogies(flags_of(run, "--analogies="), word2vec.build)
+
+
+def test_vectors_of_a_run_are_exported(finished, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run)
+    word2vec.export(flags_of(run, f"--workdir={run}"), word2vec.build)
+    assert "run/vectors.txt" in capsys.readouterr().out
+    names, vectors = words.read_vectors(run / "vectors.txt")
+    np.testing.assert_array_equal(vectors, checkpoint.load(run)["params"]["input"])
+    board = run / "tensorboard"
     assert (board / "words.tsv").read_text().splitlines() == names
     projected = np.loadtxt(board / "vectors.tsv", delimiter="\t")
     np.testing.assert_allclose(projected, vectors, rtol=1e-5, atol=1e-8)
     assert 'metadata_path: "words.tsv"' in (board / "projector_config.pbtxt").read_text()
 
-    unknown = command("word2vec", "--mode=neighbours", "--workdir=run", "--words=pig", check=False)
-    told(unknown, "no word 'pig' in the vocabulary of 16")
-    with pytest.raises(InputError, match="--analogies=: it must be a file of questions to score"):
-        mode(word2vec.analogies, "--analogies=")
+
+def test_what_is_not_of_the_run_is_refused(finished, book, tmp_path):
+    here = f"--workdir={finished[0]}"
     with pytest.raises(InputError, match="holds a run with --features=16, not 8"):
-        mode(word2vec.export, "--features=8")
+        word2vec.export(flags_of(finished[0], here, "--features=8"), word2vec.build)
     other = tmp_path / "other.txt"
     other.write_text(book.read_text() + "The cat eats.\n")
-    config, _ = cli.parse(word2vec.Config, ["--flagfile=run/flags.txt", f"--text={other}"])
+    config = flags_of(finished[0], here, f"--text={other}")
     problem = word2vec.build(config, parallel.data_mesh(jax.devices()[:1]))
     with pytest.raises(InputError, match="has another text_sha256 than the data given now"):
         training.check_inputs(config.workdir, problem.inputs)
