@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from experiments import char_rnn
-from experiments.harness import cli, training
+from experiments.harness import cli, run_folder
 from jaxdl import InputError, checkpoint, losses, models, optim, parallel
 from jaxdl.data.text import TextPipeline
 from jaxdl.models.language_model import generate, language_model
@@ -302,7 +302,7 @@ def sample(finished, capsys):
     """What sampling from that run prints, as the command's main calls it."""
 
     def run(*flags):
-        given = (f"--flagfile={finished[0] / cli.FLAGS_FILE}", f"--workdir={finished[0]}")
+        given = (f"--flagfile={finished[0] / run_folder.FLAGS_FILE}", f"--workdir={finished[0]}")
         config, _ = cli.parse(char_rnn.Config, [*given, "--mode=sample", *flags])
         char_rnn.sample(config, char_rnn.build)
         return capsys.readouterr().out
@@ -412,7 +412,7 @@ def test_a_text_that_the_run_was_not_on(tmp_path, book):
     def check(*flags):
         config, _ = cli.parse(char_rnn.Config, [*flags, f"--workdir={tmp_path}"])
         inputs = char_rnn.build(config, mesh).inputs
-        training.check_inputs(config.workdir, inputs)
+        run_folder.check_inputs(config.run.workdir, inputs)
         return inputs
 
     inputs = check(f"--text={book}")
@@ -435,4 +435,4 @@ def test_a_text_that_the_run_was_not_on(tmp_path, book):
 def test_no_flags_is_the_flagfile():
     flagfile = ROOT / "experiments" / "flags" / "char_rnn_stdlib.flags"
     config, _ = cli.parse(char_rnn.Config, [f"--flagfile={flagfile}"])
-    assert config == cli.parse(char_rnn.Config, [f"--workdir={config.workdir}"])[0]
+    assert config == cli.parse(char_rnn.Config, [f"--workdir={config.run.workdir}"])[0]

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from experiments import gan
-from experiments.harness import cli, training
+from experiments.harness import cli, run_folder, training
 from experiments.studies import checkerboard
 from jaxdl import InputError, checkpoint, fidelity, parallel, pictures
 
@@ -23,7 +23,7 @@ def one_device():
     mesh = parallel.data_mesh(jax.devices()[:1])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parallel, "data_mesh", lambda: mesh)
-        patch.setattr(training, "prepare_jax", lambda config: None)
+        patch.setattr(training, "prepare_jax", lambda *config: None)
         yield
 
 
@@ -57,16 +57,16 @@ def test_the_study_writes_what_it_measured_and_trains_none_twice(images, tmp_pat
 
     def train(config, build):
         trained.append(config)
-        folder = Path(config.workdir)
+        folder = Path(config.run.workdir)
         folder.mkdir(parents=True)
-        (folder / cli.FLAGS_FILE).write_text(cli.to_flags(config))
-        (folder / training.SUMMARY_FILE).write_text('{"step": 2}')
+        (folder / run_folder.FLAGS_FILE).write_text(cli.to_flags(config))
+        (folder / run_folder.SUMMARY_FILE).write_text('{"step": 2}')
 
     monkeypatch.setattr(training, "train", train)
     monkeypatch.setattr(checkerboard, "generated", drawn)
     arguments = [*arguments_of(images, tmp_path), "--seeds=2"]
     checkerboard.run(arguments)
-    assert [config.workdir for config in trained] == [
+    assert [config.run.workdir for config in trained] == [
         f"{tmp_path}/{way.replace(' ', '_')}/seed{seed}" for seed in (0, 1) for way in UPSAMPLINGS
     ]
     record = json.loads((tmp_path / "table.json").read_text())
@@ -88,8 +88,8 @@ def test_the_study_writes_what_it_measured_and_trains_none_twice(images, tmp_pat
     assert pictures.read_png(tmp_path / "checkerboard.png").shape[1] == 1000
 
     (tmp_path / "table.md").unlink()
-    (Path(runs[2].workdir) / training.SUMMARY_FILE).unlink()
-    monkeypatch.setattr(training, "train", lambda config, build: again.append(config.workdir))
+    (Path(runs[2].workdir) / run_folder.SUMMARY_FILE).unlink()
+    monkeypatch.setattr(training, "train", lambda config, build: again.append(config.run.workdir))
     again = []
     checkerboard.run(arguments)
     assert again == [str(runs[2].workdir)]

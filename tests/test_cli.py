@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from experiments import lenet, resnet
-from experiments.harness import cli
+from experiments.harness import cli, recipes, run_folder
 from experiments.harness.cli import flag
 from jaxdl import InputError
 
@@ -84,9 +84,13 @@ def test_what_was_given_is_known(tmp_path, capsys):
         parse("--help")
     assert "given" not in capsys.readouterr().out
     # What a run wrote down was all given to it; that makes no other run of it.
-    (tmp_path / cli.FLAGS_FILE).write_text(cli.to_flags(Config()))
-    assert parse(f"--flagfile={tmp_path / cli.FLAGS_FILE}").given >= {"word", "on", "numbers"}
-    cli.check_same_run(Config(), tmp_path)
+    (tmp_path / run_folder.FLAGS_FILE).write_text(cli.to_flags(Config()))
+    assert parse(f"--flagfile={tmp_path / run_folder.FLAGS_FILE}").given >= {
+        "word",
+        "on",
+        "numbers",
+    }
+    run_folder.check_same_run(Config(), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +125,8 @@ def test_a_recipe_is_found_by_name_unless_a_file_has_it(tmp_path, monkeypatch):
         assert cli.parse(resnet.Config, argv)[0] == by_path
         # A recipe is a flagfile like others: what is given with it wins.
         changed = cli.parse(resnet.Config, [*argv, "--optimizer=adam", "--learning_rate=0.001"])[0]
-        assert (changed.optimizer, changed.epochs) == ("adam", by_path.epochs)
+        assert changed.method.optimizer == "adam"
+        assert changed.run.epochs == by_path.run.epochs
         assert changed.l2_penalty != by_path.l2_penalty  # which belongs to the recipe's method
     # What follows `--` is no flag.
     assert cli.parse(Config, ["--", "--flagfile=zzz"])[1] == ["--flagfile=zzz"]
@@ -159,15 +164,100 @@ def test_a_picture_is_no_flagfile(tmp_path):
 
 def test_same_run_but_for_flags_that_may_change(tmp_path):
     (tmp_path / "flags.txt").write_text(cli.to_flags(Config()))
-    cli.check_same_run(Config(rate=5.0), tmp_path)
+    run_folder.check_same_run(Config(rate=5.0), tmp_path)
     with pytest.raises(InputError, match="holds a run with --count=3, not 4"):
-        cli.check_same_run(Config(count=4), tmp_path)
-    cli.check_same_run(Config(count=4), tmp_path, apart_from=("count",))
+        run_folder.check_same_run(Config(count=4), tmp_path)
+    run_folder.check_same_run(Config(count=4), tmp_path, apart_from=("count",))
+
+
+@dataclasses.dataclass(frozen=True)
+class Pace:
+    """A group of flags."""
+
+    kind: str = flag("walk", "how", ("walk", "run"))
+    speed: float = flag(1.0, "how fast")
+    stride: float | None = flag(None, "of its kind", belongs_to=lambda values: values["kind"])
+    note: str = dataclasses.field(default="", compare=False)  # no flag
+
+    def __post_init__(self) -> None:
+        cli.require(self, "speed", self.speed > 0, "more than 0")
+        if self.stride == 13:
+            raise InputError("no luck in that")
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """Two groups, the second like the first where it is not said to be otherwise."""
+
+    first: Pace = Pace(speed=2.0, note="kept")
+    second: Pace = cli.group(Pace(), prefix="second_", like="first")
+    count: int = flag(3, "a flag of no group")
+
+    def __post_init__(self) -> None:
+        if self.count == 0:
+            cli.settle(self, count=1, second_speed=9.0)
+
+
+def pair(*argv):
+    return cli.parse(Pair, argv)[0]
+
+
+def test_groups_are_flattened_into_flags():
+    assert [known.name for known in cli.flags_of(Pair)] == [
+        *("kind", "speed", "stride"),
+        *("second_kind", "second_speed", "second_stride", "count"),
+    ]
+    config = pair("--speed=3", "--second_kind=run", "--count=4")
+    assert config == Pair(Pace(speed=3.0), Pace("run", 3.0), 4)
+    assert config.first.note == "kept"
+    assert pair("--kind=run").second == Pace("run", 2.0)
+    assert cli.to_dict(config)["second_speed"] == 3.0
+    assert cli.default(Pair, "speed") == 2.0
+
+
+def test_what_belongs_to_another_kind_is_not_taken_over(tmp_path):
+    assert pair("--stride=2").second.stride == 2
+    config = pair("--stride=2", "--second_kind=run")
+    assert (config.first.stride, config.second.stride) == (2, None)
+    assert pair("--stride=2", "--second_kind=run", "--second_stride=4").second.stride == 4
+    # What a flagfile leaves empty, as older ones do, is not given.
+    (tmp_path / "f").write_text("--kind=run\n--second_kind=\n")
+    assert pair(f"--flagfile={tmp_path / 'f'}").second.kind == "run"
+    (tmp_path / "f").write_text("--stride=2\n")
+    assert pair(f"--flagfile={tmp_path / 'f'}", "--kind=run").first.stride is None
+
+
+@pytest.mark.parametrize("argv", [[], ["--stride=2"], ["--stride=2", "--second_kind=run"]])
+def test_groups_are_written_and_read_back(argv, tmp_path):
+    config = pair(*argv)
+    (tmp_path / "f").write_text(cli.to_flags(config))
+    assert pair(f"--flagfile={tmp_path / 'f'}") == config
+    # Only where it is not like the first is the second written down, or told of.
+    assert ("--second_kind=" in cli.to_flags(config)) == ("--second_kind=run" in argv)
+    told = {argument.split("=")[0].removeprefix("--") for argument in argv}
+    assert cli.changed(config).keys() == told | ({"second_stride"} if len(argv) == 2 else set())
+
+
+def test_flags_of_groups_are_replaced_and_settled():
+    config = cli.replace(pair("--second_kind=run"), speed=5.0, second_stride=1.0, count=7)
+    assert config == Pair(Pace(speed=5.0), Pace("run", 2.0, 1.0), 7)
+    assert pair("--count=0") == Pair(Pace(speed=2.0), Pace(speed=9.0), 1)
+
+
+def test_a_group_refuses_under_its_prefix():
+    with pytest.raises(InputError, match=r"^--speed=-1.0: it must be more than 0$"):
+        pair("--speed=-1")
+    with pytest.raises(InputError, match=r"^--second_speed=-1.0: it must be more than 0$"):
+        pair("--second_speed=-1")
+    with pytest.raises(InputError, match=r"^second: no luck in that$"):
+        pair("--second_stride=13")
+    with pytest.raises(InputError, match=r"did you mean --second_speed\?$"):
+        pair("--secnd_speed=1")
 
 
 def test_two_experiments_in_one_process():
-    assert cli.parse(resnet.Config, [])[0].model == "resnet20_cifar"
-    assert cli.parse(lenet.Config, [])[0].model == "lenet5"
+    assert cli.parse(resnet.Config, [])[0].network.model == "resnet20_cifar"
+    assert cli.parse(lenet.Config, [])[0].network.model == "lenet5"
 
 
 def test_every_flag_has_help(capsys):
@@ -176,7 +266,6 @@ def test_every_flag_has_help(capsys):
             cli.parse(config_type, ["--help"])
         assert end.value.code == 0
         text = capsys.readouterr().out
-        for field in dataclasses.fields(config_type):
-            if field.name != "given":
-                assert f"--{field.name}=" in text
-                assert field.metadata["help"]
+        for known in cli.flags_of(config_type):
+            assert f"--{known.name}=" in text
+            assert known.help

@@ -32,7 +32,7 @@ def two_devices():
     mesh = parallel.data_mesh(jax.devices()[:2])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parallel, "data_mesh", lambda: mesh)
-        patch.setattr(training, "prepare_jax", lambda config: None)
+        patch.setattr(training, "prepare_jax", lambda *config: None)
         yield
 
 
@@ -60,7 +60,7 @@ def trained(monkeypatch):
     train = training.train
 
     def counted(config, build):
-        folders.append(config.workdir)
+        folders.append(config.run.workdir)
         return train(config, build)
 
     monkeypatch.setattr(training, "train", counted)

@@ -252,7 +252,7 @@ def test_no_flags_is_the_flagfile(name):
     config_type = importlib.import_module(f"experiments.{name}").Config
     flagfile = ROOT / "experiments" / "flags" / f"{name}_digits.flags"
     config, _ = cli.parse(config_type, [f"--flagfile={flagfile}"])
-    assert config == cli.parse(config_type, [f"--workdir={config.workdir}"])[0]
+    assert config == cli.parse(config_type, [f"--workdir={config.run.workdir}"])[0]
 
 
 @pytest.mark.parametrize(
@@ -286,11 +286,11 @@ def test_rates_of_recipes_fall_when_they_should(name):
     experiment = re.search(r"python -m (experiments\.\w+)", path.read_text()).group(1)
     config_type = importlib.import_module(experiment).Config
     config, _ = cli.parse(config_type, [f"--flagfile={path}"])
-    schedule = config.make_schedule(100 * round(config.epochs), 0)
+    schedule = config.method.make_schedule(100 * round(config.run.epochs), 0)
     for epoch, factor in RATES[name].items():
         at = schedule({"learning_rate": 1.0}, round(100 * epoch))["learning_rate"]
         assert float(at) == pytest.approx(factor, rel=1e-5), epoch
-    assert config.warmup_epochs == 0
+    assert config.classifier.warmup_epochs == 0
 
 
 MISTAKES = {

@@ -9,7 +9,7 @@ from image_sets import names_and_labels, numbered
 from PIL import Image
 
 from experiments import benchmark
-from experiments.harness import cli, image_data
+from experiments.harness import classification, cli, image_data
 from jaxdl import InputError
 from jaxdl.data import (
     CorruptImage,
@@ -135,7 +135,7 @@ def test_class_folders_without_a_split_are_the_train_split(folder):
     assert dataset.class_names == ("cat", "dog")
     assert names_and_labels(dataset, "train") == names_and_labels(load(f"folder:{folder}"), "train")
     flags = [f"--dataset=folder:{folder}/train", "--test=0.34", "--validation=0.5"]
-    parts = image_data.load(cli.parse(image_data.ImageDataFlags, flags)[0])
+    parts = image_data.load(cli.parse(classification.Config, flags)[0])
     assert {split: sorted(labels(source)) for split, source in parts.splits.items()} == {
         "train": [0, 1],
         "test": [0, 1],
@@ -144,9 +144,8 @@ def test_class_folders_without_a_split_are_the_train_split(folder):
     with pytest.raises(InputError, match="arrays has a test split of its own"):
         hold_out(numbered(4, test=(np.zeros((1, 24, 24, 3), np.uint8), [0])), 0.5, 0, "test")
     for flag in ("--test=1", "--test=-0.1"):
-        config, _ = cli.parse(image_data.ImageDataFlags, [flag])
         with pytest.raises(InputError, match=r"--test=.* at least 0 and less than 1"):
-            config.check_image_data()
+            cli.parse(image_data.ImageDataFlags, [flag])
 
 
 def test_the_first_of_several_pictures_is_read(folder):

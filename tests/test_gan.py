@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from experiments import gan
-from experiments.harness import cli, yardstick
+from experiments.harness import artist, cli, run_folder, yardstick
 from jaxdl import InputError, checkpoint, data, fidelity, parallel
 from jaxdl.writers import read_rows
 
@@ -284,12 +284,13 @@ def test_classes_are_asked_for_as_often_as_the_data_have_them(tmp_path):
     paint(tmp_path / "set" / "train" / "b", 4, 1)
     paint(tmp_path / "set" / "test" / "a", 4)
     paint(tmp_path / "set" / "test" / "b", 4, 1)
-    config = gan.Config(dataset=f"folder:{tmp_path / 'set'}", image_size=16, batch_size=4)
-    source = gan.image_source(config, parallel.data_mesh(jax.devices()[:1]))
+    flags = [f"--dataset=folder:{tmp_path / 'set'}", "--image_size=16", "--batch_size=4"]
+    config, _ = cli.parse(gan.Config, flags)
+    source = artist.image_source(config, parallel.data_mesh(jax.devices()[:1]))
     assert np.bincount(source.labels(100)).tolist() == [12, 4]
     images = source.real("train", 100)
     assert images.shape == (16, 16, 16, 3)
-    train = data.load(config.dataset).splits["train"]
+    train = data.load(config.images.dataset).splits["train"]
     stored = source.pipeline.images("train", range(16))
     first = next(i for i in range(16) if (stored[i] == images[0]).all())
     assert train[first]["label"] == source.labels(100)[0]
@@ -343,7 +344,7 @@ def test_a_mistake_is_told_before_anything_is_trained(tmp_path, monkeypatch, fla
 def test_a_classifier_of_other_classes_or_none_at_all_is_refused(experiment, classifier):
     experiment("lenet", "--classes=3,8", "--steps=2", "--nohistograms", "--workdir=two")
     (experiment.folder / "drawn").mkdir()
-    (experiment.folder / "drawn" / cli.FLAGS_FILE).write_text("--experiment=gan\n")
+    (experiment.folder / "drawn" / run_folder.FLAGS_FILE).write_text("--experiment=gan\n")
     for run, message in {
         "two": "the classifier in two knows the classes 3, 8; the data has 0, 1, 2, 3",
         "drawn": "drawn holds a run of experiments.gan: no classifier",
@@ -419,13 +420,27 @@ def test_samples_are_looked_at_in_chunks_of_one_size():
 
 
 def test_each_player_has_a_method_of_its_own():
-    config = gan.Config(discriminator_optimizer="nesterov", discriminator_learning_rate=0.1)
-    generator, discriminator = map(config.method, ("generator", "discriminator"))
+    def methods(*flags):
+        return cli.parse(gan.Config, flags)[0].methods
+
+    generator, discriminator = methods(
+        "--discriminator_optimizer=nesterov", "--discriminator_learning_rate=0.1"
+    )
     assert generator.hparams == {"learning_rate": 2e-4, "b1": 0.5}
     assert discriminator.hparams == {"learning_rate": 0.1, "momentum": 0.9}
-    config = gan.Config(b1=0.2, discriminator_optimizer="sgd", discriminator_schedule="cosine")
-    assert config.method("discriminator").hparams == {"learning_rate": 2e-4}
-    assert config.method("generator").schedule == "constant"
-    assert config.method("discriminator").schedule == "cosine"
-    with pytest.raises(InputError, match="sgd takes no b2"):
-        gan.Config(optimizer="sgd", b2=0.5)
+    generator, discriminator = methods(
+        "--b1=0.2", "--discriminator_optimizer=sgd", "--discriminator_schedule=cosine"
+    )
+    assert generator.hparams == {"learning_rate": 2e-4, "b1": 0.2}
+    assert discriminator.hparams == {"learning_rate": 2e-4}
+    assert (generator.schedule, discriminator.schedule) == ("constant", "cosine")
+    # Every flag of the method is there for the discriminator alone.
+    generator, discriminator = methods("--discriminator_b1=0.9", "--discriminator_l2_penalty=0.1")
+    assert generator.hparams == {"learning_rate": 2e-4, "b1": 0.5}
+    assert discriminator.hparams == {"learning_rate": 2e-4, "b1": 0.9, "l2_penalty": 0.1}
+    with pytest.raises(InputError, match=r"sgd takes no b2"):
+        methods("--optimizer=sgd", "--b2=0.5")
+    with pytest.raises(InputError, match=r"^discriminator: optimizer sgd takes no b2"):
+        methods("--discriminator_optimizer=sgd", "--discriminator_b2=0.5")
+    with pytest.raises(InputError, match=r"^--discriminator_learning_rate=-1.0: it must be at"):
+        methods("--discriminator_learning_rate=-1")

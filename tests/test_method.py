@@ -9,21 +9,13 @@ import pytest
 from PIL import Image
 
 from experiments import char_rnn, densenet, inception, mlp, nin, resnet, schedule, vgg
-from experiments.harness import cli
+from experiments.harness import cli, run_folder
 from experiments.harness.method import MethodFlags, ScheduleArguments
 from jaxdl import InputError, optim, parallel, schedules
 
 
-@dataclasses.dataclass(frozen=True)
-class Config(MethodFlags):
-    """The flags, as an experiment has them."""
-
-    def __post_init__(self) -> None:
-        self.check_method()
-
-
 def parse(*argv):
-    return cli.parse(Config, argv)[0]
+    return cli.parse(MethodFlags, argv)[0]
 
 
 def test_there_is_a_flag_for_every_argument_and_no_other():
@@ -95,23 +87,23 @@ def test_the_optimizer_and_the_schedule_are_those_of_the_flags():
 )
 def test_a_penalty_that_was_not_asked_for_is_of_its_own_method_alone(argv, words, tmp_path):
     config = cli.parse(resnet.Config, argv)[0]
-    assert config.method_in_words() == words
-    (tmp_path / cli.FLAGS_FILE).write_text(cli.to_flags(config))
-    assert cli.parse(resnet.Config, [f"--flagfile={tmp_path / cli.FLAGS_FILE}"])[0] == config
+    assert config.method.in_words() == words
+    (tmp_path / run_folder.FLAGS_FILE).write_text(cli.to_flags(config))
+    assert cli.parse(resnet.Config, [f"--flagfile={tmp_path / run_folder.FLAGS_FILE}"])[0] == config
 
 
 def test_a_run_from_when_all_methods_had_the_penalty_keeps_it(tmp_path):
-    flags = tmp_path / cli.FLAGS_FILE
+    flags = tmp_path / run_folder.FLAGS_FILE
     flags.write_text("--optimizer=adamw\n--weight_decay=0.05\n--l2_penalty=0.0005\n")
     for again in ([], ["--epochs=5"], ["--optimizer=adamw"], ["--weight_decay=0.05"]):
         config = cli.parse(resnet.Config, [f"--flagfile={flags}", *again])[0]
-        assert (config.l2_penalty, config.weight_decay) == (0.0005, 0.05)
+        assert (config.method.l2_penalty, config.method.weight_decay) == (0.0005, 0.05)
 
 
 def test_a_warm_up_that_was_asked_for_is_not_cut():
     def begun(*flags):
         config = cli.parse(resnet.Config, flags)[0]
-        return resnet.build(config, parallel.data_mesh()).method
+        return resnet.build(config, parallel.data_mesh()).learner.method
 
     penalty = "nesterov with l2_penalty 0.0005"
     assert begun() == f"{penalty} and 45 steps of warm-up"
@@ -175,14 +167,14 @@ def test_what_a_recipe_says_of_its_method_is_not_for_another(argv, left, form, t
     (tmp_path / "recipe").write_text(RECIPE)
     config = cli.parse(resnet.Config, [*form.format(tmp_path / "recipe").split(), *argv])[0]
     names = ("momentum", "l2_penalty", "weight_decay", "schedule_factor")
-    values = {name: getattr(config, name) for name in names}
+    values = {name: cli.to_dict(config)[name] for name in names}
     assert {name: value for name, value in values.items() if value is not None} == left
-    assert config.given & set(names) == left.keys()
-    assert config.learning_rate == 0.3
+    assert config.run.given & set(names) == left.keys()
+    assert config.method.learning_rate == 0.3
     (tmp_path / "more").write_text("--optimizer=adam\n")
     files = [f"--flagfile={tmp_path / name}" for name in ("more", "recipe")]
-    assert cli.parse(resnet.Config, files)[0].l2_penalty == 1e-4  # both are the person's own
-    assert cli.parse(mlp.Config, ["--optimizer=momentum"])[0].l2_penalty == 0
+    assert cli.parse(resnet.Config, files)[0].method.l2_penalty == 1e-4  # both are the person's own
+    assert cli.parse(mlp.Config, ["--optimizer=momentum"])[0].method.l2_penalty == 0
 
 
 @pytest.mark.parametrize(
@@ -210,14 +202,9 @@ def test_bad_flags_are_named(argv, message):
 
 
 def test_rates_that_are_drawn():
-    config = schedule.Config(
-        schedule=("cosine", "polynomial"),
-        schedule_end=0.5,
-        schedule_power=1.0,
-        steps=110,
-        warmup_steps=10,
-        learning_rate=0.4,
-    )
+    flags = ["--schedule=cosine,polynomial", "--schedule_end=0.5", "--schedule_power=1"]
+    lengths = ["--steps=110", "--warmup_steps=10", "--learning_rate=0.4"]
+    config, _ = cli.parse(schedule.Config, [*flags, *lengths])
     curves = schedule.rates(config)
     assert list(curves) == ["cosine", "polynomial"]
     for curve in curves.values():

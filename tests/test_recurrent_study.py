@@ -20,7 +20,7 @@ def one_device():
     mesh = parallel.data_mesh(jax.devices()[:1])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parallel, "data_mesh", lambda: mesh)
-        patch.setattr(training, "prepare_jax", lambda config: None)
+        patch.setattr(training, "prepare_jax", lambda *config: None)
         yield
 
 

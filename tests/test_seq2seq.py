@@ -16,7 +16,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from experiments import seq2seq
-from experiments.harness import cli, training
+from experiments.harness import cli, run_folder, training
 from jaxdl import InputError, checkpoint, decoding, losses, optim, parallel, task
 from jaxdl.attention import Attention
 from jaxdl.data.pairs import EOS, GO, PAD, PairPipeline, Pairs, SubwordVocabulary
@@ -494,7 +494,7 @@ def run(*flags):
 
 
 def mode(name, workdir, *flags):
-    saved = f"--flagfile={workdir / cli.FLAGS_FILE}"
+    saved = f"--flagfile={workdir / run_folder.FLAGS_FILE}"
     config, _ = cli.parse(seq2seq.Config, [saved, f"--mode={name}", *flags])
     {"translate": seq2seq.translate, "eval": training.evaluate}[name](config, seq2seq.build)
 
@@ -539,7 +539,7 @@ def test_a_run_goes_on_bit_for_bit(trained, tmp_path):
     workdir, _, _ = trained
     again = tmp_path / "again"
     again.mkdir()
-    for name in (cli.FLAGS_FILE, "inputs.json", "metrics.jsonl"):
+    for name in (run_folder.FLAGS_FILE, "inputs.json", "metrics.jsonl"):
         shutil.copy(workdir / name, again)
     shutil.copytree(workdir / "checkpoints" / "6", again / "checkpoints" / "6")
     run(f"--workdir={again}", "--resume=must")
@@ -604,7 +604,7 @@ def test_a_picture_that_cannot_be_written_costs_no_translation(trained, tmp_path
 
 def test_attention_is_drawn_with_its_labels(trained, monkeypatch):
     workdir, _, _ = trained
-    config, _ = cli.parse(seq2seq.Config, [f"--flagfile={workdir / cli.FLAGS_FILE}"])
+    config, _ = cli.parse(seq2seq.Config, [f"--flagfile={workdir / run_folder.FLAGS_FILE}"])
     vocabularies = [SubwordVocabulary.learn([text], "char", 20) for text in ("abc", "xyz")]
     model = seq2seq.build_model(config, *vocabularies)
     source, target = (
@@ -666,7 +666,9 @@ def test_reversed_sources_sampled_inputs_and_half_precision_go_together(tmp_path
     assert summary["pairs_too_long"]["train"] > 0
     assert {"eval/ema_exact_match", "eval/bleu"} <= summary.keys()
     averages = checkpoint.load(tmp_path / "run")["average"]["params"]
-    jax.tree.map(np.testing.assert_array_equal, training.trained_params(tmp_path / "run"), averages)
+    jax.tree.map(
+        np.testing.assert_array_equal, run_folder.trained_params(tmp_path / "run"), averages
+    )
 
 
 @pytest.mark.parametrize(
@@ -693,4 +695,4 @@ def test_the_recipe_is_a_config():
     recipe = Path(seq2seq.__file__).parent / "flags" / "seq2seq_numbers.flags"
     config, rest = cli.parse(seq2seq.Config, [f"--flagfile={recipe}"])
     assert rest == []
-    assert config.dataset == "numbers"
+    assert config.pairs.dataset == "numbers"

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from experiments import mlp
-from experiments.harness import cli, study, training
+from experiments.harness import cli, run_folder, study, training
 from experiments.harness.cli import flag
 from experiments.harness.study import Run
 from jaxdl import InputError, loop
@@ -36,15 +36,15 @@ def trained(monkeypatch):
     found = []
 
     def train(config, build):
-        found.append(config.workdir)
-        folder = training.Path(config.workdir)
+        found.append(config.run.workdir)
+        folder = training.Path(config.run.workdir)
         folder.mkdir(parents=True)
-        (folder / cli.FLAGS_FILE).write_text(cli.to_flags(config))
+        (folder / run_folder.FLAGS_FILE).write_text(cli.to_flags(config))
         if cli.to_dict(config)["seed"] == 7:
             raise loop.Diverged("loss is nan at step 3")
-        (folder / training.SUMMARY_FILE).write_text('{"step": 4, "test/accuracy": 0.5}')
+        (folder / run_folder.SUMMARY_FILE).write_text('{"step": 4, "test/accuracy": 0.5}')
 
-    monkeypatch.setattr(training, "prepare_jax", lambda config: None)
+    monkeypatch.setattr(training, "prepare_jax", lambda *config: None)
     monkeypatch.setattr(training, "train", train)
     return found
 

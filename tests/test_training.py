@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import tiny
 
-from experiments.harness import cli, training
-from experiments.harness.training import Problem, RunConfig
+from experiments.harness import cli, run_folder, training
+from experiments.harness.problem import Best, Learner, Problem, View
+from experiments.harness.run import RunFlags
 from jaxdl import InputError, checkpoint, hosts, parallel
 from jaxdl.writers import Writer, read_rows
 
@@ -27,36 +28,60 @@ def at_little_cost(monkeypatch):
     monkeypatch.setattr(Writer, "curves", lambda self: None)
 
 
-def build(config, mesh, **changes):
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The flags of a run, and none more."""
+
+    run: RunFlags = RunFlags("lenet")
+
+
+class Fed:
+    """What feeds a run, of functions and numbers."""
+
+    def __init__(self, examples, batches, passes):
+        self.train, self.evaluate, self.examples = batches, passes, examples.__getitem__
+
+
+class Shown(View):
+    """A view of functions."""
+
+    def __init__(self, **functions):
+        vars(self).update(functions)
+
+
+INPUTS = {"image_shape": (6, 6, 1), "class_names": ["a", "b", "c"]}
+
+
+def build(config, mesh, batches=None, examples=None, best=None, inputs=None, show=None, **view):
     """A Problem of a tiny network, on 160 examples."""
     sharding = parallel.batch_sharding(mesh)
 
-    def batches(start):
+    def repeated(start):
         for step in range(start, 10_000):
             yield jax.device_put(tiny.batches()[step % 10], sharding)
 
-    fields = {
-        "title": "a tiny network",
-        "task": lambda axis_name: tiny.build(axis_name),
-        "hparams": dict(tiny.HPARAMS),
-        "steps": config.steps or round(config.epochs * 10),
-        "examples": {"train": 160, "test": 48},
-        "batches": batches,
-        "passes": lambda split: [jax.device_put(b, sharding) for b in tiny.batches()[:3]],
-        "table": lambda: "a table",
-        "show": lambda key, batch: batch["image"][:4] / np.float32(255),
-        "unit": "images",
-        "best": "eval/accuracy",
-        "inputs": {"image_shape": (6, 6, 1), "class_names": ["a", "b", "c"]},
-        "notes": dict,
-    }
-    return Problem(**(fields | changes))
+    def passes(split):
+        return [jax.device_put(b, sharding) for b in tiny.batches()[:3]]
+
+    first = lambda key, batch: batch["image"][:4] / np.float32(255)
+    examples = examples or {"train": 160, "test": 48}
+    steps = config.run.steps or round(config.run.epochs * 10)
+    return Problem(
+        title="a tiny network",
+        learner=Learner(tiny.build, dict(tiny.HPARAMS), steps, "", lambda: "a table"),
+        feed=Fed(examples, batches or repeated, passes),
+        splits=tuple(examples),
+        best=Best(best or "eval/accuracy"),
+        unit="images",
+        inputs=inputs or INPUTS,
+        view=Shown(inputs=show or first, **view),
+    )
 
 
 def config(workdir, **changes):
-    values = {"experiment": "lenet", "batch_size": 16, "steps": 12, "log_every": 5}
+    values = {"batch_size": 16, "steps": 12, "log_every": 5}
     values |= {"eval_every": 6, "checkpoint_every": 4, "keep": 9, "workdir": str(workdir)}
-    return RunConfig(**(values | changes))
+    return cli.replace(Config(), **(values | changes))
 
 
 def train(workdir, make=build, **changes):
@@ -171,9 +196,9 @@ def test_what_was_gone_back_to_is_not_extended(tmp_path):
     falling = iter(range(100))
 
     def make(config, mesh):
-        problem = build(config, mesh, measures=("worse",), best="eval/worse")
-        problem = problem._replace(examples={"train": 160, "validation": 48})
-        return problem._replace(measure=lambda state, split: {"worse": -next(falling)})
+        measure = lambda state, split: {"worse": -next(falling)}
+        worse = {"measures": ("worse",), "best": "eval/worse", "measure": measure}
+        return build(config, mesh, examples={"train": 160, "validation": 48}, **worse)
 
     summary = train(tmp_path, make, steps=60, early_stop=2)
     assert summary["step"] == 6
@@ -212,7 +237,7 @@ def test_nothing_to_evaluate_by_is_refused_before_the_first_step(tmp_path):
 )
 def test_flags_of_a_run_that_cannot_be(tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
-        dataclasses.replace(config(tmp_path), **changes)
+        cli.replace(config(tmp_path), **changes)
 
 
 def test_a_profile_that_does_not_fit_the_run_is_refused(tmp_path):
@@ -244,8 +269,8 @@ def test_inputs_are_those_of_the_training_stream(tmp_path):
     opened = []
 
     def counting(config, mesh):
-        problem = build(config, mesh)
-        return problem._replace(batches=lambda n: opened.append(n) or problem.batches(n))
+        train = build(config, mesh).feed.train
+        return build(config, mesh, batches=lambda n: opened.append(n) or train(n))
 
     train(tmp_path, counting)
     assert opened == [0]
@@ -264,13 +289,11 @@ def test_a_signal_while_a_run_ends_is_heard(tmp_path):
     """Or the next fold, or the next run of a comparison, would begin."""
 
     def make(config, mesh):
-        problem = build(config, mesh)
-
         def report(state, metrics, writer):
             if int(state.step) == 12:
                 os.kill(os.getpid(), signal.SIGINT)
 
-        return problem._replace(report=report)
+        return build(config, mesh, report=report)
 
     with pytest.raises(cli.Interrupted):
         train(tmp_path, make)
@@ -280,15 +303,15 @@ def test_a_signal_while_a_run_ends_is_heard(tmp_path):
 
 def test_interrupted_runs_are_saved_and_raise(tmp_path, capsys):
     def interrupting(config, mesh):
-        problem = build(config, mesh)
+        whole = build(config, mesh).feed.train
 
         def batches(start):
-            for step, batch in enumerate(problem.batches(start), start + 1):
+            for step, batch in enumerate(whole(start), start + 1):
                 if step == 7:
                     os.kill(os.getpid(), signal.SIGTERM)
                 yield batch
 
-        return problem._replace(batches=batches)
+        return build(config, mesh, batches=batches)
 
     with pytest.raises(cli.Interrupted) as stopped:
         train(tmp_path / "parts", interrupting)
@@ -331,14 +354,14 @@ def test_folds_are_extended_too(tmp_path):
     def folded(config, mesh):
         return build(config, mesh, examples={"train": 107, "validation": 53})
 
-    run = dataclasses.replace(config(tmp_path / "cv", steps=4), folds=2)
+    run = cli.replace(config(tmp_path / "cv", steps=4), folds=2)
     training.cross_validate(run, folded)
     before = (tmp_path / "cv" / "flags.txt").read_text()
-    shorter = dataclasses.replace(run, steps=None, epochs=0.3, resume="extend")
+    shorter = cli.replace(run, steps=None, epochs=0.3, resume="extend")
     with pytest.raises(InputError, match="trained to step 4, and 3 steps were given"):
         training.cross_validate(shorter, folded)
     assert (tmp_path / "cv" / "flags.txt").read_text() == before
-    longer = dataclasses.replace(run, steps=6, resume="extend")
+    longer = cli.replace(run, steps=6, resume="extend")
     training.cross_validate(longer, folded)
     for fold in range(2):
         summary = json.loads((tmp_path / "cv" / f"fold{fold}" / "summary.json").read_text())
@@ -350,17 +373,17 @@ def test_a_damaged_record_is_one_line(tmp_path, text):
     train(tmp_path)
     (tmp_path / "inputs.json").write_text(text)
     with pytest.raises(InputError, match=r"inputs\.json is damaged; remove it"):
-        training.read_inputs(tmp_path, class_names=list)
+        run_folder.read_inputs(tmp_path, class_names=list)
     (tmp_path / "inputs.json").unlink()
     train(tmp_path)  # writes it anew
-    assert training.read_inputs(tmp_path, class_names=list)["class_names"] == ["a", "b", "c"]
+    assert run_folder.read_inputs(tmp_path, class_names=list)["class_names"] == ["a", "b", "c"]
     (tmp_path / "summary.json").write_text(text)
     with pytest.raises(InputError, match=r"summary\.json is damaged; remove it"):
-        training.read_summary(tmp_path)
+        run_folder.read_summary(tmp_path)
     with pytest.raises(
         InputError, match=r"there is no .*inputs\.json: the run has not come so far"
     ):
-        training.read_inputs(tmp_path / "nowhere")
+        run_folder.read_inputs(tmp_path / "nowhere")
 
 
 def test_what_is_held_out_must_be_what_was_to_go_on_and_not_to_evaluate(tmp_path):

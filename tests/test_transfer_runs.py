@@ -1,6 +1,5 @@
 """`experiments.transfer` and its study: runs that start from runs."""
 
-import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -32,7 +31,7 @@ def one_device():
     mesh = parallel.data_mesh(jax.devices()[:1])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parallel, "data_mesh", lambda: mesh)
-        patch.setattr(training, "prepare_jax", lambda config: None)
+        patch.setattr(training, "prepare_jax", lambda *config: None)
         yield
 
 
@@ -70,23 +69,28 @@ def parse(*flags):
     return cli.parse(transfer.Config, flags)[0]
 
 
+def values(config, *names):
+    """Those of some flags."""
+    return tuple(cli.to_dict(config)[name] for name in names)
+
+
 def begin(config):
     """The problem that a run is of, its task, and the state that it would begin with."""
     problem = transfer.build(config, parallel.data_mesh())
-    hparams = {name: jnp.float32(value) for name, value in problem.hparams.items()}
-    task = problem.task(None)
-    return problem, task, jax.jit(task.init)(jax.random.key(config.seed), hparams)
+    hparams = {name: jnp.float32(value) for name, value in problem.learner.hparams.items()}
+    task = problem.learner.task(None)
+    return problem, task, jax.jit(task.init)(jax.random.key(config.run.seed), hparams)
 
 
 def test_a_run_starts_from_a_run_with_its_network_and_images(source, tmp_path):
     config = parse(f"--from_run={source}", *NEW)
-    assert (config.model, config.image_size, config.mean) == ("mlp", 8, (0.3,))
+    assert values(config, "model", "image_size", "mean") == ("mlp", 8, (0.3,))
     expected = {"width": 8, "depth": 3, "batch_norm": True, "norm_epsilon": 0.01}
     assert expected.items() <= config.model_arguments.items()
-    assert parse(f"--from_run={source}", "--image_size=12").image_size == 12
+    assert parse(f"--from_run={source}", "--image_size=12").images.image_size == 12
     # Given is given, be it at the default, and what the run wrote down comes back.
     given = parse(f"--from_run={source}", "--image_size=16", "--mean=0.5")
-    assert (given.image_size, given.mean, given.model) == (16, (0.5,), "mlp")
+    assert values(given, "image_size", "mean", "model") == (16, (0.5,), "mlp")
     (tmp_path / "flags.txt").write_text(cli.to_flags(given))
     assert parse(f"--flagfile={tmp_path / 'flags.txt'}") == given
     _, _, state = begin(config)
@@ -113,7 +117,7 @@ def test_a_run_starts_from_a_run_with_its_network_and_images(source, tmp_path):
 def test_flags_say_what_is_trained(source, flags, moving):
     """Of the last two the stage below the head has had its turn in four steps."""
     problem, task, state = begin(parse(f"--from_run={source}", *NEW, *flags))
-    batches, step = problem.batches(0), jax.jit(task.train)
+    batches, step = problem.feed.train(0), jax.jit(task.train)
     for _ in range(4):
         state, _ = step(state, next(batches))
     after, before = leaves(merged(state.params, state.extra)), variables_of(source)
@@ -127,7 +131,7 @@ def test_layer_decay_is_a_share_of_the_learning_rate(source):
     kernels = []
     for decay in ("1", "0.5"):
         problem, task, state = begin(parse(*flags, "--l2_penalty=0", f"--layer_decay={decay}"))
-        after, _ = jax.jit(task.train)(state, next(problem.batches(0)))
+        after, _ = jax.jit(task.train)(state, next(problem.feed.train(0)))
         change = jax.tree.map(np.subtract, after.params, state.params)
         kernels.append([change[layer]["kernel"] for layer in ("fc1", "fc2", "fc3", "fc")])
     for whole, part, factor in zip(*kernels, (0.125, 0.25, 0.5, 1), strict=True):
@@ -161,7 +165,7 @@ def test_a_head_on_features_is_the_head_of_the_frozen_network(source, tmp_path):
 def test_each_fold_keeps_features_of_its_own(source, tmp_path):
     kept = tmp_path / "kept"
     flags = (f"--from_run={source}", *NEW, "--folds=2", f"--bottleneck={kept}")
-    config = dataclasses.replace(parse(*flags), workdir=str(tmp_path / "run"))
+    config = cli.replace(parse(*flags), workdir=str(tmp_path / "run"))
     training.cross_validate(config, transfer.build)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert len(summary["folds"]["eval/accuracy"]) == 2
@@ -211,11 +215,11 @@ def test_a_run_starts_from_published_weights(tmp_path):
     (tmp_path / "labels").write_text("cat\n3\ndog\n7\n")
     weights = (f"--from_weights={tmp_path}/w.safetensors", "--image_size=32", *NEW)
     config = parse(*weights, "--model=resnet18", f"--from_labels={tmp_path}/labels")
-    assert config.channels == 3
-    assert config.crop_share == 224 / 256
-    assert config.mean == (0.485, 0.456, 0.406)
+    assert config.images.channels == 3
+    assert config.images.crop_share == 224 / 256
+    assert config.classifier.mean == (0.485, 0.456, 0.406)
     problem, _, state = begin(config)
-    assert next(problem.batches(0))["image"].shape == (15, 32, 32, 3)
+    assert next(problem.feed.train(0))["image"].shape == (15, 32, 32, 3)
     old, new = variables["params"], state.params
     np.testing.assert_array_equal(new["conv1"]["kernel"], old["conv1"]["kernel"])
     np.testing.assert_array_equal(new["fc"]["kernel"][:, :2], old["fc"]["kernel"][:, [3, 1]])
@@ -223,7 +227,7 @@ def test_a_run_starts_from_published_weights(tmp_path):
         begin(parse(*weights, "--model=resnet34"))
     (tmp_path / "labels").write_text("cat\n")
     with pytest.raises(InputError, match="labels: it must be of 4 lines, a class each"):
-        begin(dataclasses.replace(config))
+        begin(cli.replace(config))
 
 
 def test_mistakes_are_named_before_training(source):
@@ -261,7 +265,7 @@ def test_the_study_tables_its_runs_and_trains_none_twice(tmp_path, monkeypatch):
 
     def train(config, build):
         trained.append(config)
-        workdir = Path(config.workdir)
+        workdir = Path(config.run.workdir)
         workdir.mkdir(parents=True)
         (workdir / "flags.txt").write_text(cli.to_flags(config))
         (workdir / "inputs.json").write_text(json.dumps(inputs))

@@ -13,7 +13,7 @@ import pytest
 from scipy import stats
 
 from experiments import word2vec
-from experiments.harness import cli, training
+from experiments.harness import cli, run_folder
 from jaxdl import InputError, checkpoint, optim, parallel
 from jaxdl.data import words
 from jaxdl.data.words import WordPipeline, WordVocabulary
@@ -549,7 +549,7 @@ def test_what_is_not_of_the_run_is_refused(finished, book, tmp_path):
     config = flags_of(finished[0], here, f"--text={other}")
     problem = word2vec.build(config, parallel.data_mesh(jax.devices()[:1]))
     with pytest.raises(InputError, match="has another text_sha256 than the data given now"):
-        training.check_inputs(config.workdir, problem.inputs)
+        run_folder.check_inputs(config.run.workdir, problem.inputs)
 
 
 def test_cbow_learns_the_same_kinds(book):
@@ -611,7 +611,7 @@ def test_mistakes_that_only_the_text_shows(tmp_path, book):
 def test_other_methods_take_the_other_defaults(flags):
     config, _ = cli.parse(word2vec.Config, flags)
     adagrads = {"initial_accumulator_value": 1e-9, "eps": 0.0}
-    expected = {"learning_rate": 0.1} | (adagrads if config.optimizer == "adagrad" else {})
+    expected = {"learning_rate": 0.1} | (adagrads if config.method.optimizer == "adagrad" else {})
     assert config.hparams == expected
 
 

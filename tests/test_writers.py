@@ -1,6 +1,7 @@
 """What is left of a run for a person and for a program."""
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import math
@@ -19,7 +20,9 @@ from matplotlib.figure import Figure
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
-from experiments.harness import training
+from experiments.harness import cli, training
+from experiments.harness.problem import Best, Learner, Problem, View
+from experiments.harness.run import RunFlags
 from jaxdl import writers
 from jaxdl.writers import Progress, Writer, read_rows
 
@@ -422,26 +425,29 @@ def test_a_report_that_fails_ends_no_run(tmp_path, capsys):
         drawn.append(args)
         raise OSError(28, "No space left on device")
 
-    problem = training.Problem(
-        title="a tiny network",
-        task=lambda axis_name: tiny.build(axis_name, augmented=False),
-        hparams=tiny.HPARAMS,
-        steps=4,
-        examples={"train": 160, "test": 32},
-        batches=lambda step: (batch for batch in tiny.batches()[step:]),
-        passes=lambda split: tiny.batches()[:2],
-        table=lambda: "",
-        show=None,
-        unit="images",
-        best="eval/accuracy",
-        inputs={},
-        notes=dict,
-        report=fail,
-        finish=fail,
-    )
-    config = training.RunConfig(
-        experiment="tiny", workdir=str(tmp_path / "run"), batch_size=16, eval_every=2, seed=5
-    )
+    class Failing(View):
+        report = finish = fail
+
+    class Fed:
+        def examples(self, split):
+            return {"train": 160, "test": 32}[split]
+
+        def train(self, start):
+            yield from tiny.batches()[start:]
+
+        def evaluate(self, split):
+            return tiny.batches()[:2]
+
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        run: RunFlags = RunFlags("tiny")
+
+    task = lambda axis_name: tiny.build(axis_name, augmented=False)
+    learner = Learner(task, tiny.HPARAMS, 4, "", lambda: "")
+    best, splits = Best("eval/accuracy"), ("train", "test")
+    problem = Problem("a tiny network", learner, Fed(), splits, best, "images", {}, Failing())
+    flags = {"workdir": str(tmp_path / "run"), "batch_size": 16, "eval_every": 2, "seed": 5}
+    config = cli.replace(Config(), **flags)
     training.train(config, lambda config, mesh: problem)
     assert len(drawn) == 3  # two evaluations and the end
     evaluated = [row["step"] for row in read_rows(tmp_path / "run") if "eval/loss" in row]
