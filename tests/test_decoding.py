@@ -145,26 +145,30 @@ def test_each_row_is_decoded_as_if_alone():
 
 def chain(probabilities):
     """A model of token probabilities by step, [T, V]; its state counts steps."""
-    log_probs = jnp.log(jnp.array(probabilities))
-    return lambda state, tokens: (log_probs[state], state + 1, None)
+    with np.errstate(divide="ignore"):
+        log_probs = np.log(np.array(probabilities, np.float32))
+    return lambda state, tokens: (jnp.asarray(log_probs)[state], state + 1, None)
 
 
 def test_what_is_done_stays_among_the_beams_unchanged():
     # To end at once has probability 0.4. All longer ones have at most 0.6 * 0.5 * 0.5.
     step = chain([[0, 0, 0.4, 0.6]] + [[0, 0, 0.5, 0.5]] * 5)
-    found = decoding.beam_search(step, jnp.zeros(1, jnp.int32), GO, EOS, 6, 2, n_best=2)
+    search = lambda penalty: decoding.beam_search(
+        step, jnp.zeros(1, jnp.int32), GO, EOS, 6, 2, n_best=2, length_penalty=penalty
+    )
+    search = jax.jit(search)
+    found = search(0.0)
     assert found.tokens[0].tolist() == [[2, 0, 0, 0, 0, 0], [3, 2, 0, 0, 0, 0]]
     np.testing.assert_allclose(found.scores[0], np.log([0.4, 0.3]), rtol=1e-6)
     # Judged by the token, the longest of the two that remain is best.
-    fair = decoding.beam_search(
-        step, jnp.zeros(1, jnp.int32), GO, EOS, 6, 2, n_best=2, length_penalty=5.0
-    )
+    fair = search(5.0)
     assert fair.tokens[0, 0].tolist()[:2] == [3, 3]
 
 
 def test_where_there_are_fewer_sequences_than_asked_for_the_rest_have_no_score():
     step = chain([[0, 0, 0.25, 0.75], [0, 0, 1.0, 0.0]])
-    found = decoding.beam_search(step, jnp.zeros(1, jnp.int32), GO, EOS, 2, 4, n_best=4)
+    search = lambda start: decoding.beam_search(step, start, GO, EOS, 2, 4, n_best=4)
+    found = jax.jit(search)(jnp.zeros(1, jnp.int32))
     np.testing.assert_allclose(found.scores[0, :2], np.log([0.75, 0.25]), rtol=1e-6)
     assert np.isneginf(found.scores[0, 2:]).all()
 
@@ -220,9 +224,10 @@ def test_samples_follow_the_model_and_the_temperature():
     probabilities = [0, 0, 0.5, 0.3, 0.2]
     step = chain([probabilities])
     state = jnp.zeros(20_000, jnp.int32)
+    draw = lambda key, temperature: decoding.sample(step, state, key, GO, EOS, 1, temperature)
+    draw = jax.jit(draw)
     for temperature in (1.0, 0.5, 2.0):
-        key = jax.random.key(1)
-        found = decoding.sample(step, state, key, GO, EOS, 1, temperature)
+        found = draw(jax.random.key(1), temperature)
         expected = np.array(probabilities) ** (1 / temperature)
         expected /= expected.sum()
         counts = np.bincount(np.asarray(found.tokens[:, 0]), minlength=5) / len(state)
@@ -234,13 +239,15 @@ def test_samples_follow_the_model_and_the_temperature():
 def test_tokens_of_a_sample_are_drawn_independently():
     step = chain([[0, 0, 0, 0.5, 0.5]] * 2)
     state = jnp.zeros(4000, jnp.int32)
-    found = np.asarray(decoding.sample(step, state, jax.random.key(0), GO, EOS, 2).tokens)
+    draw = jax.jit(lambda key: decoding.sample(step, state, key, GO, EOS, 2).tokens)
+    found = np.asarray(draw(jax.random.key(0)))
     assert abs(np.mean(found[:, 0] == found[:, 1]) - 0.5) < 0.04
 
 
 def test_sampling_near_temperature_zero_is_greedy():
     step = model(*map(jnp.asarray, tables(3)))
-    cold = decoding.sample(step, START, jax.random.key(0), GO, EOS, LENGTH, 1e-4)
+    draw = jax.jit(lambda key: decoding.sample(step, START, key, GO, EOS, LENGTH, 1e-4))
+    cold = draw(jax.random.key(0))
     np.testing.assert_array_equal(cold.tokens, greedy(tables(3), START).tokens)
 
 

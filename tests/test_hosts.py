@@ -31,6 +31,7 @@ def assert_same(a, b):
             np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_killed_stopped_and_damaged_runs_go_on_exactly(two_hosts, tmp_path):
     two_hosts("lenet", *FLAGS, "--workdir=whole")
     run, flags = tmp_path / "run", (*FLAGS, "--workdir=run")
@@ -65,6 +66,7 @@ def test_killed_stopped_and_damaged_runs_go_on_exactly(two_hosts, tmp_path):
     assert_same(checkpoint.load(run), checkpoint.load(tmp_path / "whole"))
 
 
+@pytest.mark.slow
 def test_what_one_host_cannot_read_ends_both_with_its_line(two_hosts, tmp_path):
     rng = np.random.default_rng(0)
     for split in ("train", "test"):
