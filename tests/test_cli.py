@@ -127,7 +127,8 @@ def test_a_recipe_is_found_by_name_unless_a_file_has_it(tmp_path, monkeypatch):
         changed = cli.parse(resnet.Config, [*argv, "--optimizer=adam", "--learning_rate=0.001"])[0]
         assert changed.method.optimizer == "adam"
         assert changed.run.epochs == by_path.run.epochs
-        assert changed.method.l2_penalty != by_path.method.l2_penalty  # which belongs to the recipe's method
+        # It belongs to the method of the recipe.
+        assert changed.method.l2_penalty != by_path.method.l2_penalty
     # What follows `--` is no flag.
     assert cli.parse(Config, ["--", "--flagfile=zzz"])[1] == ["--flagfile=zzz"]
     (tmp_path / "resnet_digits").mkdir()  # as a workdir may be called
