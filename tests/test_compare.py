@@ -328,7 +328,14 @@ SEQUENCES = {
 }
 
 
-@pytest.mark.parametrize("name", SEQUENCES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("char_rnn", marks=pytest.mark.slow),
+        "word2vec",
+        pytest.param("seq2seq", marks=pytest.mark.slow),
+    ],
+)
 def test_sequence_experiments_are_compared_too(name):
     flags, (flag, *values, metric) = SEQUENCES[name]
     Path("book.txt").write_text("the cat sees the dog and the dog hears the bird.\n" * 200)
