@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.typing import Dtype
 
-from jaxdl import InputError
+from jaxdl import InputError, require
 
 GATES = {"rnn": 1, "lstm": 4, "gru": 3}
 """The kinds of cell, and how many vectors of `features` numbers each computes at a step."""
@@ -168,15 +168,12 @@ def _check_kind(kind: str) -> None:
 
 
 def _check_shapes(x: jax.Array, zeros: Carry, carry: Carry, lengths: jax.Array | None) -> None:
-    if x.ndim != 3:
-        raise InputError(f"sequences must be [batch, time, features], not {list(x.shape)}")
+    require(x.ndim == 3, f"sequences {list(x.shape)}", "[batch, time, features]")
     given, wanted = (jax.tree.map(jnp.shape, tree) for tree in (tuple(carry), zeros))
-    if given != wanted:
-        raise InputError(f"the carry must have the shapes {wanted}, not {given}")
-    if lengths is not None and lengths.shape != x.shape[:1]:
-        raise InputError(
-            f"lengths must be one number for each of {len(x)} sequences, not {list(lengths.shape)}"
-        )
+    require(given == wanted, f"a carry of the shapes {given}", f"{wanted}")
+    if lengths is not None:
+        alike = lengths.shape == x.shape[:1]
+        require(alike, f"lengths {list(lengths.shape)}", f"one for each of {len(x)} sequences")
 
 
 class Layer(nn.Module):

@@ -398,11 +398,11 @@ def test_bad_arguments():
         applied(model.clone(kind="cnn"), params, x)
     with pytest.raises(InputError, match=r"\[batch, time, features\], not \[3, 6\]"):
         applied(model, params, x[..., 0])
-    with pytest.raises(InputError, match="the carry must have the shapes"):
+    with pytest.raises(InputError, match="a carry of the shapes"):
         applied(model, params, x, carry=model.initial_carry(2))
-    with pytest.raises(InputError, match="the carry must have the shapes"):
+    with pytest.raises(InputError, match="a carry of the shapes"):
         applied(model, params, x, carry=model.initial_carry(BATCH)[:1])
-    with pytest.raises(InputError, match="the carry must have the shapes"):
+    with pytest.raises(InputError, match="a carry of the shapes"):
         applied(model, params, x, carry=initial_carry("gru", SIZE, 2, False, BATCH))
     with pytest.raises(InputError, match=r"each of 3 sequences, not \[2\]"):
         applied(model, params, x, lengths=jnp.array([1, 2]))
