@@ -3,6 +3,12 @@
 attention = Attention("general", features=128)
 keys = attention.keys(memory)                               # once for a source
 context, weights = attention(queries, keys, memory, mask)   # at every step, or all at once
+
+>>> memory, mask = jnp.ones((1, 3, 4)), jnp.array([[1, 1, 0]])
+>>> call = jnp.ones((1, 2, 4)), memory, memory, mask  # of "dot" the keys are the memory
+>>> (context, weights), _ = Attention("dot", features=4).init_with_output(jax.random.key(0), *call)
+>>> context.shape, weights[0, 0].tolist()
+((1, 2, 4), [0.5, 0.5, 0.0])
 """
 
 from typing import Any
