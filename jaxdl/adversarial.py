@@ -8,8 +8,9 @@
 Goodfellow et al. 2014, "Generative Adversarial Nets", arXiv:1406.2661.
 """
 
+import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import flax.linen as nn
 import jax
@@ -18,7 +19,19 @@ import optax
 
 from jaxdl import optim
 from jaxdl.losses import SOWN, masked_mean
-from jaxdl.task import Init, Mean, Optimizer, Schedule, Task, initial_state, keyed
+from jaxdl.task import (
+    Batch,
+    Init,
+    Mean,
+    Metrics,
+    Optimizer,
+    Schedule,
+    State,
+    Task,
+    constant,
+    initial_state,
+    keyed,
+)
 
 EVAL_STREAM = 2**31 - 1
 """What a run's key is folded with for the latents of evaluation; steps fold in 0, 1, 2 ..."""
@@ -93,6 +106,31 @@ arXiv:1801.04406). Both are of one example's slope, which batch normalization do
 """
 
 
+class Generate(Protocol):
+    """Makes samples of latents; players that are not told the class need no labels."""
+
+    def __call__(
+        self, params: Any, extra: Any, latents: jax.Array, labels: jax.Array | None, train: bool, /
+    ) -> tuple[jax.Array, Any]:
+        """(params, extra, latents [B, Z], labels int [B], train) -> (samples [B, ...], extra)."""
+
+
+class Discriminate(Protocol):
+    """Tells real samples from generated ones; labels are as for the generator."""
+
+    def __call__(
+        self,
+        params: Any,
+        extra: Any,
+        samples: jax.Array,
+        labels: jax.Array | None,
+        key: jax.Array,
+        train: bool,
+        /,
+    ) -> tuple[jax.Array, Any]:
+        """(params, extra, samples [B, ...], labels int [B], key, train) -> (logits [B], extra)."""
+
+
 class Players(NamedTuple):
     """Two networks as pure functions.
 
@@ -104,9 +142,9 @@ class Players(NamedTuple):
     """
 
     init: Init
-    latents: Callable[[Any], jax.Array]
-    generate: Callable[..., tuple[jax.Array, Any]]
-    discriminate: Callable[..., tuple[jax.Array, Any]]
+    latents: Callable[[jax.Array], jax.Array]
+    generate: Generate
+    discriminate: Discriminate
 
 
 def signed(images: jax.Array) -> jax.Array:
@@ -167,7 +205,7 @@ def adversarial(
     players: Players,
     loss: AdversarialLoss,
     optimizers: tuple[Optimizer, Optimizer],
-    schedules: tuple[Schedule, Schedule] = (lambda hparams, step: dict(hparams),) * 2,
+    schedules: tuple[Schedule, Schedule] = (constant, constant),
     *,
     discriminator_steps: int = 1,
     penalty: Penalty = "",
@@ -210,178 +248,200 @@ def adversarial(
       `fake_accuracy`: how often real and generated examples were told for what they are. `eval`
       reports the losses, without penalty, and the accuracies.
     """
+    discriminator_total = functools.partial(_discriminator_total, players, loss, penalty)
+    generator_total = functools.partial(_generator_total, players, loss)
 
     def psum(tree):
         return tree if axis_name is None else jax.lax.psum(tree, axis_name)
 
-    def prepared(batch, key):
-        return keyed(batch | {"image": signed(batch["image"])}, key, axis_name)
-
-    def mean_gradient(grads, mean):
+    def updated(optimizer, grads, mean, opt_state, params):
         """Sums over devices and divides by the global count; a batch may be masked altogether."""
         grads, count = psum((grads, mean.count))
-        return jax.tree.map(lambda g: g / jnp.maximum(count, 1), grads)
-
-    def decisions(real_logits, fake_logits, mask):
-        if loss.boundary is None:
-            return {}
-        return {
-            "real_accuracy": masked_mean(real_logits > loss.boundary, mask),
-            "fake_accuracy": masked_mean(fake_logits <= loss.boundary, mask),
-        }
-
-    def discriminator_total(params, extra, real, fake, batch, key, hparams):
-        def score(images, extra, stream):
-            own = jax.random.fold_in(key, stream)
-            return players.discriminate(params, extra, images, batch["label"], own, True)
-
-        slope_costs = None
-        if penalty == "r1":
-            real_logits, slopes_of, extra = jax.vjp(
-                lambda images: score(images, extra, 0), real, has_aux=True
-            )
-            (slopes,) = slopes_of(jnp.ones_like(real_logits))
-            slope_costs = jnp.sum(slopes**2, range(1, slopes.ndim)) / 2
-        else:
-            real_logits, extra = score(real, extra, 0)
-        fake_logits, _ = score(fake, extra, 1)
-        if penalty == "gradient":
-            keys = jax.vmap(jax.random.fold_in, (0, None))(batch["key"], 1)
-            shares = jax.vmap(jax.random.uniform)(keys).reshape(-1, *[1] * (real.ndim - 1))
-            between = real + shares * (fake - real)
-            slopes = jax.grad(lambda images: jnp.sum(score(images, extra, 2)[0]))(between)
-            norms = optax.safe_norm(slopes.reshape(len(slopes), -1), 1e-12, axis=1)
-            slope_costs = (norms - 1) ** 2
-
-        mask = batch["mask"]
-        costs = loss.discriminator(real_logits, fake_logits, hparams["label_smoothing"])
-        reported = decisions(real_logits, fake_logits, mask)
-        if slope_costs is not None:
-            costs += hparams["penalty_weight"] * slope_costs
-            reported["penalty"] = masked_mean(slope_costs, mask)
-        reported["discriminator_loss"] = masked_mean(costs, mask)
-        return reported["discriminator_loss"].total, (extra, reported)
-
-    def generator_total(images, params, extra, batch, key):
-        logits, _ = players.discriminate(params, extra, images, batch["label"], key, True)
-        mean = masked_mean(loss.generator(logits), batch["mask"])
-        return mean.total, mean
-
-    def count_bad(values):
-        return psum(jnp.sum(~jnp.isfinite(values)))
+        grads = jax.tree.map(lambda g: g / jnp.maximum(count, 1), grads)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return grads, opt_state, optax.apply_updates(params, updates)
 
     def play(state, batch):
         """One step: the new state, what it reports, and both players' gradients."""
-        hparams = tuple(
-            schedule(state.hparams[name], state.step)
-            for name, schedule in zip(PLAYERS, schedules, strict=True)
-        )
-        batch, key = prepared(batch, jax.random.fold_in(state.key, state.step))
+        hparams = _each(lambda name, schedule: schedule(state.hparams[name], state.step), schedules)
+        transforms = [optimizer(own) for optimizer, own in zip(optimizers, hparams, strict=True)]
+        key = jax.random.fold_in(state.key, state.step)
+        batch, key = keyed(batch | {"image": signed(batch["image"])}, key, axis_name)
         (g_params, d_params), (g_extra, d_extra) = state.params, state.extra
         g_opt_state, d_opt_state = state.opt_state
-        g_optimizer, d_optimizer = (
-            optimizer(own) for optimizer, own in zip(optimizers, hparams, strict=True)
-        )
+
+        def generate(part, params):
+            latents = players.latents(part["key"])
+            return players.generate(params, g_extra, latents, part["label"], True)
+
         # Part j takes rows j, j + k, j + 2k ...: rows of every device, so nothing moves.
         parts = jax.tree.map(lambda x: x.reshape(-1, discriminator_steps, *x.shape[1:]), batch)
-        sums: list[dict[str, Mean]] = []
+        sums: list[Metrics] = []
         for j in range(discriminator_steps):
             part = jax.tree.map(lambda x, j=j: x[:, j], parts)
             part_key = jax.random.fold_in(key, j)
-            latents, labels = players.latents(part["key"]), part["label"]
             if j < discriminator_steps - 1:
-                fake, _ = players.generate(g_params, g_extra, latents, labels, True)
+                fake, _ = generate(part, g_params)
             else:
-                fake, pull, new_g_extra = jax.vjp(
-                    lambda params, latents=latents, labels=labels: players.generate(
-                        params, g_extra, latents, labels, True
-                    ),
-                    g_params,
-                    has_aux=True,
+                fake, pull, g_extra_after = jax.vjp(
+                    functools.partial(generate, part), g_params, has_aux=True
                 )
-            d_grads, (d_extra, reported) = jax.grad(discriminator_total, has_aux=True)(
-                d_params, d_extra, part["image"], fake, part, part_key, state.hparams
+            d_grads, (d_extra, told) = jax.grad(discriminator_total, has_aux=True)(
+                d_params, d_extra, fake, part, part_key, state.hparams
             )
-            d_grads = mean_gradient(d_grads, reported["discriminator_loss"])
-            updates, d_opt_state = d_optimizer.update(d_grads, d_opt_state, d_params)
-            d_params = optax.apply_updates(d_params, updates)
-            sums.append(psum(reported) | _reported(1, d_grads, hparams))
+            d_grads, d_opt_state, d_params = updated(
+                transforms[1], d_grads, told["discriminator_loss"], d_opt_state, d_params
+            )
+            sums.append(psum(told) | _of_update("discriminator", d_grads, hparams[1]))
 
-        slopes, mean = jax.grad(generator_total, has_aux=True)(
-            fake, d_params, d_extra, part, jax.random.fold_in(key, discriminator_steps)
+        key = jax.random.fold_in(key, discriminator_steps)
+        slopes, mean = jax.grad(generator_total, has_aux=True)(fake, d_params, d_extra, part, key)
+        g_grads, g_opt_state, g_params = updated(
+            transforms[0], pull(slopes)[0], mean, g_opt_state, g_params
         )
-        g_grads = mean_gradient(pull(slopes)[0], mean)
-        updates, g_opt_state = g_optimizer.update(g_grads, g_opt_state, g_params)
-        g_params = optax.apply_updates(g_params, updates)
-        measured = jax.tree.map(lambda *parts: sum(parts), *sums)
-        of_generator = {"generator_loss": psum(mean)} | _reported(0, g_grads, hparams)
-        # A run that diverges names the player at fault: the generator for samples that are not
-        # finite, whatever came of them, and the discriminator for what it makes of those that are.
-        bad_samples = count_bad(fake) > 0
-        bad_slopes = ~bad_samples & (count_bad(slopes) > 0)
-        measured = _void(measured, bad_samples) | _void(of_generator, bad_slopes)
-        told = measured["discriminator_loss"]
-        total = jnp.where(bad_slopes, jnp.nan, told.total)
-        measured["discriminator_loss"] = told._replace(total=total)
-        average = optim.ema_update(
-            state.average,
-            {"params": g_params, "extra": new_g_extra},
-            state.hparams["ema_decay"],
-            state.step,
-        )
+        told = jax.tree.map(lambda *parts: sum(parts), *sums)
+        tricked = {"generator_loss": psum(mean)} | _of_update("generator", g_grads, hparams[0])
+        bad = [psum(jnp.sum(~jnp.isfinite(values))) > 0 for values in (fake, slopes)]
+        to_average = {"params": g_params, "extra": g_extra_after}
+        decay = state.hparams["ema_decay"]
         new = state._replace(
             step=state.step + 1,
             params=Pair(g_params, d_params),
-            extra=Pair(new_g_extra, d_extra),
+            extra=Pair(g_extra_after, d_extra),
             opt_state=Pair(g_opt_state, d_opt_state),
-            average=average,
+            average=optim.ema_update(state.average, to_average, decay, state.step),
         )
-        return new, measured, Pair(g_grads, d_grads)
-
-    def init(key, hparams):
-        init_key, key = jax.random.split(key)
-        params, extra = players.init(init_key)
-        opt_state = Pair(
-            *(
-                optimizer(hparams[name]).init(own)
-                for name, optimizer, own in zip(PLAYERS, optimizers, params, strict=True)
-            )
-        )
-        state = initial_state(key, hparams, params, extra, opt_state)
-        return state._replace(average={"params": params.generator, "extra": extra.generator})
-
-    def evaluate(state, batch):
-        key = jax.random.fold_in(state.key, EVAL_STREAM)
-        images, labels, mask = signed(batch["image"]), batch["label"], batch["mask"]
-        # Latents by what an example shows, not where it stands: the same in batches of any size.
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, _fingerprints(images))
-        latents, average = players.latents(keys), state.average
-        fake, _ = players.generate(average["params"], average["extra"], latents, labels, False)
-        params, extra = state.params.discriminator, state.extra.discriminator
-        real_logits, fake_logits = (
-            players.discriminate(params, extra, samples, labels, key, False)[0]
-            for samples in (images, fake)
-        )
-        smoothing = state.hparams["label_smoothing"]
-        return psum(
-            {
-                "discriminator_loss": masked_mean(
-                    loss.discriminator(real_logits, fake_logits, smoothing), mask
-                ),
-                "generator_loss": masked_mean(loss.generator(fake_logits), mask),
-                **decisions(real_logits, fake_logits, mask),
-            }
-        )
+        return new, _blamed(told, tricked, *bad), Pair(g_grads, d_grads)
 
     return Task(
-        init=init,
+        init=functools.partial(_begin, players, optimizers),
         train=lambda state, batch: play(state, batch)[:2],
-        eval=evaluate,
+        eval=lambda state, batch: psum(_evaluated(players, loss, state, batch)),
         gradient=lambda state, batch: play(state, batch)[2],
     )
 
 
-def _void(reported: dict[str, Mean], void: Any) -> dict[str, Mean]:
+def _each(function: Callable[[str, Any], Any], of_players: tuple[Any, Any]) -> Pair:
+    """A function of each player's name and of what is its own."""
+    return Pair(*(function(*own) for own in zip(PLAYERS, of_players, strict=True)))
+
+
+def _begin(
+    players: Players, optimizers: tuple[Optimizer, Optimizer], key: Any, hparams: Any
+) -> State:
+    init_key, key = jax.random.split(key)
+    params, extra = players.init(init_key)
+    opt_state = _each(
+        lambda name, optimizer: optimizer(hparams[name]).init(getattr(params, name)), optimizers
+    )
+    state = initial_state(key, hparams, params, extra, opt_state)
+    return state._replace(average={"params": params.generator, "extra": extra.generator})
+
+
+def _discriminator_total(
+    players: Players,
+    loss: AdversarialLoss,
+    penalty: Penalty,
+    params: Any,
+    extra: Any,
+    fake: jax.Array,
+    batch: Batch,
+    key: jax.Array,
+    hparams: Any,
+) -> tuple[jax.Array, tuple[Any, Metrics]]:
+    """What the discriminator minimizes, and its new `extra` and what it reports."""
+
+    def score(images, extra, stream):
+        own = jax.random.fold_in(key, stream)
+        return players.discriminate(params, extra, images, batch["label"], own, True)
+
+    real, mask, slope_costs = batch["image"], batch["mask"], None
+    if penalty == "r1":
+        real_logits, slopes_of, extra = jax.vjp(
+            lambda images, extra=extra: score(images, extra, 0), real, has_aux=True
+        )
+        (slopes,) = slopes_of(jnp.ones_like(real_logits))
+        slope_costs = jnp.sum(slopes**2, range(1, slopes.ndim)) / 2
+    else:
+        real_logits, extra = score(real, extra, 0)
+    fake_logits, _ = score(fake, extra, 1)
+    if penalty == "gradient":
+        keys = jax.vmap(jax.random.fold_in, (0, None))(batch["key"], 1)
+        shares = jax.vmap(jax.random.uniform)(keys).reshape(-1, *[1] * (real.ndim - 1))
+        between = real + shares * (fake - real)
+        slopes = jax.grad(lambda images: jnp.sum(score(images, extra, 2)[0]))(between)
+        norms = optax.safe_norm(slopes.reshape(len(slopes), -1), 1e-12, axis=1)
+        slope_costs = (norms - 1) ** 2
+
+    costs = loss.discriminator(real_logits, fake_logits, hparams["label_smoothing"])
+    reported = _decisions(loss, real_logits, fake_logits, mask)
+    if slope_costs is not None:
+        costs += hparams["penalty_weight"] * slope_costs
+        reported["penalty"] = masked_mean(slope_costs, mask)
+    reported["discriminator_loss"] = masked_mean(costs, mask)
+    return reported["discriminator_loss"].total, (extra, reported)
+
+
+def _generator_total(
+    players: Players,
+    loss: AdversarialLoss,
+    fake: jax.Array,
+    params: Any,
+    extra: Any,
+    batch: Batch,
+    key: jax.Array,
+) -> tuple[jax.Array, Mean]:
+    """What the generator minimizes by its samples: of the discriminator's `params` and `extra`."""
+    logits, _ = players.discriminate(params, extra, fake, batch["label"], key, True)
+    mean = masked_mean(loss.generator(logits), batch["mask"])
+    return mean.total, mean
+
+
+def _evaluated(players: Players, loss: AdversarialLoss, state: State, batch: Batch) -> Metrics:
+    """The losses and the decisions on a batch beside samples of the averaged generator."""
+    key = jax.random.fold_in(state.key, EVAL_STREAM)
+    images, labels, mask = signed(batch["image"]), batch["label"], batch["mask"]
+    # Latents by what an example shows, not where it stands: the same in batches of any size.
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, _fingerprints(images))
+    latents, average = players.latents(keys), state.average
+    fake, _ = players.generate(average["params"], average["extra"], latents, labels, False)
+    params, extra = state.params.discriminator, state.extra.discriminator
+    real_logits, fake_logits = (
+        players.discriminate(params, extra, samples, labels, key, False)[0]
+        for samples in (images, fake)
+    )
+    costs = loss.discriminator(real_logits, fake_logits, state.hparams["label_smoothing"])
+    return {
+        "discriminator_loss": masked_mean(costs, mask),
+        "generator_loss": masked_mean(loss.generator(fake_logits), mask),
+        **_decisions(loss, real_logits, fake_logits, mask),
+    }
+
+
+def _decisions(loss: AdversarialLoss, real_logits: Any, fake_logits: Any, mask: Any) -> Metrics:
+    """How often examples are told for what they are, where the logits mean a decision."""
+    if loss.boundary is None:
+        return {}
+    return {
+        "real_accuracy": masked_mean(real_logits > loss.boundary, mask),
+        "fake_accuracy": masked_mean(fake_logits <= loss.boundary, mask),
+    }
+
+
+def _blamed(told: Metrics, tricked: Metrics, bad_samples: Any, bad_slopes: Any) -> Metrics:
+    """What both players report, so that a run that diverges names the player at fault.
+
+    That is the generator for samples that are not finite, whatever came of them, and the
+    discriminator for what it makes of those that are.
+    """
+    bad_slopes = ~bad_samples & bad_slopes
+    reported = _void(told, bad_samples) | _void(tricked, bad_slopes)
+    mean = reported["discriminator_loss"]
+    total = jnp.where(bad_slopes, jnp.nan, mean.total)
+    return reported | {"discriminator_loss": mean._replace(total=total)}
+
+
+def _void(reported: Metrics, void: Any) -> Metrics:
     """The same, counted as nothing where `void`."""
     return jax.tree.map(lambda x: jnp.where(void, 0, x), reported)
 
@@ -393,10 +453,9 @@ def _fingerprints(images: jax.Array) -> jax.Array:
     return jnp.sum(words * weights[None], axis=1, dtype=jnp.uint32)
 
 
-def _reported(player: int, grads: Any, hparams: tuple[dict[str, Any], ...]) -> dict[str, Mean]:
+def _of_update(name: str, grads: Any, hparams: Any) -> Metrics:
     """The size and the rate of a player's update."""
-    name, own = PLAYERS[player], hparams[player]
     reported = {f"{name}_gradient_norm": Mean(optax.tree.norm(grads), jnp.float32(1))}
-    if "learning_rate" in own:
-        reported[f"{name}_learning_rate"] = Mean(own["learning_rate"], jnp.float32(1))
+    if "learning_rate" in hparams:
+        reported[f"{name}_learning_rate"] = Mean(hparams["learning_rate"], jnp.float32(1))
     return reported

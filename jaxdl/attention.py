@@ -3,6 +3,12 @@
 attention = Attention("general", features=128)
 keys = attention.keys(memory)                               # once for a source
 context, weights = attention(queries, keys, memory, mask)   # at every step, or all at once
+
+>>> memory, mask = jnp.ones((1, 3, 4)), jnp.array([[1, 1, 0]])
+>>> call = jnp.ones((1, 2, 4)), memory, memory, mask  # of "dot" the keys are the memory
+>>> (context, weights), _ = Attention("dot", features=4).init_with_output(jax.random.key(0), *call)
+>>> context.shape, weights[0, 0].tolist()
+((1, 2, 4), [0.5, 0.5, 0.0])
 """
 
 from typing import Any
@@ -28,16 +34,16 @@ class Attention(nn.Module):
     - `dot`: q . m, and `general`: q . W m (Luong et al. 2015, arXiv:1508.04025, equation 8).
 
     Args:
-        score: one of `SCORES`.
-        features: the length of W q + U m for `additive`, of a query for `general`. `dot` has no
-            parameters, and takes queries and memories of this length.
-        use_bias: b of `additive`.
-        dtype, param_dtype: of the computation, and of the parameters. The softmax is in float32.
+      score: one of `SCORES`.
+      features: the length of W q + U m for `additive`, of a query for `general`. `dot` has no
+        parameters, and takes queries and memories of this length.
+      use_bias: b of `additive`.
+      dtype, param_dtype: of the computation, and of the parameters. The softmax is in float32.
 
     State: `params`.
 
     Raises:
-        InputError: no such score, or `dot` between vectors of different lengths.
+      InputError: no such score, or `dot` between vectors of different lengths.
     """
 
     score: str
@@ -68,14 +74,14 @@ class Attention(nn.Module):
         """Apply the layer.
 
         Args:
-            queries: [B, T, Q], each of which attends by itself.
-            keys: [B, S, features], what `keys` made of the memory.
-            memory: [B, S, M].
-            mask: [B, S], true or 1 where the memory counts; at least one place of each row does.
+          queries: [B, T, Q], each of which attends by itself.
+          keys: [B, S, features], what `keys` made of the memory.
+          memory: [B, S, M].
+          mask: [B, S], true or 1 where the memory counts; at least one place of each row does.
 
         Returns:
-            The contexts [B, T, M], and the weights, float32 [B, T, S], which sum to 1 over S and
-            are 0 where the memory does not count.
+          The contexts [B, T, M], and the weights, float32 [B, T, S], which sum to 1 over S and
+          are 0 where the memory does not count.
         """
         if self.score == "additive":
             together = self.query_layer(queries)[:, :, None] + keys[:, None]

@@ -145,8 +145,9 @@ def _products(jaxpr: Jaxpr, scope: str = "") -> Iterator[_Product]:
         kind = eqn.primitive.name
         if kind in _MULTIPLY_ADDS:
             avals: list[Any] = [variable.aval for variable in (*eqn.invars, *eqn.outvars)]
-            written = avals[-1].size * avals[-1].dtype.itemsize
-            yield _Product(here, _MULTIPLY_ADDS[kind](*avals, eqn.params), written)
+            lhs, rhs, output = avals
+            multiply_adds = _MULTIPLY_ADDS[kind](lhs, rhs, output, eqn.params)
+            yield _Product(here, multiply_adds, output.size * output.dtype.itemsize)
             continue
         inside = [list(_products(inner, here)) for inner in jaxprs_in_params(eqn.params)]
         if kind == "cond":
@@ -187,7 +188,7 @@ def _dot(lhs: Any, rhs: Any, output: Any, params: Mapping[str, Any]) -> int:
     return output.size * math.prod(lhs.shape[axis] for axis in contracted)
 
 
-_MULTIPLY_ADDS: dict[str, Callable[..., int]] = {
+_MULTIPLY_ADDS: dict[str, Callable[[Any, Any, Any, Mapping[str, Any]], int]] = {
     "conv_general_dilated": _convolution,
     "dot_general": _dot,
 }

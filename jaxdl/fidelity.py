@@ -12,7 +12,7 @@ import numpy as np
 from scipy.spatial.distance import cdist
 from scipy.special import rel_entr
 
-from jaxdl import InputError
+from jaxdl import InputError, require
 
 ROWS = 256
 """How many rows meet all others at a time, so that the distances fit in memory."""
@@ -36,8 +36,9 @@ def fit_gaussian(features: Any) -> Gaussian:
       InputError: not [N, D], fewer than two rows, or a value that is not finite.
     """
     features = _rows("features", features)
-    if len(features) < 2:
-        raise InputError(f"features of {len(features)} example: a covariance takes at least 2")
+    require(
+        len(features) >= 2, f"features of {len(features)} example", "at least 2, for a covariance"
+    )
     mean = features.mean(0)
     centered = features - mean
     return Gaussian(mean, centered.T @ centered / (len(features) - 1))
@@ -57,8 +58,8 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     Raises:
       InputError: the Gaussians are of different numbers of features.
     """
-    if a.mean.shape != b.mean.shape:
-        raise InputError(f"Gaussians of {a.mean.size} and {b.mean.size} features: expected equal")
+    same = a.mean.shape == b.mean.shape
+    require(same, f"Gaussians of {a.mean.size} and {b.mean.size} features", "equal")
     # With C_a = A A' and C_b = B B', the eigenvalues of C_a C_b are the squared singular values of
     # A' B. No root is taken of a product's rounded, maybe negative, eigenvalue.
     root_of_product = np.linalg.norm(_root(a.covariance).T @ _root(b.covariance), "nuc")
@@ -87,12 +88,10 @@ def precision_recall(real: Any, fake: Any, k: int = 3) -> tuple[float, float]:
       InputError: features that are not [., D] or not finite, of different D, or k out of range.
     """
     real, fake = _rows("real", real), _rows("fake", fake)
-    if real.shape[1] != fake.shape[1]:
-        raise InputError(f"real has {real.shape[1]} features, fake {fake.shape[1]}: expected equal")
-    if not 1 <= k < min(len(real), len(fake)):
-        raise InputError(
-            f"k={k} of {len(real)} real and {len(fake)} fake examples: expected 1 to less than both"
-        )
+    same = real.shape[1] == fake.shape[1]
+    require(same, f"real has {real.shape[1]} features, fake {fake.shape[1]}", "equal")
+    given = f"k={k} of {len(real)} real and {len(fake)} fake examples"
+    require(1 <= k < min(len(real), len(fake)), given, "1 to less than both")
 
     def covered(points, centers):
         # The nearest of all, at 0, is the center itself.
@@ -117,12 +116,11 @@ def class_shares(classes: Any, num_classes: int) -> np.ndarray:
       InputError: no examples, or a class out of range.
     """
     classes = np.asarray(classes)
-    if classes.ndim != 1 or not classes.size or not np.issubdtype(classes.dtype, np.integer):
-        raise InputError(f"classes {classes.dtype} of shape {classes.shape}: expected int [N]")
-    if classes.min() < -1 or classes.max() >= num_classes:
-        raise InputError(
-            f"classes from {classes.min()} to {classes.max()}: expected -1 to {num_classes - 1}"
-        )
+    ints = classes.ndim == 1 and classes.size > 0 and np.issubdtype(classes.dtype, np.integer)
+    require(ints, f"classes {classes.dtype} of shape {classes.shape}", "int [N]")
+    least, most = classes.min(), classes.max()
+    known = least >= -1 and most < num_classes
+    require(known, f"classes from {least} to {most}", f"-1 to {num_classes - 1}")
     return np.bincount(classes[classes >= 0], minlength=num_classes) / len(classes)
 
 
@@ -180,8 +178,8 @@ def nearest(images: Any, references: Any, count: int) -> tuple[np.ndarray, np.nd
       InputError: images of different shapes, a value that is not finite, or count out of range.
     """
     images, references = _alike(images, references)
-    if not 1 <= count <= len(references):
-        raise InputError(f"count={count} of {len(references)} references: expected 1 to as many")
+    fits = 1 <= count <= len(references)
+    require(fits, f"count={count} of {len(references)} references", "1 to as many")
     images, references = (x.reshape(len(x), -1).astype(np.float64) for x in (images, references))
     closest = lambda part: np.argsort(cdist(part, references), kind="stable")[:, :count]
     indices = _by_rows(closest, images)
@@ -203,10 +201,8 @@ def diversity(images: Any, references: Any) -> float:
         references that are all the same.
     """
     images, references = _alike(images, references)
-    if min(len(images), len(references)) < 2:
-        raise InputError(
-            f"{len(images)} images and {len(references)} references: expected at least 2 of each"
-        )
+    given = f"{len(images)} images and {len(references)} references"
+    require(min(len(images), len(references)) >= 2, given, "at least 2 of each")
     own, of_data = (
         float(np.var(x, axis=0, dtype=np.float64, ddof=1).sum()) for x in (images, references)
     )
@@ -238,13 +234,12 @@ def stride_energy(images: Any, stride: int = 2) -> float:
         them.
     """
     images = np.asarray(images, np.float64)
-    if images.ndim != 4 or not images.size or not np.isfinite(images).all():
-        raise InputError(f"images of shape {images.shape}: expected [N, H, W, C], finite")
+    pictures = images.ndim == 4 and images.size > 0 and bool(np.isfinite(images).all())
+    require(pictures, f"images of shape {images.shape}", "[N, H, W, C], finite")
     height, width = images.shape[1:3]
-    if stride < 2 or height % stride or width % stride:
-        raise InputError(
-            f"stride={stride} of images of {height} by {width}: expected at least 2, dividing both"
-        )
+    divides = stride >= 2 and height % stride == width % stride == 0
+    given = f"stride={stride} of images of {height} by {width}"
+    require(divides, given, "at least 2, dividing both")
     # Less the first pixel instead of the mean: flat images then are 0 without rounding.
     spectrum = np.fft.fft2(images - images[:, :1, :1], axes=(1, 2))
     energy = np.sum(np.square(np.abs(spectrum)), axis=(0, 3))
@@ -267,8 +262,8 @@ def _by_rows(function: Callable[[np.ndarray], np.ndarray], points: np.ndarray) -
 
 def _rows(name: str, values: Any) -> np.ndarray:
     values = np.asarray(values, np.float64)
-    if values.ndim != 2 or not values.size:
-        raise InputError(f"{name} of shape {values.shape}: expected [examples, features]")
+    is_matrix = values.ndim == 2 and values.size > 0
+    require(is_matrix, f"{name} of shape {values.shape}", "[examples, features]")
     if not np.isfinite(values).all():
         wrong = len(values) - int(np.isfinite(values).all(1).sum())
         raise InputError(
@@ -279,11 +274,9 @@ def _rows(name: str, values: Any) -> np.ndarray:
 
 def _alike(images: Any, references: Any) -> tuple[np.ndarray, np.ndarray]:
     images, references = np.asarray(images), np.asarray(references)
-    if images.shape[1:] != references.shape[1:] or not images.size or not references.size:
-        raise InputError(
-            f"images of shape {images.shape}, references {references.shape}: "
-            "expected [N, ...] and [M, ...], at least one of each"
-        )
+    alike = images.shape[1:] == references.shape[1:] and images.size > 0 and references.size > 0
+    given = f"images of shape {images.shape}, references {references.shape}"
+    require(alike, given, "[N, ...] and [M, ...], at least one of each")
     if not (np.isfinite(images).all() and np.isfinite(references).all()):
         raise InputError("images or references hold values that are not finite")
     return images, references
@@ -291,8 +284,8 @@ def _alike(images: Any, references: Any) -> tuple[np.ndarray, np.ndarray]:
 
 def _shares(shares: Any, of_data: Any) -> tuple[np.ndarray, np.ndarray]:
     shares, of_data = np.asarray(shares, np.float64), np.asarray(of_data, np.float64)
-    if shares.ndim != 1 or shares.shape != of_data.shape:
-        raise InputError(f"shares of shapes {shares.shape} and {of_data.shape}: expected [C] twice")
+    alike = shares.ndim == 1 and shares.shape == of_data.shape
+    require(alike, f"shares of shapes {shares.shape} and {of_data.shape}", "[C] twice")
     if not of_data.any():
         raise InputError("of_data: no class has a share in the data")
     return shares, of_data

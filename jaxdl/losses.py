@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
@@ -43,8 +43,22 @@ def masked_mean(values: jax.Array, mask: jax.Array) -> Mean:
 SOWN = "intermediates"
 """The collection that models sow features and auxiliary logits into: outputs, not state."""
 
-ExampleLoss = Callable[..., jax.Array]
-"""(logits [B, C], labels int [B] or float [B, C], label_smoothing) -> [B]"""
+
+class ExampleLoss(Protocol):
+    """The loss of each example."""
+
+    def __call__(self, logits: jax.Array, labels: jax.Array, label_smoothing: Any, /) -> jax.Array:
+        """(logits [B, C], labels int [B] or float [B, C], label_smoothing) -> [B]."""
+
+
+class MixLabels(Protocol):
+    """Makes one image of two, and shares of the classes of their labels."""
+
+    def __call__(
+        self, keys: jax.Array, images: jax.Array, labels: jax.Array, mask: jax.Array, /
+    ) -> tuple[jax.Array, jax.Array]:
+        """(keys [B], images, labels int [B], mask [B]) -> (images, targets [B, C])."""
+
 
 MIX_STREAM = 2**31 - 1
 """What the examples' keys are folded with for mixing; augmentations fold in 0, 1, 2 ..."""
@@ -57,7 +71,7 @@ def classification(
     augment: Callable[[Any, Any], jax.Array] = lambda key, images: images,
     example_loss: ExampleLoss = cross_entropy,
     aux_weight: float = 0.0,
-    mix: Callable[..., tuple[jax.Array, jax.Array]] | None = None,
+    mix: MixLabels | None = None,
     initializer: nn.initializers.Initializer | None = None,
 ) -> tuple[Init, Loss]:
     """The parts of `task.supervised` for classifying images.

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from jaxdl import InputError, require
 
-Method = TypeVar("Method")
+T = TypeVar("T")
 
 
 class Bound(NamedTuple):
@@ -69,7 +69,7 @@ def with_defaults(
     }
 
 
-def lookup(kind: str, name: str, table: Mapping[str, Method]) -> Method:
+def lookup(kind: str, name: str, table: Mapping[str, T]) -> T:
     """The method of that name.
 
     Raises:

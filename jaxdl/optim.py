@@ -197,6 +197,11 @@ def optimizer(
     The loss's gradient is clipped first, by value, then norm, then global norm; then come the
     penalties, the method, and the decay.
 
+    >>> transform = optimizer("momentum")({"learning_rate": 0.5, "momentum": 0.9})
+    >>> updates, _ = transform.update(jnp.ones(2), transform.init(jnp.zeros(2)))
+    >>> updates.tolist()
+    [-0.5, -0.5]
+
     Args:
       name: a key of `OPTIMIZERS`.
       clip_value: the greatest absolute value in the gradient.

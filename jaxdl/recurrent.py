@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.typing import Dtype
 
-from jaxdl import InputError
+from jaxdl import InputError, require
 
 GATES = {"rnn": 1, "lstm": 4, "gru": 3}
 """The kinds of cell, and how many vectors of `features` numbers each computes at a step."""
@@ -37,11 +37,11 @@ def initial_carry(
     """Return the state that sequences start from: zeros, float32.
 
     Args:
-        kind, features, layers, bidirectional: as of `Recurrent`.
-        batch_size: number of sequences.
+      kind, features, layers, bidirectional: as of `Recurrent`.
+      batch_size: number of sequences.
 
     Raises:
-        InputError: no such kind.
+      InputError: no such kind.
     """
     _check_kind(kind)
     zeros = jnp.zeros((batch_size, features), jnp.float32)
@@ -72,17 +72,17 @@ class Recurrent(nn.Module):
     the forget gate's too.
 
     Args:
-        kind: "rnn", "lstm" or "gru".
-        features: H, the size of h in each direction.
-        layers: number of layers, each over the outputs of the one before.
-        bidirectional: each layer has a second half that reads from the last step to the first, and
-            the outputs of both are joined.
-        residual: a layer's input is added to its output where their sizes agree (Wu et al. 2016,
-            arXiv:1609.08144, section 3.1).
-        dropout: rate of the dropout between layers, on the input of all but the first, as torch's;
-            what `residual` adds is not dropped.
-        dtype, param_dtype: the type of the products and outputs, and the type parameters are stored
-            in. Gates and states are float32.
+      kind: "rnn", "lstm" or "gru".
+      features: H, the size of h in each direction.
+      layers: number of layers, each over the outputs of the one before.
+      bidirectional: each layer has a second half that reads from the last step to the first, and
+        the outputs of both are joined.
+      residual: a layer's input is added to its output where their sizes agree (Wu et al. 2016,
+        arXiv:1609.08144, section 3.1).
+      dropout: rate of the dropout between layers, on the input of all but the first, as torch's;
+        what `residual` adds is not dropped.
+      dtype, param_dtype: the type of the products and outputs, and the type parameters are stored
+        in. Gates and states are float32.
 
     State: `params`, in `layer0` and so on, and for the other direction `layer0_reverse` ...:
     `input_kernel` [F, G x H], `hidden_kernel` [H, G x H] and `bias` [G x H], of the G gates in the
@@ -115,19 +115,19 @@ class Recurrent(nn.Module):
         """Apply the network.
 
         Args:
-            x: sequences, float [B, T, F].
-            train: whether to apply dropout.
-            carry: the state that each sequence starts from; None for `initial_carry`.
-            lengths: int [B], how many steps of each sequence are true, from 0 to T; None for all.
-                What comes after them has no part in any result, and the reverse direction starts at
-                the last true step.
+          x: sequences, float [B, T, F].
+          train: whether to apply dropout.
+          carry: the state that each sequence starts from; None for `initial_carry`.
+          lengths: int [B], how many steps of each sequence are true, from 0 to T; None for all.
+            What comes after them has no part in any result, and the reverse direction starts at
+            the last true step.
 
         Returns:
-            The outputs [B, T, H], or [B, T, 2 H] of both directions, which are 0 after a sequence's
-            end, and the carry after its last true step (in reverse, after its first).
+          The outputs [B, T, H], or [B, T, 2 H] of both directions, which are 0 after a sequence's
+          end, and the carry after its last true step (in reverse, after its first).
 
         Raises:
-            InputError: no such kind, or arguments of another shape.
+          InputError: no such kind, or arguments of another shape.
         """
         zeros = self.initial_carry(x.shape[0])
         states = zeros if carry is None else carry
@@ -168,15 +168,12 @@ def _check_kind(kind: str) -> None:
 
 
 def _check_shapes(x: jax.Array, zeros: Carry, carry: Carry, lengths: jax.Array | None) -> None:
-    if x.ndim != 3:
-        raise InputError(f"sequences must be [batch, time, features], not {list(x.shape)}")
+    require(x.ndim == 3, f"sequences {list(x.shape)}", "[batch, time, features]")
     given, wanted = (jax.tree.map(jnp.shape, tree) for tree in (tuple(carry), zeros))
-    if given != wanted:
-        raise InputError(f"the carry must have the shapes {wanted}, not {given}")
-    if lengths is not None and lengths.shape != x.shape[:1]:
-        raise InputError(
-            f"lengths must be one number for each of {len(x)} sequences, not {list(lengths.shape)}"
-        )
+    require(given == wanted, f"a carry of the shapes {given}", f"{wanted}")
+    if lengths is not None:
+        alike = lengths.shape == x.shape[:1]
+        require(alike, f"lengths {list(lengths.shape)}", f"one for each of {len(x)} sequences")
 
 
 class Layer(nn.Module):
@@ -229,14 +226,14 @@ def recur(kind, reverse, dtype, params, x, state, mask):
     """Run a layer over time.
 
     Args:
-        kind, reverse, dtype: as of `Layer`.
-        params: its parameters, by name.
-        x: inputs [T, B, F].
-        state: a tuple of float32 [B, H], of which the first is the cell's output.
-        mask: bool [T, B, 1], false where the state stays as it is; None for true everywhere.
+      kind, reverse, dtype: as of `Layer`.
+      params: its parameters, by name.
+      x: inputs [T, B, F].
+      state: a tuple of float32 [B, H], of which the first is the cell's output.
+      mask: bool [T, B, 1], false where the state stays as it is; None for true everywhere.
 
     Returns:
-        The output after each step, float32 [T, B, H], and the last state.
+      The output after each step, float32 [T, B, H], and the last state.
     """
     return recur_forward(kind, reverse, dtype, params, x, state, mask)[0]
 
@@ -349,15 +346,15 @@ def from_torch(
     which the reset gate stands. torch.nn.RNN is that with tanh, which its weights cannot tell.
 
     Args:
-        state_dict: arrays by torch's names, `weight_ih_l0` and so on. It is left as it is.
-        kind, layers, bidirectional: as of `Recurrent`.
+      state_dict: arrays by torch's names, `weight_ih_l0` and so on. It is left as it is.
+      kind, layers, bidirectional: as of `Recurrent`.
 
     Returns:
-        What goes under `params`, as float32 numpy arrays of their own.
+      What goes under `params`, as float32 numpy arrays of their own.
 
     Raises:
-        InputError: the weights do not fit; the one message names all that are missing, that have no
-            place here and that have another shape.
+      InputError: the weights do not fit; the one message names all that are missing, that have no
+        place here and that have another shape.
     """
     _check_kind(kind)
     given = {key: np.asarray(array) for key, array in state_dict.items()}
@@ -415,7 +412,7 @@ def to_torch(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     same parameters back.
 
     Raises:
-        InputError: the parameters are not those of a `Recurrent`.
+      InputError: the parameters are not those of a `Recurrent`.
     """
     state_dict = {}
     for name, layer in params.items():

@@ -184,6 +184,10 @@ def schedule(
 ) -> Schedule:
     """The schedule of that name on `learning_rate` over `steps` steps.
 
+    >>> cosine = schedule("cosine", steps=100)
+    >>> round(float(cosine({"learning_rate": 0.2}, 50)["learning_rate"]), 3)
+    0.1
+
     Args:
       name: a key of `SCHEDULES`.
       steps: the length of the whole training.

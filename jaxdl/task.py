@@ -5,8 +5,9 @@ A step is a pure function of (state, batch). It reads no clock and keeps nothing
 where it was.
 """
 
+import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,10 @@ class Mean(NamedTuple):
     """A mean before its division: sum both over devices and batches, divide once, at the end.
 
     A mean of means is wrong as soon as one batch is ragged or one token is masked.
+
+    >>> batches = Mean(8.0, 4), Mean(1.0, 1)
+    >>> Mean(*map(sum, zip(*batches))).value
+    1.8
     """
 
     total: Any
@@ -92,6 +97,57 @@ class State(NamedTuple):
     loss_scale: Any = ()
 
 
+class Init(Protocol):
+    """Draws what is to be trained."""
+
+    def __call__(self, key: Any, /) -> tuple[Any, Any]:
+        """(key) -> (params, extra)."""
+
+
+class Loss(Protocol):
+    """What is minimized, as a total and a count, with what the model carries along."""
+
+    def __call__(
+        self, params: Any, extra: Any, batch: Batch, key: Any, hparams: Any, train: bool, /
+    ) -> tuple[Mean, Any, Metrics]:
+        """(params, extra, batch, key, hparams, train) -> (Mean, extra, Metrics)."""
+
+
+class Optimizer(Protocol):
+    """An optax transformation whose hyperparameters are data."""
+
+    def __call__(self, hparams: Mapping[str, Any], /) -> optax.GradientTransformation:
+        """(hparams) -> the transformation with those values, which may be traced."""
+
+
+class Schedule(Protocol):
+    """Hyperparameters that change in the course of a training."""
+
+    def __call__(self, hparams: Mapping[str, Any], step: Any, /) -> dict[str, Any]:
+        """(hparams, step int32 []) -> hparams as they are at that step."""
+
+
+class Begin(Protocol):
+    """Makes the state before the first step."""
+
+    def __call__(self, key: Any, hparams: Any, /) -> State:
+        """(key, hparams) -> State."""
+
+
+class Train(Protocol):
+    """Makes one step: a `jax.lax.scan` body."""
+
+    def __call__(self, state: State, batch: Batch, /) -> tuple[State, Metrics]:
+        """(State, Batch) -> (State, Metrics)."""
+
+
+class Evaluate(Protocol):
+    """Measures a state, which stays as it is."""
+
+    def __call__(self, state: State, batch: Batch, /) -> Metrics:
+        """(State, Batch) -> Metrics."""
+
+
 class Task(NamedTuple):
     """A training problem as pure functions. `train` has the form of a `jax.lax.scan` body.
 
@@ -102,9 +158,9 @@ class Task(NamedTuple):
       gradient: (State, Batch) -> the gradient that `train` would apply, for looking at.
     """
 
-    init: Callable[..., State]
-    train: Callable[[State, Batch], tuple[State, Metrics]]
-    eval: Callable[[State, Batch], Metrics]
+    init: Begin
+    train: Train
+    eval: Evaluate
     gradient: Callable[[State, Batch], Any]
 
 
@@ -132,24 +188,16 @@ def keyed(batch: Batch, key: Any, axis_name: str | None) -> tuple[Batch, Any]:
     return batch | {"key": example_keys}, own
 
 
-Init = Callable[[Any], tuple[Any, Any]]
-"""(key) -> (params, extra)"""
-
-Loss = Callable[..., tuple[Mean, Any, Metrics]]
-"""(params, extra, batch, key, hparams, train) -> (Mean, extra, Metrics)"""
-
-Schedule = Callable[[Mapping[str, Any], Any], dict[str, Any]]
-"""(hparams, step) -> hparams as they are at that step"""
-
-Optimizer = Callable[[Mapping[str, Any]], optax.GradientTransformation]
-"""(hparams) -> the transformation with those values, which may be traced"""
+def constant(hparams: Mapping[str, Any], step: Any) -> dict[str, Any]:
+    """The schedule of hyperparameters that stay as they are."""
+    return dict(hparams)
 
 
 def supervised(
     init: Init,
     loss: Loss,
     optimizer: Optimizer,
-    schedule: Schedule = lambda hparams, step: dict(hparams),
+    schedule: Schedule = constant,
     *,
     accumulate: int = 1,
     loss_scaling: bool = False,
@@ -185,43 +233,20 @@ def supervised(
       it is a hyperparameter), `gradient_norm` and, with loss scaling, `loss_scale`.
     """
 
+    sums = functools.partial(_sums, loss, accumulate)
+
     def psum(tree):
         return tree if axis_name is None else jax.lax.psum(tree, axis_name)
-
-    def total_loss(params, extra, batch, key, hparams, scale):
-        mean, extra, metrics = loss(params, extra, batch, key, hparams, True)
-        return mean.total * scale, (extra, metrics | {"loss": mean})
-
-    def accumulated(params, extra, batch, key, hparams, scale):
-        """The gradient of `total_loss` over micro-batches, one after another."""
-
-        def part(extra, inputs):
-            batch, key = inputs
-            grads, (extra, metrics) = jax.grad(total_loss, has_aux=True)(
-                params, extra, batch, key, hparams, scale
-            )
-            return extra, (grads, metrics)
-
-        # Part j takes rows j, j + k, j + 2k ...: rows of every device, so nothing moves.
-        parts = jax.tree.map(
-            lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch
-        )
-        extra, sums = jax.lax.scan(part, extra, (parts, jax.random.split(key, accumulate)))
-        return *jax.tree.map(lambda x: x.sum(0), sums), extra
 
     def gradient(state, batch, hparams):
         batch, key = keyed(batch, jax.random.fold_in(state.key, state.step), axis_name)
         scale = state.loss_scale.scale if loss_scaling else 1.0
-        inputs = state.params, state.extra, batch, key, hparams, scale
-        if accumulate == 1:
-            grads, (extra, metrics) = jax.grad(total_loss, has_aux=True)(*inputs)
-        else:
-            grads, metrics, extra = accumulated(*inputs)
+        grads, metrics, extra = sums(state.params, state.extra, batch, key, hparams, scale)
         grads, metrics = psum((grads, metrics))
         count = jnp.maximum(metrics["loss"].count, 1)  # a batch may be masked altogether
         return jax.tree.map(lambda g: g / (count * scale), grads), extra, metrics
 
-    def init_state(key, hparams):
+    def begin(key, hparams):
         init_key, key = jax.random.split(key)
         params, extra = init(init_key)
         state = initial_state(key, hparams, params, extra, optimizer(hparams).init(params))
@@ -234,29 +259,11 @@ def supervised(
         grads, extra, metrics = gradient(state, batch, hparams)
         updates, opt_state = optimizer(hparams).update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        new = state._replace(step=state.step + 1, params=params, extra=extra, opt_state=opt_state)
         if "learning_rate" in hparams:
             metrics["learning_rate"] = Mean(hparams["learning_rate"], 1.0)
-        norm, counted = optax.tree.norm(grads), jnp.float32(1)
-        learnt = params, extra, opt_state
-        loss_scale = state.loss_scale
-        if loss_scaling:
-            # An overflow in any gradient shows in their norm. Such a step changes nothing.
-            finite = jnp.isfinite(norm)
-            old = state.params, state.extra, state.opt_state
-            learnt = jax.tree.map(lambda new, old: jnp.where(finite, new, old), learnt, old)
-            norm, counted = jnp.where(finite, norm, 0.0), finite.astype(jnp.float32)
-            metrics["loss_scale"] = Mean(loss_scale.scale, 1.0)
-            loss_scale = _rescale(loss_scale, finite)
-        metrics["gradient_norm"] = Mean(norm, counted)
-        params, extra, opt_state = learnt
-        new = state._replace(
-            step=state.step + 1,
-            params=params,
-            extra=extra,
-            opt_state=opt_state,
-            loss_scale=loss_scale,
-        )
-        return new, metrics
+        metrics["gradient_norm"] = Mean(optax.tree.norm(grads), jnp.float32(1))
+        return _unless_overflown(state, new, metrics) if loss_scaling else (new, metrics)
 
     def evaluate(state, batch):
         hparams = schedule(state.hparams, state.step)
@@ -264,11 +271,57 @@ def supervised(
         return psum(metrics | {"loss": mean})
 
     return Task(
-        init=init_state,
+        init=begin,
         train=train,
         eval=evaluate,
         gradient=lambda s, b: gradient(s, b, schedule(s.hparams, s.step))[0],
     )
+
+
+def _sums(
+    loss: Loss,
+    accumulate: int,
+    params: Any,
+    extra: Any,
+    batch: Batch,
+    key: Any,
+    hparams: Any,
+    scale: Any,
+) -> tuple[Any, Metrics, Any]:
+    """The gradient of the loss's total times `scale`, the metrics, and the new `extra`."""
+
+    def total(params, extra, batch, key):
+        mean, extra, metrics = loss(params, extra, batch, key, hparams, True)
+        return mean.total * scale, (extra, metrics | {"loss": mean})
+
+    def part(extra, inputs):
+        grads, (extra, metrics) = jax.grad(total, has_aux=True)(params, extra, *inputs)
+        return extra, (grads, metrics)
+
+    if accumulate == 1:
+        extra, sums = part(extra, (batch, key))
+        return *sums, extra
+    # Part j takes rows j, j + k, j + 2k ...: rows of every device, so nothing moves.
+    parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
+    extra, sums = jax.lax.scan(part, extra, (parts, jax.random.split(key, accumulate)))
+    return *jax.tree.map(lambda x: x.sum(0), sums), extra
+
+
+def _unless_overflown(old: State, new: State, metrics: Metrics) -> tuple[State, Metrics]:
+    """The step of a scaled loss: one whose gradient overflowed changes nothing but the scale."""
+    norm = metrics["gradient_norm"].total
+    finite = jnp.isfinite(norm)  # an overflow in any gradient shows in their norm
+    learnt = lambda state: (state.params, state.extra, state.opt_state)
+    params, extra, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old), learnt(new), learnt(old)
+    )
+    scale = old.loss_scale
+    metrics["loss_scale"] = Mean(scale.scale, 1.0)
+    metrics["gradient_norm"] = Mean(jnp.where(finite, norm, 0.0), finite.astype(jnp.float32))
+    new = new._replace(
+        params=params, extra=extra, opt_state=opt_state, loss_scale=_rescale(scale, finite)
+    )
+    return new, metrics
 
 
 def observe(state: State, value: Any) -> State:

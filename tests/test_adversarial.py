@@ -51,7 +51,9 @@ class Discriminator(nn.Module):
         return nn.Dense(1)(x)[:, 0]
 
 
+@functools.cache
 def build(axis_name=None, norm=True, loss="non_saturating", **options):
+    """Compiled once for all tests that ask for the same."""
     synchronized = options.pop("synchronized", True)
     name = axis_name if synchronized else None
     players = linen_players(Generator(name, norm), Discriminator(name, norm), LATENTS, SHAPE)
@@ -93,6 +95,18 @@ def batches(count=6, size=16, masked=2):
 
 def mesh(devices):
     return parallel.data_mesh(jax.devices()[:devices])
+
+
+@functools.cache
+def spread(way, devices, **options):
+    """Over so many devices, compiled once for all tests that ask for the same."""
+    task = build("data" if way == "pmap" else None, **options)
+    return getattr(parallel, way)(task, mesh(devices))
+
+
+@functools.cache
+def lanes():
+    return parallel.jit(parallel.vmap(build()), mesh(1), batch_spec=P())
 
 
 def run(task, state, of=None):
@@ -345,7 +359,7 @@ def test_nothing_is_computed_twice(steps, penalty):
 
 @functools.cache
 def solo(rate=0.1, seed=7, **options):
-    task = parallel.jit(build(**options), mesh(1))
+    task = build(**options)
     return run(task, task.init(jax.random.key(seed), hparams(generator=rate)))
 
 
@@ -358,30 +372,37 @@ def assert_same(state, expected, tolerance=2e-6):
 
 
 @pytest.mark.parametrize("way", ["jit", "pmap"])
-@pytest.mark.parametrize("options", [{}, {"discriminator_steps": 2}, {"penalty": "gradient"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        pytest.param({"discriminator_steps": 2}, marks=pytest.mark.slow),
+        pytest.param({"penalty": "gradient"}, marks=pytest.mark.slow),
+    ],
+)
 def test_eight_devices_equal_one(way, options):
     """With synchronized statistics, and without any where the penalty is."""
     options = {"norm": not options.get("penalty"), **options}
-    task = build("data" if way == "pmap" else None, **options)
-    task = getattr(parallel, way)(task, mesh(8))
+    task = spread(way, 8, **options)
     state, metrics = run(task, task.init(KEY, hparams()))
     expected, of_one = solo(**options)
     assert_same(state, expected)
     assert metrics.keys() == of_one.keys()
     for name, mean in of_one.items():
         assert float(metrics[name].value) == pytest.approx(float(mean.value), abs=1e-5)
-    plain = parallel.jit(build(**options), mesh(1))
-    measured = plain.eval(expected, batches()[0])
+    measured = build(**options).eval(expected, batches()[0])
     for name, mean in task.eval(state, batches()[0]).items():
         assert float(mean.value) == pytest.approx(float(measured[name].value), abs=1e-5), name
 
 
+@pytest.mark.slow
 def test_pmap_without_synchronized_statistics_differs():
-    task = parallel.pmap(build("data", synchronized=False), mesh(8))
+    task = spread("pmap", 8, synchronized=False)
     state, _ = run(task, task.init(KEY, hparams()))
     assert tiny.distance(state, solo()[0]) > 1e-3
 
 
+@pytest.mark.slow
 def test_scan_over_steps_equals_calls():
     task = parallel.jit(parallel.scan(build()), mesh(8), batch_spec=P(None, "data"))
     stacked = jax.tree.map(lambda *x: np.stack(x), *batches())
@@ -390,10 +411,11 @@ def test_scan_over_steps_equals_calls():
     assert metrics["generator_loss"].total.shape == (6,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lane", [0, 1])
 def test_vmap_lane_equals_solo_run(lane):
     seeds, rates = [3, 5], [0.05, 0.3]
-    task = parallel.jit(parallel.vmap(build()), mesh(1), batch_spec=P())
+    task = lanes()
     keys = jnp.stack([jax.random.key(seed) for seed in seeds])
     swept = jax.tree.map(lambda x: jnp.stack([x, x]), hparams())
     swept["generator"]["learning_rate"] = jnp.float32(rates)
@@ -404,7 +426,7 @@ def test_vmap_lane_equals_solo_run(lane):
 
 
 def test_gradients_are_those_of_the_step():
-    task = parallel.jit(build(), mesh(1))
+    task = build()
     state = task.init(KEY, hparams())
     gradients = task.gradient(state, batches()[0])
     _, metrics = task.train(state, batches()[0])
@@ -492,7 +514,7 @@ def test_dropout_draws_anew_for_each_call_and_step():
 @pytest.mark.parametrize("way", ["jit", "pmap"])
 def test_a_nan_in_either_player_stops_the_run_and_names_it(way, name):
     """Either's makes all losses nan in the same step."""
-    task = getattr(parallel, way)(build("data" if way == "pmap" else None), mesh(2))
+    task = spread(way, 8)  # as where eight devices equal one
     state = task.init(KEY, hparams())
     spoilt = jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(jnp.nan), getattr(state.params, name))
     state = state._replace(params=state.params._replace(**{name: spoilt}))
@@ -503,9 +525,7 @@ def test_a_nan_in_either_player_stops_the_run_and_names_it(way, name):
 @pytest.mark.parametrize("name", PLAYERS)
 def test_an_update_that_is_too_large_names_the_player_that_made_it(name):
     """The generator's loss is taken with the discriminator's new weights: not its fault."""
-    players = linen_players(Generator(norm=False), Discriminator(norm=False), LATENTS, SHAPE)
-    optimizers = (optim.optimizer("sgd"),) * 2
-    task = parallel.jit(adversarial(players, LOSSES["least_squares"], optimizers), mesh(1))
+    task = spread("jit", 1, norm=False, loss="least_squares")
     state = task.init(KEY, hparams(**{name: np.inf}))
     with pytest.raises(loop.Diverged, match=rf"^{name}_\w+ is (nan|inf) at step"):
         loop.fit(task, state, lambda start: again(), steps=6)

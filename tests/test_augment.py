@@ -518,22 +518,22 @@ def test_gray_images(name):
 
 
 MISTAKES = {
-    "scale 1: it must be at least 0 and less than 1": lambda: augment.warp(scale=1),
+    "scale 1: expected at least 0 and less than 1": lambda: augment.warp(scale=1),
     "elastic alpha -1: ": lambda: augment.elastic(-1, 2),
-    "elastic sigma 0: it must be more than 0": lambda: augment.elastic(1, 0),
-    "cutout size 0: it must be at least 1": lambda: augment.cutout(0),
-    "contrast -0.1: it must be at least 0": lambda: augment.color_jitter(contrast=-0.1),
-    "hue 0.6: it must be at least 0 and at most 0.5": lambda: augment.color_jitter(hue=0.6),
+    "elastic sigma 0: expected more than 0": lambda: augment.elastic(1, 0),
+    "cutout size 0: expected at least 1": lambda: augment.cutout(0),
+    "contrast -0.1: expected at least 0": lambda: augment.color_jitter(contrast=-0.1),
+    "hue 0.6: expected at least 0 and at most 0.5": lambda: augment.color_jitter(hue=0.6),
     "std -1 of color components": lambda: augment.pca_color(*augment.IMAGENET_PCA, std=-1),
-    r"color components \[1\] and \[1, 1\]: it must": lambda: augment.pca_color([1], [[1]]),
-    "images of 1 channels: it must be 3": lambda: ALL["pca_color"](KEY, IMAGES[..., :1]),
-    "images of 2 channels: it must be 1": lambda: ALL["color_jitter"](KEY, IMAGES[..., :2]),
-    "mixup alpha 0: it must be more than 0": lambda: augment.mixup(0),
-    "cutmix alpha -1: it must be more than 0": lambda: augment.cutmix(-1),
-    "num_ops 0: it must be at least 1": lambda: augment.rand_augment(0),
-    "magnitude 11: it must be at least 0 and at most 10": lambda: augment.rand_augment(1, 11),
+    r"color components \[1\] and \[1, 1\]: expected": lambda: augment.pca_color([1], [[1]]),
+    "images of 1 channels: expected 3": lambda: ALL["pca_color"](KEY, IMAGES[..., :1]),
+    "images of 2 channels: expected 1": lambda: ALL["color_jitter"](KEY, IMAGES[..., :2]),
+    "mixup alpha 0: expected more than 0": lambda: augment.mixup(0),
+    "cutmix alpha -1: expected more than 0": lambda: augment.cutmix(-1),
+    "num_ops 0: expected at least 1": lambda: augment.rand_augment(0),
+    "magnitude 11: expected at least 0 and at most 10": lambda: augment.rand_augment(1, 11),
     "pixels of no images": lambda: augment.pixel_statistics([]),
-    "pixels of no images: it must be": lambda: augment.pixel_statistics([IMAGES[:0]]),
+    "pixels of no images: expected": lambda: augment.pixel_statistics([IMAGES[:0]]),
 }
 
 

@@ -232,7 +232,7 @@ def test_stride_energy_of_checkers_and_smooth_images():
 
 TWO, NAN = np.zeros((2, 3)), np.full((2, 3), np.nan)
 BAD = {
-    "one example": (lambda: fit_gaussian(TWO[:1]), "1 example: a covariance takes at least 2"),
+    "one example": (lambda: fit_gaussian(TWO[:1]), "1 example: expected at least 2, for a"),
     "no features": (lambda: fit_gaussian([1.0, 2.0]), r"shape \(2,\): expected \[examples, feat"),
     "nan": (lambda: fit_gaussian(NAN), "2 of 2 examples hold values that are not finite"),
     "gaussians": (

@@ -1,5 +1,6 @@
 """Transfer learning: what is frozen stays bit for bit, what is not trains as if it were alone."""
 
+import functools
 import itertools
 
 import flax.linen as nn
@@ -72,9 +73,12 @@ def batches(count, size=8, seed=0):
 BATCH = next(batches(1))
 
 
+compiled = functools.cache(jax.jit)
+
+
 def run(problem, count=3, state=None):
     """The states before the first step and after each."""
-    step = jax.jit(problem.train)
+    step = compiled(problem.train)
     states = [problem.init(KEY, HPARAMS) if state is None else state]
     start = int(states[0].step)
     for batch in itertools.islice(batches(start + count), start, None):
@@ -118,6 +122,9 @@ def test_patterns(pattern, path, matches):
     assert transfer.matches(pattern, path) is matches
 
 
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
+
+
 def test_outline():
     assert NET.layers == ("conv1", "bn1", "layer1_0", "layer1_1", "layer2_0", "bn2", "fc")
     assert NET.head == {"fc/kernel": 1, "fc/bias": 0}
@@ -136,11 +143,11 @@ def test_outline():
     ("name", "size", "head", "num_stages"),
     [
         ("resnet20_cifar", 16, ["fc"], 5),
-        ("resnet18_v2", 32, ["fc"], 6),
-        ("vgg11_bn", 32, ["fc8"], 8),
-        ("densenet40_bc_cifar", 16, ["classifier"], 7),
-        ("googlenet", 224, ["fc"], 13),
-        ("inception_v3", 299, ["AuxLogits/fc", "fc"], 17),
+        slow("resnet18_v2", 32, ["fc"], 6),
+        slow("vgg11_bn", 32, ["fc8"], 8),
+        slow("densenet40_bc_cifar", 16, ["classifier"], 7),
+        slow("googlenet", 224, ["fc"], 13),
+        slow("inception_v3", 299, ["AuxLogits/fc", "fc"], 17),
         ("nin_cifar", 32, ["cccp6"], 9),
         ("lenet5", 32, ["output"], 5),
     ],
@@ -225,6 +232,7 @@ def test_weights_of_another_network_are_refused_in_one_line():
         transfer.replace_head(others | {"batch_stats": fresh["batch_stats"]}, fresh, NET.head)
 
 
+@pytest.mark.slow
 def test_training_starts_from_a_saved_run(tmp_path):
     """What was frozen in it is back in its place."""
     init, loss = parts()
@@ -276,13 +284,13 @@ def test_frozen_norms_use_their_running_averages():
     stats = {"mean": jnp.linspace(-0.2, 0.2, 4), "var": jnp.linspace(0.5, 2, 4)}
     for some in (state, expected):
         some.extra["batch_stats"]["bn1"] = stats
-    grads = flat(jax.jit(problem.gradient)(state, BATCH))
-    all_grads = flat(jax.jit(reference.gradient)(expected, BATCH))
+    grads = flat(compiled(problem.gradient)(state, BATCH))
+    all_grads = flat(compiled(reference.gradient)(expected, BATCH))
     assert grads.keys() == {p for p in all_grads if not p.startswith(("conv1", "bn1"))}
     for path, gradient in grads.items():
         np.testing.assert_allclose(gradient, all_grads[path], rtol=1e-6, atol=1e-8)
-    after, _ = jax.jit(problem.train)(state, BATCH)
-    expected, _ = jax.jit(reference.train)(expected, BATCH)
+    after, _ = compiled(problem.train)(state, BATCH)
+    expected, _ = compiled(reference.train)(expected, BATCH)
     np.testing.assert_allclose(
         after.extra["batch_stats"]["bn2"]["var"], expected.extra["batch_stats"]["bn2"]["var"], 1e-6
     )
@@ -312,6 +320,7 @@ def test_nothing_is_differentiated_below_the_lowest_trained_layer():
     assert len(set(stages)) == 4
 
 
+@pytest.mark.slow
 def test_frozen_training_is_the_same_on_eight_devices_and_in_parts():
     whole = run(task.supervised(*transfer.freeze(*parts(), "conv1|bn1|layer2|bn2"), momentum))[-1]
     pair = transfer.freeze(*parts(), "conv1|bn1|layer2|bn2")
@@ -346,8 +355,8 @@ def test_layer_rates_are_learning_rates_of_their_own():
     rates = [("conv1", 0.0), ("layer1_0", 0.5), ("layer1", 0.25)]
     rated = task.supervised(*parts(), transfer.layer_rates(adamw, rates))
     (state,) = run(rated, 0)
-    grads, params = flat(jax.jit(rated.gradient)(state, BATCH)), flat(state.params)
-    after = flat(jax.jit(rated.train)(state, BATCH)[0].params)
+    grads, params = flat(compiled(rated.gradient)(state, BATCH)), flat(state.params)
+    after = flat(compiled(rated.train)(state, BATCH)[0].params)
     for path, gradient in grads.items():
         layer = path.split("/")[0]
         factor = {"conv1": 0.0, "layer1_0": 0.5, "layer1_1": 0.25}.get(layer, 1.0)
@@ -375,6 +384,7 @@ def constant(hparams, step):
     return dict(hparams)
 
 
+@functools.cache
 def gradually(optimizer, every=2, stages=NET.stages):
     init, loss = parts()
     loss, optimizer, schedule = transfer.gradual(loss, optimizer, constant, stages, every)
@@ -401,10 +411,11 @@ def test_a_stage_holds_still_until_its_turn():
             )
             same = all((flat(was)[path] == flat(now)[path]).all() for path in flat(was))
             assert same == (depth > step // 2)
-    metrics = jax.jit(problem.train)(states[5], BATCH)[1]
+    metrics = compiled(problem.train)(states[5], BATCH)[1]
     assert float(metrics["thawed"].value) == 3
 
 
+@pytest.mark.slow
 def test_gradual_unfreezing_equals_trainings_that_follow_one_another():
     """The head alone; then the stage below it joins, with no momentum yet."""
     states = run(gradually(momentum), 4)
@@ -430,8 +441,8 @@ def test_a_thawed_stage_counts_its_own_steps():
     rate = lambda hparams: optax.adam(hparams["learning_rate"])
     problem = gradually(rate)
     *_, before = run(problem, 2)
-    after, _ = jax.jit(problem.train)(before, BATCH)
-    grads = flat(jax.jit(problem.gradient)(before, BATCH))
+    after, _ = compiled(problem.train)(before, BATCH)
+    grads = flat(compiled(problem.gradient)(before, BATCH))
     for path in ("layer2_0/kernel", "bn2/scale"):
         gradient = grads[path]
         step = -0.1 * gradient / (np.abs(gradient) + 1e-8)
@@ -440,6 +451,7 @@ def test_a_thawed_stage_counts_its_own_steps():
     assert not grads["conv1/kernel"].any()
 
 
+@pytest.mark.slow
 def test_gradual_states_are_saved_and_restored(tmp_path):
     problem = parallel.jit(gradually(adamw), parallel.data_mesh())
     state = problem.init(KEY, HPARAMS)
@@ -524,6 +536,7 @@ def test_features_are_what_goes_into_the_head(tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_a_cache_is_used_only_for_what_it_was_made_of(tmp_path, capsys):
     found = features(tmp_path)
     marked = {}
@@ -575,6 +588,7 @@ def test_a_cache_is_used_only_for_what_it_was_made_of(tmp_path, capsys):
         assert len(told) == (1 if only_train else 2)
 
 
+@pytest.mark.slow
 def test_damaged_caches_are_not_used(tmp_path, capsys):
     found = features(tmp_path)
     path = tmp_path / "train.npz"
@@ -591,6 +605,7 @@ def test_damaged_caches_are_not_used(tmp_path, capsys):
     assert {file.name for file in tmp_path.iterdir()} == {"train.npz", "test.npz"}
 
 
+@pytest.mark.slow
 def test_a_head_on_features_trains_as_in_the_frozen_network(tmp_path):
     init, loss = parts()
     started = transfer.start_from(init, trained(), NET.head)
@@ -601,11 +616,11 @@ def test_a_head_on_features_trains_as_in_the_frozen_network(tmp_path):
     sources = pipeline(), bottleneck.Batches(found, 8, 5, sharding)
     states, metrics = [], []
     for problem, source in zip((through, on_top), sources, strict=True):
-        state, step = problem.init(KEY, HPARAMS), jax.jit(problem.train)
+        state, step = problem.init(KEY, HPARAMS), compiled(problem.train)
         stream = source.train(2)
         for _ in range(6):
             state, _ = step(state, next(stream))
-        measure = jax.jit(problem.eval)
+        measure = compiled(problem.eval)
         totals = [measure(state, batch)["accuracy"] for batch in source.evaluate("train")]
         metrics.append([np.asarray(part) for total in totals for part in total])
         states.append(state)

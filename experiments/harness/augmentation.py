@@ -11,7 +11,8 @@ import numpy as np
 
 from experiments.harness.cli import flag, require
 from jaxdl import InputError, augment
-from jaxdl.augment import Augment, Mix
+from jaxdl.augment import Augment
+from jaxdl.losses import MixLabels
 
 # The flags that say how an augmentation does what it does.
 _FLAGS_OF = {
@@ -119,7 +120,7 @@ class AugmentFlags:
         }
         return augment.compose(*(build[name]() for name in self.augment))
 
-    def make_mix(self, num_classes: int) -> Mix | None:
+    def make_mix(self, num_classes: int) -> MixLabels | None:
         """What mixes images whose labels are int [B]; None when nothing does."""
         if not self.mix:
             return None

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdl.augment.base import Augment, each_image, require
+from jaxdl import require
+from jaxdl.augment.base import Augment, each_image
 
 
 def _gray(image: jax.Array) -> jax.Array:

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdl.augment.base import Augment, each_image, image_keys, require
+from jaxdl import require
+from jaxdl.augment.base import Augment, each_image, image_keys
 
 
 def flip(key: jax.Array, images: jax.Array) -> jax.Array:

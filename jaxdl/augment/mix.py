@@ -1,18 +1,27 @@
 """Two images into one, and their targets."""
 
 from collections.abc import Callable
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 
-from jaxdl.augment.base import as_float, image_keys, require
+from jaxdl import require
+from jaxdl.augment.base import as_float, image_keys
 from jaxdl.augment.geometry import inside_box, random_pixel
 
-Mix = Callable[..., tuple[jax.Array, jax.Array]]
-"""(key, images, targets, mask=None) -> (images, targets).
 
-`targets` is float [B, num_classes], the share of each class. `mask` [B] is 0 for an example that
-must not reach another, as padding must not."""
+class Mix(Protocol):
+    """Makes one image of two, and one target of theirs."""
+
+    def __call__(
+        self, key: jax.Array, images: jax.Array, targets: jax.Array, mask: Any = None, /
+    ) -> tuple[jax.Array, jax.Array]:
+        """(key or keys [B], images [B, H, W, C], targets, mask=None) -> (images, targets).
+
+        `targets` is float [B, num_classes], the share of each class. `mask` [B] is 0 for an example
+        that must not reach another, as padding must not.
+        """
 
 
 def _mix(draw_share: Callable[[jax.Array, jax.Array], jax.Array]) -> Mix:

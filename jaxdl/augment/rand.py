@@ -10,7 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdl.augment.base import Augment, each_image, require
+from jaxdl import require
+from jaxdl.augment.base import Augment, each_image
 from jaxdl.augment.color import (
     adjust_brightness,
     adjust_contrast,
