@@ -185,6 +185,27 @@ def test_rows_of_ones_own_may_draw():
         pipeline(8, splits, backend="resident")
 
 
+class OneByOne:
+    """A table as rows of one's own."""
+
+    random = False
+
+    def __init__(self, table):
+        self.schema, self.read, self.name = table.schema, table.read, table.name
+        self.size = len(table)
+
+    def __len__(self):
+        return self.size
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rows_read_one_by_one_are_those_of_the_table(backend):
+    rows = {split: OneByOne(table) for split, table in SPLITS.items()}
+    made = pipeline(splits=rows, backend=backend)
+    assert_same(take(made, 5), take(pipeline(), 5))
+    assert_same(evaluated(made), evaluated(pipeline()))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_rows_that_cannot_be_read_fail_or_are_skipped(backend, capfd):
     splits = {"train": Noisy(random=False)}

@@ -15,7 +15,7 @@ from scipy import stats
 from experiments import word2vec
 from experiments.harness import cli, run_folder
 from jaxdl import InputError, checkpoint, optim, parallel
-from jaxdl.data import words
+from jaxdl.data import pipeline, words
 from jaxdl.data.words import WordPipeline, WordVocabulary
 from jaxdl.losses import negative_sampling, word_prediction
 from jaxdl.models.word2vec import Word2Vec, analogy, nearest
@@ -297,7 +297,7 @@ def test_devices_and_processes_share_the_same_batch(monkeypatch):
     assert all(value.sharding == sharding for value in spread.values())
     assert same(jax.device_get(spread), expected)
     # A process that holds the third quarter makes those rows.
-    monkeypatch.setattr(words, "local_rows", lambda size, sharding: np.arange(16, 24))
+    monkeypatch.setattr(pipeline, "local_rows", lambda size, sharding: np.arange(16, 24))
     part = next(pipeline_of().train(3))
     assert same(part, {name: value[16:24] for name, value in expected.items()})
 

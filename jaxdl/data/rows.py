@@ -191,8 +191,16 @@ class Indexed:
     def read(self, step: int, places: np.ndarray) -> tuple[dict[str, np.ndarray], list[int]]:
         """The rows at `places` of a step's global batch, and which could not be read."""
         size, endless = len(self.rows), self.order.steps is None
-        batch, unreadable = padding_rows(self.schema, len(places)), []
-        for row, first in enumerate(map(int, self.order(step)[places])):
+        batch = padding_rows(self.schema, len(places))
+        unreadable: list[int] = []
+        index = self.order(step)[places]
+        if isinstance(self.rows, Table):  # at once: row by row takes fifty times as long
+            real = np.flatnonzero(index < size)
+            for name, column in self.rows.columns.items():
+                batch[name][real] = column[index[real]]
+            batch["mask"][real] = 1
+            return batch, unreadable
+        for row, first in enumerate(map(int, index)):
             if first == size:
                 continue  # padding
             for number in range(first, first + size if endless else first + 1):
