@@ -26,10 +26,23 @@ loop
 """
 
 
-def rooms():
+# The same of what experiments share. On it stand the files that are run, which do not import one
+# another; studies stand on those.
+HARNESS = """
+recipes problem
+cli
+run run_folder augmentation
+image_data method summaries translation
+training classification
+study yardstick
+artist
+"""
+
+
+def rooms(floors):
     """{room: (floor, the rooms beside it that it may import)}"""
     found = {}
-    for floor, line in enumerate(FLOORS.strip().splitlines()):
+    for floor, line in enumerate(floors.strip().splitlines()):
         names, _, beside = line.partition("|")
         for name in names.split():
             found[name] = floor, beside.split()
@@ -58,7 +71,7 @@ def files(folder):
 
 @pytest.mark.parametrize("path", files("jaxdl"), ids=lambda p: str(p.relative_to(ROOT)))
 def test_library_imports_point_down(path):
-    known = rooms()
+    known = rooms(FLOORS)
     here = room_of(path)
     if here == "data":
         return  # the face of its own rooms
@@ -74,6 +87,23 @@ def test_library_imports_point_down(path):
         if there == here or there.split(".")[0] in beside or there in beside:
             continue
         assert known[there][0] < floor, f"{here} imports {name}, which is not below it"
+
+
+@pytest.mark.parametrize("path", files("experiments"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_experiments_imports_point_down(path):
+    floors = rooms(HARNESS)
+    here = path.parent.name  # experiments, harness or studies
+    for name in imports(path):
+        if not name.startswith("experiments."):
+            continue
+        room, *inside = name.split(".")[1:]
+        if room == "studies":
+            assert here == "studies", f"{path} imports {name}"
+        elif room == "harness":
+            above = here != "harness" or path.stem == "__init__"
+            assert above or floors[inside[0]][0] < floors[path.stem][0], f"{path} imports {name}"
+        else:
+            assert here == "studies", f"{path} imports {name}, which is run"
 
 
 def test_models_do_not_import_one_another():

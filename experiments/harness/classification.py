@@ -221,7 +221,7 @@ class ImageView(View):
     """
 
     def __init__(
-        self, pipeline: data.Pipeline, augmentation: augment.Augment, mix: augment.Mix | None
+        self, pipeline: data.Pipeline, augmentation: augment.Augment, mix: losses.MixLabels | None
     ):
         self._pipeline, self._augmentation, self._mix = pipeline, augmentation, mix
 
