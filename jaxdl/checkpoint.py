@@ -117,16 +117,16 @@ class Checkpoints:
                 self._tell_of(failed)
 
     def _find_sound(self) -> int | None:
-        """The newest sound step; damaged checkpoints are set aside, unfinished ones removed."""
+        """The newest sound step; damaged checkpoints are set aside, and what kills left removed."""
         _remove_unfinished(self.folder)
         steps = _steps(self.folder)
         damaged: dict[int, DamagedCheckpoint] = {}
+        measured: dict[int, Mapping[str, float]] = {}
         for step in reversed(steps):
             try:
                 if self._sound is None:
                     self._sound = step, _read(self.folder, step)
-                else:
-                    _read_metrics(self.folder / str(step))
+                measured[step] = _read_metrics(self.folder / str(step))
             except DamagedCheckpoint as found:
                 damaged[step] = found
         if steps and self._sound is None:
@@ -136,7 +136,20 @@ class Checkpoints:
             shutil.rmtree(aside, ignore_errors=True)
             (self.folder / str(step)).rename(aside)
             print(f"{damage}; set aside as {aside.name}, going back", file=sys.stderr)
+        self._remove_superseded(measured)
         return None if self._sound is None else self._sound[0]
+
+    def _remove_superseded(self, measured: Mapping[int, Mapping[str, float]]) -> None:
+        """Removes what is neither among the latest nor the best.
+
+        Orbax does so after each save; after the last one of a run a kill may have come before.
+        """
+        kept = set(sorted(measured)[-self._keep :])
+        ranks = {step: self._rank(of) for step, of in measured.items() if self._best in of}
+        if ranks:
+            kept.add(max(ranks, key=lambda step: (ranks[step], step)))
+        for step in measured.keys() - kept:
+            shutil.rmtree(self.folder / str(step), ignore_errors=True)
 
     def _rank(self, metrics: Mapping[str, float]) -> float:
         value = metrics[self._best or ""]
@@ -356,11 +369,15 @@ def _checksum(metrics: Mapping[str, float]) -> int:
     return zlib.crc32(repr(pairs).encode())
 
 
-def _read_metrics(path: Path) -> None:
-    """Checks that the metrics saved with a checkpoint, if there are any, are those that were."""
+def _read_metrics(path: Path) -> Mapping[str, float]:
+    """The metrics saved with a checkpoint; none if there are none.
+
+    Raises:
+      DamagedCheckpoint: they are not those that were saved.
+    """
     file = path / "metrics" / "metrics"
     if not file.exists():
-        return
+        return {}
     try:
         metrics = json.loads(file.read_bytes())
         sound = metrics.get(CHECKSUM, _checksum(metrics)) == _checksum(metrics)
@@ -368,6 +385,7 @@ def _read_metrics(path: Path) -> None:
         raise DamagedCheckpoint(f"checkpoint {path} is damaged ({file.name}: {error})") from error
     if not sound:
         raise DamagedCheckpoint(f"checkpoint {path} is damaged ({file.name} are not those saved)")
+    return metrics
 
 
 def _read(folder: Path, step: int) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def test_every_saved_state_is_that_of_its_step(run):
     """Saving every step in the background while the next donates the buffers being saved."""
     workdir, copies = run
     _, template = prepare()
-    with Checkpoints(workdir) as checkpoints:
+    with Checkpoints(workdir, keep=5) as checkpoints:
         assert_same(checkpoints.restore(template), copies[5])
     for step, state in copies.items():
         loaded = checkpoint.load(workdir, step)
@@ -128,6 +128,18 @@ def test_keeps_the_latest_and_the_best(tmp_path, least):
         assert checkpoints.latest == 8
     kept = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir())
     assert kept == [4, 7, 8]
+
+
+def test_what_a_kill_left_beside_the_latest_and_the_best_is_removed(tmp_path):
+    """Between a save and the removal of the older; a finished run saves no more."""
+    task, state = prepare()
+    with Checkpoints(tmp_path, keep=9, best="accuracy") as checkpoints:
+        for batch, accuracy in zip(tiny.batches(), (0.1, 0.8, 0.8, 0.2, 0.3, 0.4), strict=False):
+            state, _ = task.train(state, batch)
+            checkpoints.save(state, {"accuracy": accuracy})
+    with Checkpoints(tmp_path, keep=2, best="accuracy") as checkpoints:
+        assert checkpoint.steps(tmp_path) == [3, 5, 6]  # of two that are as good the later
+        assert checkpoints.best == 3
 
 
 def test_readers_take_the_step_that_a_run_came_to(run, broken, capsys):
@@ -204,7 +216,7 @@ def test_only_damage_is_damage(run, broken, monkeypatch, capsys, name):
         raise error
 
     monkeypatch.setattr(checkpoint.ocp.PyTreeCheckpointHandler, "restore", failing)
-    with pytest.raises(raised) as caught, Checkpoints(broken):
+    with pytest.raises(raised) as caught, Checkpoints(broken, keep=5):
         pass
     assert not isinstance(caught.value, InputError)
     with pytest.raises(raised):
@@ -299,7 +311,7 @@ def test_remains_of_a_killed_save_are_removed(broken):
     remains.mkdir()
     checkpoint.load(broken)
     assert remains.exists()  # a reader does not know whose they are
-    with Checkpoints(broken):
+    with Checkpoints(broken, keep=5):
         assert not remains.exists()
 
 
@@ -377,7 +389,7 @@ def test_half_written_checkpoint_is_not_seen(run, broken):
         broken / "checkpoints" / "5.orbax-checkpoint-tmp-1234567890"
     )
     _, template = prepare()
-    with Checkpoints(broken) as checkpoints:
+    with Checkpoints(broken, keep=5) as checkpoints:
         assert int(checkpoints.restore(template).step) == 4
     assert int(checkpoint.load(broken)["step"]) == 4
 
@@ -389,7 +401,7 @@ def test_all_damaged(broken):
         checkpoint.load(broken)
     before = sorted(p.name for p in (broken / "checkpoints").iterdir())
     for _ in range(2):  # what could not be used is not renamed, and the next start tells the same
-        with pytest.raises(InputError, match="every checkpoint"), Checkpoints(broken):
+        with pytest.raises(InputError, match="every checkpoint"), Checkpoints(broken, keep=5):
             pass
     assert sorted(p.name for p in (broken / "checkpoints").iterdir()) == before
 
@@ -407,7 +419,7 @@ def test_nothing_saved(tmp_path):
 def test_another_model_or_optimizer_is_refused_by_name(run, broken):
     task = tiny.build(optimizer="adam")
     with (
-        Checkpoints(broken) as checkpoints,
+        Checkpoints(broken, keep=5) as checkpoints,
         pytest.raises(InputError, match=r"another model or optimizer: opt_state/.* absent there"),
     ):
         checkpoints.restore(jax.jit(task.init)(KEY, tiny.hparams()))
