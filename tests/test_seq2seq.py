@@ -246,7 +246,9 @@ def test_dropout_acts_in_training_alone(attention):
     assert np.abs(np.diff(masked, axis=1)).max(-1).min() > 1e-4
 
 
-@pytest.mark.parametrize("attention", ["none", "luong", "bahdanau"])
+@pytest.mark.parametrize(
+    "attention", ["none", "luong", pytest.param("bahdanau", marks=pytest.mark.slow)]
+)
 class TestScheduledSampling:
     keys = property(lambda self: jax.random.split(jax.random.key(3), B))
 
@@ -424,6 +426,7 @@ def train(attention, devices=1, mapped=False, accumulate=1, steps=3):
     return jax.device_get((state.params, metrics, built.eval(state, batch_of(seed=9))))
 
 
+@pytest.mark.slow
 def test_however_it_is_spread_it_trains_the_same():
     expected = train("luong")
     for way in ({"devices": 8}, {"devices": 8, "mapped": True}, {"accumulate": 2}):
@@ -433,6 +436,7 @@ def test_however_it_is_spread_it_trains_the_same():
             np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-5, err_msg=str(way))
 
 
+@pytest.mark.slow
 def test_it_learns_to_turn_words_around():
     words = ["".join(w) for n in (2, 3) for w in itertools.product("abcde", repeat=n)]
     pairs = [(" ".join(word), " ".join(reversed(word))) for word in words]
@@ -654,6 +658,7 @@ def test_a_vocabulary_of_another_run_is_named(trained, tmp_path):
             mode("translate", workdir, f"--{flag}")
 
 
+@pytest.mark.slow
 def test_reversed_sources_sampled_inputs_and_half_precision_go_together(tmp_path, capsys):
     summary = run(
         f"--workdir={tmp_path / 'run'}",
