@@ -24,7 +24,6 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from experiments import resnet
 from experiments.harness import cli
 from experiments.harness.cli import flag, require
 from jaxdl import InputError, data, loop, parallel, recurrent
@@ -55,7 +54,8 @@ class Config:
 def measure_loop(config: Config) -> None:
     """Times `fit`, with its data, metrics and files, and the step alone, in turn."""
     mesh = parallel.data_mesh()
-    problem = resnet.build(resnet.Config(workdir="unused"), mesh)
+    resnet = importlib.import_module("experiments.resnet")  # by its name, as commands have it
+    problem = resnet.build(cli.parse(resnet.Config, ["--workdir=unused"])[0], mesh)
     task = parallel.jit(problem.task(None), mesh)
     hparams = {name: jnp.float32(value) for name, value in problem.hparams.items()}
     state = task.init(jax.random.key(0), hparams)

@@ -12,7 +12,7 @@ from scipy import stats
 
 from experiments.harness import cli, training
 from experiments.studies import mode_collapse
-from experiments.studies.mode_collapse import PANEL, SETUPS, TITLE
+from experiments.studies.mode_collapse import PANEL, SETUPS, TITLE, Setup
 from jaxdl import InputError, data, parallel
 from jaxdl.pictures import POINT, REFERENCE, read_png
 
@@ -39,15 +39,15 @@ def tiny_config(*flags):
 
 
 @pytest.mark.parametrize(
-    ("title", "devices"),
+    ("setup", "devices"),
     [
-        ("minimax", 1),
-        pytest.param("minimax + spectral norm", 1, marks=pytest.mark.slow),
-        pytest.param("Wasserstein + penalty", 8, marks=pytest.mark.slow),
+        (SETUPS["minimax"], 1),
+        # Slopes of slopes, and a state that is no parameter: what no title has both of.
+        pytest.param(Setup("wasserstein", "gradient", 0.1, "spectral"), 8, marks=pytest.mark.slow),
     ],
 )
-def test_seeds_trained_as_one_are_the_single_trainings(title, devices):
-    config, setup = tiny_config("--learning_rate=0.01", "--first_seed=3"), SETUPS[title]
+def test_seeds_trained_as_one_are_the_single_trainings(setup, devices):
+    config = tiny_config("--learning_rate=0.01", "--first_seed=3")
     mesh = parallel.data_mesh(jax.devices()[:devices])
     together = mode_collapse.train(config, setup, mesh)
     assert together.shape == (2, 2, 64, 2)
