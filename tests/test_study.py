@@ -54,7 +54,7 @@ def runs_of(folder, *seeds, arguments=("--width=8",)):
 
 
 def test_what_is_done_is_not_trained_again(tmp_path, trained, capsys):
-    runs = runs_of(tmp_path, 3, 4)
+    runs = runs_of(tmp_path, 3, 4)  # first one seed, then one more
     assert cli.to_dict(runs[1].config)["seed"] == 4
     study.train(runs[:1])
     study.train(runs)

@@ -31,14 +31,19 @@ class Config(Protocol):
     """The flags that every study has."""
 
     @property
-    def workdir(self) -> str: ...  # noqa: D102
+    def workdir(self) -> str:
+        """The study's folder."""
+
     @property
-    def seeds(self) -> int: ...  # noqa: D102
+    def seeds(self) -> int:
+        """How many trainings each setup has."""
+
     @property
-    def first_seed(self) -> int: ...  # noqa: D102
+    def first_seed(self) -> int:
+        """The least of their seeds, which are in a row."""
 
 
-C = TypeVar("C", bound=Config)
+C = TypeVar("C")
 
 
 def workdir(default: str) -> Any:
@@ -57,7 +62,7 @@ def first_seed() -> Any:
 
 
 def check_seeds(config: Config) -> None:
-    """Raises InputError for seeds that cannot be."""
+    """Raises InputError for seeds that cannot be; for the config's `__post_init__`."""
     require(config, "seeds", config.seeds >= 1, "at least 1")
     fits = 0 <= config.first_seed < 2**31 - config.seeds
     require(config, "first_seed", fits, "at least 0, 31 bits")
@@ -74,7 +79,7 @@ def folder(config: Config, setup: str) -> Path:
 
 
 def read(config_type: type[C], argv: Sequence[str]) -> C:
-    """The config of a study, from its command line."""
+    """The config that a command line gives; nothing in it may be no flag."""
     config, rest = cli.parse(config_type, argv)
     if rest:
         raise InputError(f"{rest[0]!r} is no flag; see --help")
@@ -263,7 +268,7 @@ def finish(
     """
     workdir = Path(config.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    record = json.dumps(dataclasses.asdict(config) | dict(found))
+    record = json.dumps(cli.to_dict(config) | dict(found))
     finite = json.loads(record, parse_constant=lambda name: None)  # JSON has no NaN and Infinity
     (workdir / RECORD_FILE).write_text(json.dumps(finite, indent=2) + "\n")
     (workdir / TABLE_FILE).write_text(f"{title}\n\n{text}\n")

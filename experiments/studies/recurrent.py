@@ -209,7 +209,8 @@ def table(by_lag: Lags, clipping: Clipping) -> str:
     ]
     trainings = [["tanh RNN on text", "greatest update", "last loss"]]
     for name, values in clipping.items():
-        greatest = study.cell(values["update_norm"].max(axis=1).tolist(), "{:.2f}".format)
+        digits = functools.partial(study.significant, digits=2)
+        greatest = study.cell(values["update_norm"].max(axis=1).tolist(), digits)
         last = study.cell(values["loss"][:, -1].tolist(), "{:.2f}".format)
         trainings.append([name, greatest, last])
     return f"{study.table(rows)}\n\n{study.table(trainings)}"
