@@ -112,6 +112,46 @@ def test_mistakes_are_one_line(argv, message):
     assert "ERROR" not in str(error.value)
 
 
+def test_a_recipe_is_found_by_name_unless_a_file_has_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = resnet.__file__.replace("resnet.py", "flags/resnet_digits.flags")
+    assert cli.find_recipe("resnet_digits") == cli.find_recipe("resnet_digits.flags") == recipe
+    by_path = cli.parse(resnet.Config, [f"--flagfile={recipe}"])[0]
+    for argv in (["--flagfile=resnet_digits"], ["-flagfile", "resnet_digits.flags"]):
+        assert cli.parse(resnet.Config, argv)[0] == by_path
+        # A recipe is a flagfile like others: what is given with it wins.
+        changed = cli.parse(resnet.Config, [*argv, "--optimizer=adam", "--learning_rate=0.001"])[0]
+        assert (changed.optimizer, changed.epochs) == ("adam", by_path.epochs)
+        assert changed.l2_penalty != by_path.l2_penalty  # which belongs to the recipe's method
+    # What follows `--` is no flag.
+    assert cli.parse(Config, ["--", "--flagfile=zzz"])[1] == ["--flagfile=zzz"]
+    (tmp_path / "resnet_digits").mkdir()  # as a workdir may be called
+    assert cli.find_recipe("resnet_digits") == recipe
+    (tmp_path / "lenet_digits").write_text("--count=7\n")
+    assert cli.find_recipe("lenet_digits") == "lenet_digits"
+    assert parse("--flagfile=lenet_digits").count == 7
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("resnet_digit", "did you mean the recipe resnet_digits"),
+        ("experiments/flags/resnet_digits.flags", "did you mean the recipe resnet_digits"),
+        ("../flags/vgg_digits", "did you mean the recipe vgg_digits"),
+        ("~zzz/resnet", "there is no such file and no such recipe"),
+        ("zzz", "there is no such file and no such recipe"),
+        ("", "there is no such file and no such recipe"),
+    ],
+)
+def test_an_unknown_recipe_is_told_with_close_ones(path, hint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as error:
+        parse(f"--flagfile={path}")
+    assert str(error.value).startswith(f"--flagfile={path}: ")
+    assert hint in str(error.value)
+    assert "\n" not in str(error.value)
+
+
 def test_a_picture_is_no_flagfile(tmp_path):
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\xff")
     with pytest.raises(InputError, match=r"a flagfile is no text: .*a\.png"):

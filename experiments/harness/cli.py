@@ -25,6 +25,7 @@ from absl import flags
 from jaxdl import InputError, hosts
 
 FLAGS_FILE = "flags.txt"
+RECIPES = Path(__file__).parent.parent / "flags"
 C = TypeVar("C")
 
 
@@ -86,7 +87,7 @@ def _read(config_type: type, argv: Sequence[str]) -> tuple[flags.FlagValues, lis
         _define(values, field, hints[field.name])
     flags.DEFINE_bool("help", False, "show this text", short_name="h", flag_values=values)
     try:
-        return values, values(["", *argv])[1:]
+        return values, values(["", *_with_recipes(argv)])[1:]
     except flags.UnrecognizedFlagError as error:
         close = difflib.get_close_matches(error.flagname, [f.name for f in fields], 1)
         hint = f"; did you mean --{close[0]}?" if close else "; see --help"
@@ -95,6 +96,41 @@ def _read(config_type: type, argv: Sequence[str]) -> tuple[flags.FlagValues, lis
         raise InputError(str(error).removeprefix("ERROR:: ")) from None
     except UnicodeDecodeError:
         raise InputError(f"a flagfile is no text: {' '.join(argv)}") from None
+
+
+def find_recipe(path: str) -> str:
+    """The file of a recipe: the one at a path, or else the one of that name in this package.
+
+    Raises:
+      InputError: there is neither; the message names recipes that are close.
+    """
+    there = Path(os.path.expanduser(path))  # as absl does, which lets strange homes be
+    if there.exists() and not there.is_dir():
+        return path
+    recipe = RECIPES / f"{path.removesuffix('.flags')}.flags"
+    if path and "/" not in path and recipe.is_file():
+        return str(recipe)
+    names = sorted(file.stem for file in RECIPES.glob("*.flags"))
+    close = difflib.get_close_matches(Path(path).stem, names, 3)
+    hint = f"; did you mean the recipe {' or '.join(close)}?" if close else ""
+    raise InputError(f"--flagfile={path}: there is no such file and no such recipe{hint}")
+
+
+def _with_recipes(argv: Sequence[str]) -> list[str]:
+    """The arguments with the file of each recipe in place of its name."""
+    found: list[str] = []
+    arguments = iter(argv)
+    for argument in arguments:
+        name, has_value, path = argument.partition("=")
+        if argument == "--":
+            return [*found, argument, *arguments]
+        if name not in ("--flagfile", "-flagfile"):
+            found.append(argument)
+        elif has_value:
+            found.append(f"{name}={find_recipe(path)}")
+        else:
+            found += [name, *map(find_recipe, itertools.islice(arguments, 1))]
+    return found
 
 
 def _left_behind(config_type: type, values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
@@ -173,12 +209,12 @@ class _ListParser(flags.ArgumentParser):
 
 def _usage(config_type: type) -> str:
     doc = (config_type.__doc__ or "").strip()
-    lines = [doc, "", "flags (or --flagfile=FILE with one to a line):"]
+    lines = [doc, "", "flags (or --flagfile=FILE_OR_RECIPE, one to a line):"]
     if hasattr(config_type, "BELONGS_TO"):
         lines[-1:] = [
-            "flags (or --flagfile=FILE with one to a line, of which the penalties, the decay and",
-            "the arguments of its --optimizer and --schedule are left out where the command line",
-            "names others):",
+            "flags (or --flagfile=FILE_OR_RECIPE, one to a line, of which the penalties, the decay",
+            "and the arguments of its --optimizer and --schedule are left out where the command",
+            "line names others):",
         ]
     for field in _flags_of(config_type):
         choices = f" <{'|'.join(field.metadata['choices'])}>" if field.metadata["choices"] else ""
