@@ -442,7 +442,12 @@ def test_a_report_that_fails_ends_no_run(tmp_path, capsys):
         finish=fail,
     )
     config = training.RunConfig(
-        experiment="tiny", workdir=str(tmp_path / "run"), batch_size=16, eval_every=2, seed=5
+        experiment="tiny",
+        workdir=str(tmp_path / "run"),
+        batch_size=16,
+        eval_every=2,
+        seed=5,
+        histograms=False,
     )
     training.train(config, lambda config, mesh: problem)
     assert len(drawn) == 3  # two evaluations and the end
