@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from experiments.harness.problem import Problem
+from jaxdl import __version__
 from jaxdl.task import State
 from jaxdl.writers import describe, json_ready, read_rows
 
@@ -49,14 +50,14 @@ def summary(
 ) -> dict[str, Any]:
     """What summary.json holds; `wall_seconds` are those of the process that finished the run."""
     notes = problem.view.notes()
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "jaxdl")
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
     return {
         **{name: json_ready(value) for name, value in metrics.items()},
         "step": int(state.step),
         "parameters": _count(state.params),
         "examples": problem.examples,
         "devices": _devices(),
-        "versions": {name: version(name) for name in packages},
+        "versions": {name: version(name) for name in packages} | {"jaxdl": __version__},
         "wall_seconds": round(seconds, 2),
         **{k: json_ready(v) if isinstance(v, float) else v for k, v in notes.items()},
     }
