@@ -427,7 +427,6 @@ def test_a_report_that_fails_ends_no_run(tmp_path, capsys):
         drawn.append(args)
         raise OSError(28, "No space left on device")
 
-<<<<<<< HEAD
     class Failing(View):
         report = finish = fail
 
@@ -450,34 +449,8 @@ def test_a_report_that_fails_ends_no_run(tmp_path, capsys):
     best, splits = Best("eval/accuracy"), ("train", "test")
     problem = Problem("a tiny network", learner, Fed(), splits, best, "images", {}, Failing())
     flags = {"workdir": str(tmp_path / "run"), "batch_size": 16, "eval_every": 2, "seed": 5}
+    flags["histograms"] = False
     config = cli.replace(Config(), **flags)
-=======
-    problem = training.Problem(
-        title="a tiny network",
-        task=lambda axis_name: tiny.build(axis_name, augmented=False),
-        hparams=tiny.HPARAMS,
-        steps=4,
-        examples={"train": 160, "test": 32},
-        batches=lambda step: (batch for batch in tiny.batches()[step:]),
-        passes=lambda split: tiny.batches()[:2],
-        table=lambda: "",
-        show=None,
-        unit="images",
-        best="eval/accuracy",
-        inputs={},
-        notes=dict,
-        report=fail,
-        finish=fail,
-    )
-    config = training.RunConfig(
-        experiment="tiny",
-        workdir=str(tmp_path / "run"),
-        batch_size=16,
-        eval_every=2,
-        seed=5,
-        histograms=False,
-    )
->>>>>>> h_loop
     training.train(config, lambda config, mesh: problem)
     assert len(drawn) == 3  # two evaluations and the end
     evaluated = [row["step"] for row in read_rows(tmp_path / "run") if "eval/loss" in row]
