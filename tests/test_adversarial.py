@@ -294,6 +294,7 @@ def test_penalties_of_a_linear_critic_are_those_of_its_weights(penalty):
     np.testing.assert_allclose(difference["Dense_0"]["kernel"], 3 * slope, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_gradient_penalty_is_taken_between_each_pair():
     """Of a critic |x|^2 / 2 the slope is x itself, so the penalty tells where it was taken."""
 
@@ -371,7 +372,7 @@ def assert_same(state, expected, tolerance=2e-6):
     )
 
 
-@pytest.mark.parametrize("way", ["jit", "pmap"])
+@pytest.mark.parametrize("way", ["jit", pytest.param("pmap", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "options",
     [
@@ -479,6 +480,7 @@ def test_accuracies_are_of_the_losses_own_boundary():
     assert not [name for name in metrics if name.endswith("accuracy")]
 
 
+@pytest.mark.slow
 def test_dropout_draws_anew_for_each_call_and_step():
     """A generator whose samples never change, before a discriminator that sees through masks."""
 
@@ -511,7 +513,7 @@ def test_dropout_draws_anew_for_each_call_and_step():
 
 
 @pytest.mark.parametrize("name", PLAYERS)
-@pytest.mark.parametrize("way", ["jit", "pmap"])
+@pytest.mark.parametrize("way", ["jit", pytest.param("pmap", marks=pytest.mark.slow)])
 def test_a_nan_in_either_player_stops_the_run_and_names_it(way, name):
     """Either's makes all losses nan in the same step."""
     task = spread(way, 8)  # as where eight devices equal one

@@ -31,6 +31,7 @@ ALL = {
     "rand_augment": augment.rand_augment(2, 9),
     "compose": augment.compose(augment.flip, augment.warp(5), augment.padded_crop(1)),
 }
+ALL = {name: jax.jit(apply) for name, apply in ALL.items()}
 
 
 IN_PLACE = slice(5, 9)
@@ -52,7 +53,7 @@ def test_contract(name):
 
     And the same for uint8 images spread over eight devices.
     """
-    apply = jax.jit(ALL[name])
+    apply = ALL[name]
     images = augment.as_float(jnp.asarray(IMAGES))
     keys = jax.random.split(KEY, 16)
     out = apply(keys, images)
@@ -68,7 +69,7 @@ def test_contract(name):
     np.testing.assert_allclose(augment.as_float(apply(*spread)), out, atol=1e-6)
 
 
-@pytest.mark.parametrize("apply", [augment.flip, augment.padded_crop(2), ALL["compose"]])
+@pytest.mark.parametrize("apply", [ALL[name] for name in ("flip", "padded_crop", "compose")])
 def test_one_key_is_split_for_the_images(apply):
     images = augment.as_float(jnp.asarray(IMAGES))
     np.testing.assert_array_equal(apply(KEY, images), apply(jax.random.split(KEY, 16), images))
@@ -174,7 +175,8 @@ def test_warp_of_nothing_is_the_identity():
 def test_random_resized_crop_draws_boxes_of_the_asked_size():
     ramp = np.stack(np.meshgrid(np.arange(33.0), np.arange(33.0), indexing="ij"), -1) / 32
     images = jnp.broadcast_to(jnp.asarray(ramp, jnp.float32), (500, 33, 33, 2))
-    out = np.asarray(augment.random_resized_crop((0.25, 0.36), (1.0, 1.0))(KEY, images))
+    crop = jax.jit(augment.random_resized_crop((0.25, 0.36), (1.0, 1.0)))
+    out = np.asarray(crop(KEY, images))
     sides = [
         (out[:, 22, 16, 0] - out[:, 10, 16, 0]) / 12,
         (out[:, 16, 22, 1] - out[:, 16, 10, 1]) / 12,
@@ -304,7 +306,7 @@ def test_color_jitter_has_its_order():
     image = augment.as_float(jnp.asarray(NOISE))
     keys = jax.random.split(KEY, 8)
     out = jax.jit(augment.color_jitter(0.9, 0.8, 0.7, 0.5))(keys, jnp.stack([image] * 8))
-    spread = np.array([0.9, 0.8, 0.7])
+    spread, adjust_hue = np.array([0.9, 0.8, 0.7]), jax.jit(augment.adjust_hue)
     for i, key in enumerate(keys):
         factor_key, hue_key = jax.random.split(key)
         factors = jax.random.uniform(factor_key, (3,), minval=1 - spread, maxval=1 + spread)
@@ -315,7 +317,7 @@ def test_color_jitter_has_its_order():
         expected = np.clip(mean + factors[1] * (expected - mean), 0, 1)
         gray = (expected @ [0.299, 0.587, 0.114])[..., None]
         expected = np.clip(gray + factors[2] * (expected - gray), 0, 1)
-        np.testing.assert_allclose(out[i], augment.adjust_hue(expected, turn), atol=1e-5)
+        np.testing.assert_allclose(out[i], adjust_hue(expected, turn), atol=1e-5)
 
 
 def test_color_factors_are_never_negative():
@@ -408,6 +410,7 @@ def test_even_images_make_no_nan_on_the_way():
         np.testing.assert_allclose(augment.adjust_hue(gray, 0.2), gray, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_rand_augment_draws_every_operation_and_sign_equally_often():
     """Told by their results: of one operation, and of pairs of them one after the other."""
     image = augment.as_float(jnp.asarray(SOFT))
@@ -468,6 +471,7 @@ def test_mixes_are_of_an_image_and_the_one_before_it(name):
     assert 0 < own.min() < 0.5 < own.max() <= 1
 
 
+@pytest.mark.slow
 def test_cutmix_boxes_are_those_of_the_paper():
     """Against the paper's own recipe in NumPy: how much is left, how wide and how high."""
     height, width, many = 24, 10, 3000
@@ -507,13 +511,15 @@ def test_what_the_mask_leaves_out_is_not_mixed_into_another(name):
     np.testing.assert_array_equal(targets[rest], plain_targets[rest])
 
 
-@pytest.mark.parametrize("name", ["elastic", "color_jitter", "rand_augment"])
+@pytest.mark.parametrize(
+    "name", ["elastic", "color_jitter", pytest.param("rand_augment", marks=pytest.mark.slow)]
+)
 def test_gray_images(name):
     """The same as RGB images that are gray."""
     gray = augment.as_float(jnp.asarray(IMAGES[..., :1]))
-    out = jax.jit(ALL[name])(KEY, gray)
+    out = ALL[name](KEY, gray)
     assert out.shape == gray.shape
-    colored = jax.jit(ALL[name])(KEY, jnp.tile(gray, 3))
+    colored = ALL[name](KEY, jnp.tile(gray, 3))
     np.testing.assert_allclose(jnp.tile(out, 3), colored, atol=1e-5)
 
 

@@ -285,7 +285,8 @@ def test_states_are_not_rounded_in_bfloat16():
     np.testing.assert_allclose(c, 1.1, rtol=1e-4)
 
 
-@slow_kinds
+@pytest.mark.slow
+@kinds
 def test_transformations_agree(kind):
     """jit on one device and eight, pmap, and the lanes of a vmap, gradients and all."""
     model, params = drawn(kind, 1, True)

@@ -1,5 +1,7 @@
 """The train step, against arithmetic done by hand."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -116,8 +118,14 @@ def test_an_empty_batch_changes_nothing():
     np.testing.assert_array_equal(after.params["w"], state.params["w"])
 
 
+@functools.cache
+def classifier():
+    """Compiled once for all tests."""
+    return task.Task(*map(jax.jit, tiny.build(augmented=False)))
+
+
 def test_classification_learns_and_moves_statistics_in_training_only():
-    run = parallel.jit(tiny.build(augmented=False), parallel.data_mesh())
+    run = classifier()
     state, start = run.init(KEY, tiny.hparams()), run.init(KEY, tiny.hparams())
     for batch in tiny.batches():
         state, _ = run.train(state, batch)
@@ -129,7 +137,7 @@ def test_classification_learns_and_moves_statistics_in_training_only():
 
 
 def test_label_smoothing_is_in_the_training_loss_alone():
-    run = tiny.build(augmented=False)
+    run = classifier()
     low = run.init(KEY, tiny.hparams(label_smoothing=0.0))
     high = run.init(KEY, tiny.hparams(label_smoothing=0.9))
     batch = tiny.batches()[0]
@@ -183,12 +191,9 @@ def test_accuracy_counts_what_the_mask_counts():
     assert accuracy(logits, labels, mask, k=2) == (2, 3)
 
 
-@pytest.mark.parametrize("name", optim.OPTIMIZERS)
+@pytest.mark.parametrize("name", ["nesterov", "lamb"])
 def test_optimizers_take_traced_hyperparameters(name):
-    """So that they can be mapped over; a rate of zero leaves all as it was.
-
-    But for the two that compute weights anew from sums over all gradients.
-    """
+    """So that they can be mapped over; of every optimizer alone test_optim tells it."""
     run = task.supervised(
         lambda key: ({"w": jnp.ones((2, 2)), "b": jnp.ones(2)}, {}),
         lambda params, extra, batch, key, hparams, train: (
@@ -204,8 +209,7 @@ def test_optimizers_take_traced_hyperparameters(name):
     state = mapped.init(jax.random.split(KEY), hparams)
     after, _ = jax.jit(mapped.train)(state, {"x": BATCH["x"]})
     for old, new in zip(jax.tree.leaves(state.params), jax.tree.leaves(after.params), strict=True):
-        if name not in ("ftrl", "adagrad_da"):
-            np.testing.assert_array_equal(new[0], old[0])
+        np.testing.assert_array_equal(new[0], old[0])
         assert np.all(new[1] != old[1])
 
 

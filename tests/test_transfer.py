@@ -436,6 +436,7 @@ def test_gradual_unfreezing_equals_trainings_that_follow_one_another():
             np.testing.assert_allclose(x, expected[path], rtol=1e-5, atol=1e-6, err_msg=path)
 
 
+@pytest.mark.slow
 def test_a_thawed_stage_counts_its_own_steps():
     """Adam's first step is the sign of the gradient, whenever it comes."""
     rate = lambda hparams: optax.adam(hparams["learning_rate"])
