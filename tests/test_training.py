@@ -203,7 +203,7 @@ def test_what_was_gone_back_to_is_not_extended(tmp_path):
     summary = train(tmp_path, make, steps=60, early_stop=2)
     assert summary["step"] == 6
     assert checkpoint.load(tmp_path)["step"] == 6
-    assert training.went_back_to(tmp_path) is None  # the checkpoints say it
+    assert run_folder.step_of(tmp_path) is None  # the checkpoints say it
     (tmp_path / "checkpoints" / checkpoint.CAME_TO).unlink()  # as a run made before they did
     assert checkpoint.load(tmp_path)["step"] == 18
     run = config(tmp_path, steps=60, early_stop=2)
