@@ -25,7 +25,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 import jax
 import pytest
 
-from jaxdl import hosts
+from jaxdl import hosts, parallel
 from jaxdl.writers import Writer
 
 ROOT = Path(__file__).parent.parent
@@ -36,6 +36,18 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def xla_flags(devices):
     """The flags above, but so many CPU devices."""
     return os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    """For experiments in this process: JAX as the tests have set it up, but one of its devices."""
+    from experiments.harness import training  # here: most tests have no use for what it imports
+
+    mesh = parallel.data_mesh(jax.devices()[:1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parallel, "data_mesh", lambda: mesh)
+        patch.setattr(training, "prepare_jax", lambda *config: None)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -13,19 +13,12 @@ from PIL import Image
 from experiments import gan
 from experiments.harness import cli, run_folder, study, training
 from experiments.studies import checkerboard
-from jaxdl import InputError, checkpoint, fidelity, parallel, pictures
+from jaxdl import InputError, checkpoint, fidelity, pictures
 
 UPSAMPLINGS = checkerboard.UPSAMPLINGS
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-    """JAX as the tests have set it up, without the work of going round eight devices."""
-    mesh = parallel.data_mesh(jax.devices()[:1])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parallel, "data_mesh", lambda: mesh)
-        patch.setattr(training, "prepare_jax", lambda *config: None)
-        yield
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import shutil
 import statistics
 from pathlib import Path
 
-import jax
 import pytest
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
@@ -27,14 +26,7 @@ all_devices = parallel.data_mesh
 BY = compare.Compared("eval/accuracy", "train/loss", "eval/accuracy", "test")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-    """JAX as the tests have set it up, without the work of going round eight devices."""
-    mesh = parallel.data_mesh(jax.devices()[:1])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parallel, "data_mesh", lambda: mesh)
-        patch.setattr(training, "prepare_jax", lambda *config: None)
-        yield
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture(autouse=True)

@@ -9,19 +9,11 @@ import pytest
 from experiments import char_rnn
 from experiments.harness import cli, training
 from experiments.studies import recurrent
-from jaxdl import InputError, parallel
+from jaxdl import InputError
 from jaxdl.pictures import read_png
 from jaxdl.recurrent import Recurrent
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-    """JAX as the tests have set it up, without the work of going round eight devices."""
-    mesh = parallel.data_mesh(jax.devices()[:1])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parallel, "data_mesh", lambda: mesh)
-        patch.setattr(training, "prepare_jax", lambda *config: None)
-        yield
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 def test_gradients_by_lag_are_products_of_jacobians():

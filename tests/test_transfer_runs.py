@@ -25,14 +25,7 @@ NEW += ("--nohistograms",)
 slowly = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-    """JAX as the tests have set it up, but few examples do not go round eight devices."""
-    mesh = parallel.data_mesh(jax.devices()[:1])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parallel, "data_mesh", lambda: mesh)
-        patch.setattr(training, "prepare_jax", lambda *config: None)
-        yield
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 def train(experiment, workdir, *flags):

@@ -2,8 +2,8 @@
 
 import functools
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -14,8 +14,15 @@ from jaxdl import decoding
 from jaxdl.data.pairs import EOS, GO, PAD, SubwordVocabulary
 from jaxdl.models.seq2seq import Seq2Seq
 
-Search = Callable[..., decoding.Sequences]
-"""(params, source [B, S], source_length [B], max_length) -> Sequences [B, n_best]"""
+
+class Search(Protocol):
+    """What finds translations."""
+
+    def __call__(
+        self, params: Any, source: Any, source_length: Any, max_length: int, /
+    ) -> decoding.Sequences:
+        """The best [B, n_best] of sources int [B, S], each of at most so many tokens."""
+        ...
 
 
 def search(

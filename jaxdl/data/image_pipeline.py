@@ -6,9 +6,9 @@ from typing import Literal
 
 import numpy as np
 
-from jaxdl import InputError
+from jaxdl import InputError, require
 from jaxdl.data.images import CorruptImage, Preprocess
-from jaxdl.data.pipeline import RowPipeline, Sharding, require
+from jaxdl.data.pipeline import RowPipeline, Sharding
 from jaxdl.data.rows import Field, Schema
 from jaxdl.data.sources import Dataset, wrong_label
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from jaxdl import InputError
+from jaxdl import InputError, require
 from jaxdl.data.order import EvalOrder, Order, TrainOrder
 from jaxdl.data.reading import UNREADABLE, read_ahead
 from jaxdl.data.rows import MASK, Indexed, Rows, Schema, Stream, Unreadable, padding_rows
@@ -376,9 +376,3 @@ def make_global(
         return rows[first : first + stop - start]
 
     return jax.make_array_from_callback((length, *rows.shape[1:]), sharding, shard)
-
-
-def require(condition: bool, given: str, accepted: str) -> None:
-    """Raises InputError unless a condition holds: `given: expected accepted`."""
-    if not condition:
-        raise InputError(f"{given}: expected {accepted}")

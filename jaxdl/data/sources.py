@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol, TypedDict
 
 import numpy as np
 
-from jaxdl import InputError
+from jaxdl import InputError, files
 
 MANY = 100_000  # records of which it takes long to read the labels
 
@@ -271,12 +271,9 @@ class _Records:
         if len(self) >= MANY:
             print(f"reading the labels of {self.name}, once: {path}", file=sys.stderr)
         found = np.array([self.records[i]["label"] for i in range(len(self))], np.int64)
-        # Beside and renamed, as in `words` and `bottleneck`: one function could do it for all.
-        scratch = path.with_suffix(f".{os.uname().nodename}.{os.getpid()}")
-        with contextlib.suppress(OSError):  # a set that may only be read
-            with scratch.open("wb") as output:
-                np.savez(output, labels=found, key=np.array(key))
-            scratch.replace(path)
+        # The set may be one that may only be read.
+        with contextlib.suppress(OSError), files.replacing(path) as output:
+            np.savez(output, labels=found, key=np.array(key))
         return found
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxdl import InputError
+from jaxdl import InputError, files
 from jaxdl.data.order import generator_for
 from jaxdl.data.pipeline import Sharding, StreamPipeline
 from jaxdl.data.rows import MASK, Field, Schema
@@ -337,14 +337,10 @@ def write_vectors(path: str | Path, words: Iterable[str], vectors: np.ndarray) -
       words: V words without white space.
       vectors: float32 [V, D].
     """
-    path = Path(path)
-    # Beside and renamed, as in `sources` and `bottleneck`: one function could do it for all.
-    scratch = path.with_name(path.name + ".tmp")
-    with scratch.open("w", encoding="utf-8") as file:
-        file.write(f"{len(vectors)} {vectors.shape[1]}\n")
+    with files.replacing(Path(path)) as file:
+        file.write(f"{len(vectors)} {vectors.shape[1]}\n".encode())
         for word, vector in zip(words, np.asarray(vectors, np.float32), strict=True):
-            file.write(f"{word} {' '.join(map(str, vector))}\n")
-    scratch.replace(path)
+            file.write(f"{word} {' '.join(map(str, vector))}\n".encode())
 
 
 def write_projector(folder: str | Path, words: Iterable[str], vectors: np.ndarray) -> None:
