@@ -1,16 +1,23 @@
 """Layers, small operations and the start of the weights, where several networks need them."""
 
+import dataclasses
 import difflib
 import math
 import zlib
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.typing import Dtype
 
 from jaxdl import InputError
+
+# Makes a layer of which all but the sizes and the name is already set.
+ModuleDef = Callable[..., Any]
 
 INITIALIZERS: dict[str, tuple[nn.initializers.Initializer, float]] = {
     **{
@@ -46,16 +53,16 @@ def initializer(name: str, scale: float | None = None) -> nn.initializers.Initia
     [fan_in, features].
 
     Args:
-        name: a key of `INITIALIZERS`.
-        scale: what torch calls the gain. For `normal` it is the standard deviation, for
-            `truncated_normal` that of the distribution before it is cut off at two of them, and for
-            `constant` the value. None for 0.01 in these three, and 1 in all others.
+      name: a key of `INITIALIZERS`.
+      scale: what torch calls the gain. For `normal` it is the standard deviation, for
+        `truncated_normal` that of the distribution before it is cut off at two of them, and for
+        `constant` the value. None for 0.01 in these three, and 1 in all others.
 
     Returns:
-        (key, shape, dtype) -> a kernel [..., in, out].
+      (key, shape, dtype) -> a kernel [..., in, out].
 
     Raises:
-        InputError: no such name, or a scale that is not finite.
+      InputError: no such name, or a scale that is not finite.
     """
     if name not in INITIALIZERS:
         near = difflib.get_close_matches(name, INITIALIZERS)
@@ -76,11 +83,11 @@ def redraw(key: jax.Array, params: Any, initializer: nn.initializers.Initializer
     zero, with `zero_init_last`, are drawn too.
 
     Args:
-        key: a PRNG key. Each kernel's own follows from it and from the kernel's path, so that a
-            layer more in one place changes nothing in another.
-        params: nested dicts of arrays, as `model.init` returns them under `params`.
-        initializer: (key, shape, dtype) -> array, such as `initializer("he_normal")`. It draws in
-            float32 at least.
+      key: a PRNG key. Each kernel's own follows from it and from the kernel's path, so that a
+        layer more in one place changes nothing in another.
+      params: nested dicts of arrays, as `model.init` returns them under `params`.
+      initializer: (key, shape, dtype) -> array, such as `initializer("he_normal")`. It draws in
+        float32 at least.
     """
 
     def draw(path: Any, leaf: jax.Array) -> jax.Array:
@@ -94,6 +101,54 @@ def redraw(key: jax.Array, params: Any, initializer: nn.initializers.Initializer
     return jax.tree.map_with_path(draw, params)
 
 
+class Typed(nn.Module):
+    """A network whose types can be chosen.
+
+    Args:
+      dtype: the compute type.
+      param_dtype: the type that parameters are stored in.
+    """
+
+    _: dataclasses.KW_ONLY
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    @property
+    def types(self) -> dict[str, Any]:
+        """Both, as a layer takes them."""
+        return {"dtype": self.dtype, "param_dtype": self.param_dtype}
+
+
+class Normed(Typed):
+    """A network with batch norms, whose statistics are float32 whatever the compute type.
+
+    Args:
+      dtype, param_dtype: see `Typed`.
+      norm_momentum: the share of the running statistics that stays at each update; torch calls the
+        rest momentum.
+      norm_epsilon: what is added to a variance.
+      axis_name: mapped axis (of `pmap`, `vmap` or `shard_map`) over which the norms average their
+        statistics in training; None under plain `jit`, sharded or not.
+    """
+
+    _: dataclasses.KW_ONLY
+    norm_momentum: float = 0.9
+    norm_epsilon: float = 1e-5
+    axis_name: str | None = None
+
+    @nn.nowrap
+    def norm(self, train: bool) -> ModuleDef:
+        """What makes the network's batch norms."""
+        return partial(
+            nn.BatchNorm,
+            use_running_average=not train,
+            momentum=self.norm_momentum,
+            epsilon=self.norm_epsilon,
+            axis_name=self.axis_name,
+            **self.types,
+        )
+
+
 class LocalResponseNorm(nn.Module):
     """Local response normalization: each value divided by the energy of its neighbour channels.
 
@@ -103,8 +158,8 @@ class LocalResponseNorm(nn.Module):
     `size`. Its n=5, alpha=1e-4, beta=0.75, k=2 are `LocalResponseNorm(5, 5e-4, 0.75, 2)` here.
 
     Args:
-        size: number of channels summed over; of an even number one more lies before than after.
-        alpha, beta, k: as above, torch's defaults.
+      size: number of channels summed over; of an even number one more lies before than after.
+      alpha, beta, k: as above, torch's defaults.
 
     Shapes: [..., C] to [..., C], of the same type. Computes in float32 at least.
 
@@ -166,8 +221,8 @@ def tabulate(model: nn.Module, *inputs: Any, **kwargs: Any) -> str:
     """Return the table of a network's layers as plain text, 120 columns wide.
 
     Args:
-        model: the network.
-        inputs, kwargs: what it is called with, such as images and `train=False`.
+      model: the network.
+      inputs, kwargs: what it is called with, such as images and `train=False`.
     """
     # Flax would else write the codes of a terminal's colors, wherever the text goes.
     plain = {"width": 120, "force_terminal": False}
@@ -184,12 +239,12 @@ def check_image_size(
     """Raise InputError for what is no images [B, H, W, C] of at least so many pixels each way.
 
     Args:
-        model: what they are given to.
-        images: they.
-        smallest: the least height and width.
-        as_small: the same of the network with `small_images`, for the message; None where it has no
-            such argument.
-        part: of the model, such as "the head of ".
+      model: what they are given to.
+      images: they.
+      smallest: the least height and width.
+      as_small: the same of the network with `small_images`, for the message; None where it has no
+        such argument.
+      part: of the model, such as "the head of ".
     """
     name = f"{part}{type(model).__name__}"
     if images.ndim != 4:

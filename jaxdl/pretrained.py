@@ -4,8 +4,9 @@
     logits = jaxdl.models.create("resnet50").apply(variables, images, train=False)
     pretrained.save("mine.safetensors", pretrained.to_torch("resnet50", variables))
 
-Each family has one table that says where its layers stand in the published files. A file that does
-not fit a network to the last array is refused in one error that names all that is wrong with it.
+Each family's file in `jaxdl.models` has a table that says where its layers stand in the published
+files (`WEIGHTS`). A file that does not fit a network to the last array is refused in one error that
+names all that is wrong with it.
 
 `preprocessing(name)` tells how the images have to be prepared that the weights were trained on.
 """
@@ -23,140 +24,10 @@ import safetensors.numpy
 from flax import traverse_util
 
 from jaxdl import InputError, models
-from jaxdl.data.images import Interpolation, Preprocess
-from jaxdl.models import vgg
+from jaxdl.data.images import Preprocess
+from jaxdl.published import NORM, Images, Permutation, Rows, Weights
 
 StateDict = dict[str, np.ndarray]
-
-
-# Permutations: where each axis here is in torch's array. Dense layers after a flatten need none of
-# their own, since `jaxdl.nn.flatten` puts the channels first as torch does.
-Permutation = tuple[int, ...]
-CONV: Permutation = (2, 3, 1, 0)  # OIHW there, HWIO here
-DENSE: Permutation = (1, 0)  # OI there, IO here
-NORM: Permutation = (0,)
-
-# Rows of a layer here (a pattern of its whole path), the layer there, and its kernel's permutation.
-# What the pattern has in parentheses carries over. The first row that fits counts.
-Rows = tuple[tuple[str, str, Permutation], ...]
-
-ALEXNET: Rows = (
-    ("conv1", "features.0", CONV),
-    ("conv2", "features.3", CONV),
-    ("conv3", "features.6", CONV),
-    ("conv4", "features.8", CONV),
-    ("conv5", "features.10", CONV),
-    ("fc6", "classifier.1", DENSE),
-    ("fc7", "classifier.4", DENSE),
-    ("fc8", "classifier.6", DENSE),
-)
-
-
-def vgg_rows(column: str, batch_norm: bool) -> Rows:
-    """Return the rows of one column of the paper's table.
-
-    torchvision numbers every layer from the first to the last, norms, relus and pools too.
-    """
-    rows: list[tuple[str, str, Permutation]] = []
-    stage, i, place = 1, 1, 0
-    for layer in vgg.COLUMNS[column]:
-        if layer == "maxpool":
-            stage, i, place = stage + 1, 1, place + 1
-            continue
-        rows.append((f"conv{stage}_{i}", f"features.{place}", CONV))
-        if batch_norm:
-            rows.append((f"bn{stage}_{i}", f"features.{place + 1}", NORM))
-        i, place = i + 1, place + (3 if batch_norm else 2)
-    return (
-        *rows,
-        ("fc6", "classifier.0", DENSE),
-        ("fc7", "classifier.3", DENSE),
-        ("fc8", "classifier.6", DENSE),
-    )
-
-
-RESNET: Rows = (
-    (r"conv1", r"conv1", CONV),
-    (r"bn1", r"bn1", NORM),
-    (r"layer(\d)_(\d+)/conv(\d)", r"layer\1.\2.conv\3", CONV),
-    (r"layer(\d)_(\d+)/bn(\d)", r"layer\1.\2.bn\3", NORM),
-    (r"layer(\d)_(\d+)/downsample_conv", r"layer\1.\2.downsample.0", CONV),
-    (r"layer(\d)_(\d+)/downsample_bn", r"layer\1.\2.downsample.1", NORM),
-    (r"fc", r"fc", DENSE),
-)
-
-# timm counts stages from 0, and its last layer is a 1x1 convolution.
-RESNET_V2: Rows = (
-    (r"conv1", r"stem.conv", CONV),
-    *(
-        row
-        for i in range(4)
-        for row in (
-            (rf"layer{i + 1}_(\d+)/conv(\d)", rf"stages.{i}.blocks.\1.conv\2", CONV),
-            (rf"layer{i + 1}_(\d+)/bn(\d)", rf"stages.{i}.blocks.\1.norm\2", NORM),
-            (
-                rf"layer{i + 1}_(\d+)/downsample_(conv)",
-                rf"stages.{i}.blocks.\1.downsample.\2",
-                CONV,
-            ),
-        )
-    ),
-    (r"bn", r"norm", NORM),
-    (r"fc", r"head.fc", CONV),
-)
-
-DENSENET: Rows = (
-    (r"conv0", r"features.conv0", CONV),
-    (r"norm([05])", r"features.norm\1", NORM),
-    (r"(denseblock\d)_(denselayer\d+)/(conv\d)", r"features.\1.\2.\3", CONV),
-    (r"(denseblock\d)_(denselayer\d+)/(norm\d)", r"features.\1.\2.\3", NORM),
-    (r"(transition\d)/conv", r"features.\1.conv", CONV),
-    (r"(transition\d)/norm", r"features.\1.norm", NORM),
-    (r"classifier", r"classifier", DENSE),
-)
-
-# In the Inception networks every convolution has a norm; one row stands for both.
-GOOGLENET: Rows = (
-    (r"conv(\d)/(conv|bn)", r"conv\1.\2", CONV),
-    (r"(inception\w+)/branch1/(conv|bn)", r"\1.branch1.\2", CONV),
-    (r"(inception\w+)/branch(\d)_(\d)/(conv|bn)", r"\1.branch\2.\3.\4", CONV),
-    (r"aux(\d)/conv/(conv|bn)", r"aux\1.conv.\2", CONV),
-    (r"aux(\d)/fc1", r"aux\1.fc1", DENSE),
-    (r"aux(\d)/fc2", r"aux\1.fc2", DENSE),
-    (r"fc", r"fc", DENSE),
-)
-
-INCEPTION_V3: Rows = (
-    (r"(Conv2d_\w+)/(conv|bn)", r"\1.\2", CONV),
-    (r"(Mixed_\w+)/(branch\w+)/(conv|bn)", r"\1.\2.\3", CONV),
-    (r"AuxLogits/(conv\d)/(conv|bn)", r"AuxLogits.\1.\2", CONV),
-    (r"AuxLogits/fc", r"AuxLogits.fc", DENSE),
-    (r"fc", r"fc", DENSE),
-)
-
-# timm counts the pool before a branch's only convolution. The last three modules of v4 are no
-# sequences there, and keep their underscores.
-INCEPTION_V4: Rows = (
-    (r"features_([012])/(conv|bn)", r"features.\1.\2", CONV),
-    (r"features_([35])/conv/(conv|bn)", r"features.\1.conv.\2", CONV),
-    (r"features_(\d+)/branch0/(conv|bn)", r"features.\1.branch0.\2", CONV),
-    (r"features_(\d+)/branch3/(conv|bn)", r"features.\1.branch3.1.\2", CONV),
-    (r"features_(19|20|21)/(branch\d_\w+)/(conv|bn)", r"features.\1.\2.\3", CONV),
-    (r"features_(\d+)/branch(\d)_(\d)/(conv|bn)", r"features.\1.branch\2.\3.\4", CONV),
-    (r"fc", r"last_linear", DENSE),
-)
-
-INCEPTION_RESNET_V2: Rows = (
-    (r"(conv2d_\w+)/(conv|bn)", r"\1.\2", CONV),
-    (r"mixed_5b/branch3/(conv|bn)", r"mixed_5b.branch3.1.\1", CONV),
-    (r"(mixed_\w+|block8)/(branch\d)/(conv|bn)", r"\1.\2.\3", CONV),
-    (r"(mixed_\w+|block8)/(branch\d)_(\d)/(conv|bn)", r"\1.\2.\3.\4", CONV),
-    (r"block8/conv2d", r"block8.conv2d", CONV),
-    (r"(repeat(?:_\d)?)_(\d+)/(branch\d)/(conv|bn)", r"\1.\2.\3.\4", CONV),
-    (r"(repeat(?:_\d)?)_(\d+)/(branch\d)_(\d)/(conv|bn)", r"\1.\2.\3.\4.\5", CONV),
-    (r"(repeat(?:_\d)?)_(\d+)/conv2d", r"\1.\2.conv2d", CONV),
-    (r"fc", r"classif", DENSE),
-)
 
 # Here and there, by collection and leaf. torch's BatchNorm also counts the batches it has seen,
 # which only a norm without a momentum would use: ignored when read, and not written.
@@ -176,94 +47,16 @@ WRAPPERS = re.compile(r"((module|_orig_mod)\.)+")
 OLD_DENSENET_KEY = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(\d\.)")
 
 
-class Preprocessing(NamedTuple):
-    """What is done to an image before a network sees it.
+class Preprocessing(Images):
+    """What is done to an image before a network sees it; `Images` names the attributes.
 
-    The shorter side is resized, the centre cut out, and (pixel - mean) / std taken of pixels in
-    [0, 1], by channel: `host()` does the first two, `jaxdl.augment.normalize` the last.
-
-    Attributes:
-        resize: the shorter side after resizing, in pixels.
-        crop: height and width of the result, in pixels.
-        interpolation: "bilinear" or "bicubic", antialiased.
-        mean, std: of red, green and blue.
+    `host()` resizes and cuts, and `jaxdl.augment.normalize` does the rest.
     """
-
-    resize: int
-    crop: int
-    interpolation: Interpolation
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
 
     def host(self) -> Preprocess:
         """Return the host's part, from encoded images to uint8 [crop, crop, 3]."""
         share = self.crop / self.resize
         return Preprocess(self.crop, 3, share, interpolation=self.interpolation)
-
-
-class Published(NamedTuple):
-    """The published form of a network.
-
-    Attributes:
-        rows: its family's table.
-        preprocessing: of the weights that were published first.
-        heads: the published layers with an output for each class; the network's own first, then
-            one of each auxiliary head.
-    """
-
-    rows: Rows
-    preprocessing: Preprocessing
-    heads: tuple[str, ...]
-
-    def is_auxiliary(self, key: str) -> bool:
-        """Whether an array belongs to an auxiliary head."""
-        return key.split(".")[0] in [head.split(".")[0] for head in self.heads[1:]]
-
-
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # its mean and standard deviation
-HALVES = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # pixels in [-1, 1]
-
-TORCHVISION = Preprocessing(256, 224, "bilinear", *IMAGENET)
-
-# torchvision's code for GoogLeNet and Inception v3 takes images normalized by ImageNet's mean and
-# deviation and normalizes them over by the halves that the weights were trained with
-# (`transform_input`). Here the halves are applied at once.
-PUBLISHED: dict[str, Published] = {
-    "alexnet": Published(ALEXNET, TORCHVISION, ("classifier.6",)),
-    **{
-        f"vgg{depth}{suffix}": Published(
-            vgg_rows(column, bool(suffix)), TORCHVISION, ("classifier.6",)
-        )
-        for depth, column in {11: "A", 13: "B", 16: "D", 19: "E"}.items()
-        for suffix in ("", "_bn")
-    },
-    "googlenet": Published(
-        GOOGLENET, Preprocessing(256, 224, "bilinear", *HALVES), ("fc", "aux1.fc2", "aux2.fc2")
-    ),
-    "inception_v3": Published(
-        INCEPTION_V3, Preprocessing(342, 299, "bilinear", *HALVES), ("fc", "AuxLogits.fc")
-    ),
-    "inception_v4": Published(
-        INCEPTION_V4, Preprocessing(341, 299, "bicubic", *HALVES), ("last_linear",)
-    ),
-    "inception_resnet_v2": Published(
-        INCEPTION_RESNET_V2, Preprocessing(333, 299, "bicubic", *HALVES), ("classif",)
-    ),
-    **{
-        f"resnet{depth}": Published(RESNET, TORCHVISION, ("fc",))
-        for depth in (18, 34, 50, 101, 152)
-    },
-    **{
-        f"resnet{depth}_v2": Published(
-            RESNET_V2, Preprocessing(resize, 224, "bicubic", *HALVES), ("head.fc",)
-        )
-        for depth, resize in {18: 248, 34: 248, 50: 235, 101: 235, 152: 256}.items()
-    },
-    **{
-        f"densenet{depth}": Published(DENSENET, TORCHVISION, ("classifier",))
-        for depth in (121, 161, 169, 201)
-    },
-}
 
 
 class Target(NamedTuple):
@@ -299,14 +92,14 @@ def preprocessing(name: str) -> Preprocessing:
     torchvision's IMAGENET1K_V2 weights of resnet50, 101 and 152 take `_replace(resize=232)`.
 
     Raises:
-        InputError: the network is not among `names()`.
+      InputError: the network is not among `names()`.
     """
-    return _published(name).preprocessing
+    return Preprocessing(*_published(name).images)
 
 
 def names() -> tuple[str, ...]:
     """Return the names of the models whose published weights can be read, sorted."""
-    return tuple(sorted(PUBLISHED))
+    return tuple(sorted(models.WEIGHTS))
 
 
 def from_torch(
@@ -324,23 +117,23 @@ def from_torch(
     Batch counters are ignored, and auxiliary heads if the network is built without them.
 
     Args:
-        name: one of `names()`.
-        state_dict: arrays by name. It is left as it is, and no memory is shared with it.
-        num_classes: number of logits; the network's default when None. See `num_classes_of`. With
-            0 the network has no last layer, and that of the weights is ignored.
-        key: draws anew what the weights do not offer: the last layers, if they are for another
-            number of classes, and auxiliary heads, if they have none. Without a key that is an
-            error like any other.
-        kwargs: what else `models.create` takes for this name, such as `aux_logits`. What changes
-            shapes, as `small_images` does in some networks, will not fit.
+      name: one of `names()`.
+      state_dict: arrays by name. It is left as it is, and no memory is shared with it.
+      num_classes: number of logits; the network's default when None. See `num_classes_of`. With
+        0 the network has no last layer, and that of the weights is ignored.
+      key: draws anew what the weights do not offer: the last layers, if they are for another
+        number of classes, and auxiliary heads, if they have none. Without a key that is an
+        error like any other.
+      kwargs: what else `models.create` takes for this name, such as `aux_logits`. What changes
+        shapes, as `small_images` does in some networks, will not fit.
 
     Returns:
-        The variables as `init` gives them, as numpy arrays of the network's types.
+      The variables as `init` gives them, as numpy arrays of the network's types.
 
     Raises:
-        InputError: the weights do not fit. The one message counts the arrays that are missing, that
-            the network does not have, that have another shape, that are not of floating point and
-            that a DenseNet's file has in both spellings, and names the first ten of each.
+      InputError: the weights do not fit. The one message counts the arrays that are missing, that
+        the network does not have, that have another shape, that are not of floating point and
+        that a DenseNet's file has in both spellings, and names the first ten of each.
     """
     published = _published(name)
     source = {OLD_DENSENET_KEY.sub(r"\1\2", k): np.asarray(v) for k, v in state_dict.items()}
@@ -399,7 +192,7 @@ def num_classes_of(name: str, state_dict: Mapping[str, Any]) -> int:
     That is the network's default if they have no last layer, as `from_torch` will then tell.
 
     Raises:
-        InputError: the network is not among `names()`.
+      InputError: the network is not among `names()`.
     """
     bias = np.asarray(state_dict.get(f"{_published(name).heads[0]}.bias", 0))
     default: Any = models.create(name)
@@ -413,16 +206,16 @@ def to_torch(name: str, variables: Mapping[str, Any], **kwargs: Any) -> StateDic
     dictionary sets them to zero.
 
     Args:
-        name: one of `names()`.
-        variables: those of the network, of any number of classes, with or without auxiliary heads.
-        kwargs: what else the network was created with, where that changes its shapes, among it
-            `num_classes=0`.
+      name: one of `names()`.
+      variables: those of the network, of any number of classes, with or without auxiliary heads.
+      kwargs: what else the network was created with, where that changes its shapes, among it
+        `num_classes=0`.
 
     Returns:
-        New arrays, of the types that the variables have.
+      New arrays, of the types that the variables have.
 
     Raises:
-        InputError: the variables are not those of that network; the message is as `from_torch`'s.
+      InputError: the variables are not those of that network; the message is as `from_torch`'s.
     """
     published = _published(name)
     arrays = {path: np.asarray(leaf) for path, leaf in _flat(variables).items()}
@@ -440,10 +233,10 @@ def to_torch(name: str, variables: Mapping[str, Any], **kwargs: Any) -> StateDic
     return {target.key: target.to_torch(arrays[path]) for path, target in targets.items()}
 
 
-def _published(name: str) -> Published:
-    if name not in PUBLISHED:
+def _published(name: str) -> Weights:
+    if name not in models.WEIGHTS:
         raise InputError(f"no published weights for {name!r}; there are for {', '.join(names())}")
-    return PUBLISHED[name]
+    return models.WEIGHTS[name]
 
 
 def _flat(tree: Any) -> dict[tuple[str, ...], Any]:
@@ -455,14 +248,14 @@ def _network(
 ) -> tuple[Callable[[jax.Array], Any], dict[tuple[str, ...], Target]]:
     """Return the network's initializer, (key) -> {path: array}, and its targets by path."""
     model = models.create(name, **kwargs)
-    side = PUBLISHED[name].preprocessing.crop
+    rows, _, images = models.WEIGHTS[name]
 
     def init(key):
-        return _flat(model.init(key, jnp.zeros((1, side, side, 3)), train=False))
+        return _flat(model.init(key, jnp.zeros((1, images.crop, images.crop, 3)), train=False))
 
     targets = {}
     for path, leaf in jax.eval_shape(lambda: init(jax.random.key(0))).items():
-        key, permutation = _place(PUBLISHED[name].rows, path)
+        key, permutation = _place(rows, path)
         targets[path] = Target(key, permutation, leaf)
     return init, targets
 
@@ -482,7 +275,7 @@ def _place(rows: Rows, path: tuple[str, ...]) -> tuple[str, Permutation]:
 
 
 def _heads_of_other_classes(
-    published: Published, given: Mapping[str, np.ndarray], wanted: Mapping[str, tuple[int, ...]]
+    published: Weights, given: Mapping[str, np.ndarray], wanted: Mapping[str, tuple[int, ...]]
 ) -> set[str]:
     """Return the names of the last layers' arrays that differ in the number of classes alone."""
     last = {f"{head}.{leaf}" for head in published.heads for leaf in ("weight", "bias")}
@@ -521,7 +314,7 @@ def load(name: str, path: str | Path, **kwargs: Any) -> dict[str, Any]:
     """Return the variables of a network from a file of published weights; see `read`, `from_torch`.
 
     Raises:
-        InputError: as those do, with the path before the message.
+      InputError: as those do, with the path before the message.
     """
     _published(name)  # an unknown name should not cost the reading of a large file
     state_dict = read(path)
@@ -535,11 +328,11 @@ def read(path: str | Path) -> StateDict:
     """Return the arrays in a file, by name. No file can make it run code.
 
     Args:
-        path: ends in .safetensors, .npz, or .pth or .pt, which are torch's own and need torch.
+      path: ends in .safetensors, .npz, or .pth or .pt, which are torch's own and need torch.
 
     Raises:
-        InputError: there is no such file, or it is truncated, damaged or of another kind, or holds
-            objects that are not arrays, or it is torch's and there is no torch or an old one.
+      InputError: there is no such file, or it is truncated, damaged or of another kind, or holds
+        objects that are not arrays, or it is torch's and there is no torch or an old one.
     """
     path = Path(path)
     if path.suffix not in READERS:
@@ -598,11 +391,11 @@ def save(path: str | Path, state_dict: Mapping[str, Any]) -> None:
     """Write arrays by name, such as `to_torch` returns.
 
     Args:
-        path: ends in .safetensors or .npz.
-        state_dict: the arrays. In .npz they cannot be bfloat16.
+      path: ends in .safetensors or .npz.
+      state_dict: the arrays. In .npz they cannot be bfloat16.
 
     Raises:
-        InputError: the path ends otherwise, or the file cannot hold the arrays.
+      InputError: the path ends otherwise, or the file cannot hold the arrays.
     """
     path = Path(path)
     # safetensors writes the memory of an array in whatever order it lies.

@@ -10,15 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden.weights import images, weight
-from test_models import (
+from networks import (
     MODELS,
     compile_quickly,
     count,
+    each,
     flat,
     golden_variables,
     init,
     init_shapes,
     largest_error,
+    slow,
     torch_axes,
     torch_key,
 )
@@ -97,7 +99,7 @@ def keys(golden: Any, name: str) -> list[str]:
 # What each of them consists of.
 
 
-@pytest.mark.parametrize("name", TORCHVISION)
+@pytest.mark.parametrize("name", each(TORCHVISION))
 def test_parameters_are_those_of_torchvision(golden, name):
     """Every key and shape of the network in its full width, in both directions."""
     variables = init_shapes(models.create(name), MODELS[name][1].image)
@@ -202,6 +204,13 @@ def sown_shapes(model: Any, image: tuple[int, int, int]) -> dict[str, tuple[int,
     return {name: leaf.shape[1:] for name, (leaf,) in state["intermediates"].items()}
 
 
+def alexnet_stages(*features: int) -> dict[str, tuple[int, ...]]:
+    """Return the maps of both forms, which differ in their numbers alone."""
+    sides = zip((55, 27, 13, 13, 13), features, strict=True)
+    stages = {f"relu{i}": (side, side, maps) for i, (side, maps) in enumerate(sides, start=1)}
+    return {**stages, "features": (4096,)}
+
+
 VGG_STAGES = {
     "relu1": (224, 224, 64),
     "relu2": (112, 112, 128),
@@ -215,28 +224,8 @@ VGG_STAGES = {
 @pytest.mark.parametrize(
     ("name", "stages"),
     [
-        (
-            "alexnet",
-            {
-                "relu1": (55, 55, 64),
-                "relu2": (27, 27, 192),
-                "relu3": (13, 13, 384),
-                "relu4": (13, 13, 256),
-                "relu5": (13, 13, 256),
-                "features": (4096,),
-            },
-        ),
-        (
-            "alexnet_paper",
-            {
-                "relu1": (55, 55, 96),
-                "relu2": (27, 27, 256),
-                "relu3": (13, 13, 384),
-                "relu4": (13, 13, 384),
-                "relu5": (13, 13, 256),
-                "features": (4096,),
-            },
-        ),
+        ("alexnet", alexnet_stages(64, 192, 384, 256, 256)),
+        ("alexnet_paper", alexnet_stages(96, 256, 384, 384, 256)),
         ("vgg11_lrn", VGG_STAGES),
         ("vgg16_c", VGG_STAGES),
         ("vgg19_bn", VGG_STAGES),
@@ -261,7 +250,7 @@ VGG_STAGES = {
                 "class_maps": (8, 8, 10),
             },
         ),
-        (
+        slow(
             "densenet161",
             {
                 "denseblock1": (56, 56, 96 + 6 * 48),
@@ -271,7 +260,7 @@ VGG_STAGES = {
                 "features": (2208,),
             },
         ),
-        (
+        slow(
             "densenet100_bc_cifar",
             {
                 "denseblock1": (32, 32, 24 + 16 * 12),
@@ -298,7 +287,7 @@ def test_maps_at_the_published_size(name, stages):
         # conv1 is 5x5 instead of 11x11.
         ("nin", (4, 4, 1024), 7_595_176 - 96 * 3 * 96),
         # conv0 is 3x3 instead of 7x7, and has no norm.
-        ("densenet121", (4, 4, 1024), 7_978_856 - 40 * 3 * 64 - 2 * 64),
+        slow("densenet121", (4, 4, 1024), 7_978_856 - 40 * 3 * 64 - 2 * 64),
     ],
 )
 def test_small_images(name, last, parameters):
@@ -323,9 +312,9 @@ def test_small_images(name, last, parameters):
         ("nin", {}, 39),
         ("nin", {"small_images": True}, 8),
         ("nin_cifar", {}, 4),
-        ("densenet121", {}, 29),
-        ("densenet121", {"small_images": True}, 8),
-        ("densenet100_bc_cifar", {}, 4),
+        slow("densenet121", {}, 29),
+        slow("densenet121", {"small_images": True}, 8),
+        slow("densenet100_bc_cifar", {}, 4),
     ],
 )
 def test_smallest_images(name, kwargs, smallest):
@@ -392,7 +381,7 @@ def test_dropout(name):
 
 def test_densenet_dropout():
     """After every convolution but the first: without it the rest passes nothing on."""
-    model: Any = densenet.cifar_densenet(1, growth_rate=2, dropout=1.0)
+    model: Any = densenet.DenseNet((1,) * 3, True, growth_rate=2, dropout=1.0)
     x = np.random.default_rng(0).standard_normal((2, 8, 8, 3), np.float32)
     variables = init(model, x)
     apply = functools.partial(
@@ -412,29 +401,31 @@ def test_densenet_dropout():
 
 
 @pytest.mark.parametrize(
-    ("name", "kwargs", "sizes", "scale"),
+    ("name", "kwargs", "size", "scale"),
     [
-        ("alexnet", {}, (224, 255), 1),
-        ("alexnet_paper", {"width": 24}, (227, 99), 100),
-        ("vgg11", {"width": 16}, (224, 75), 1),
-        ("vgg16_bn", {"width": 16}, (224, 75), 1),
-        ("vgg11_lrn", {"width": 16}, (75,), 100),
-        ("vgg16_c", {"width": 16}, (75,), 1),
-        ("nin", {}, (224, 75), 1),
-        ("nin_cifar", {}, (32, 45), 1),
-        ("densenet121", {}, (224, 75), 1),
-        ("densenet161", {}, (64,), 1),
-        ("densenet100_bc_cifar", {}, (32, 45), 1),
+        ("alexnet_paper", {"width": 24}, 99, 100),
+        ("nin_cifar", {}, 32, 1),
+        ("vgg11", {"width": 16}, 75, 1),
+        *(slow("alexnet", {}, size, 1) for size in (224, 255)),
+        slow("alexnet_paper", {"width": 24}, 227, 100),
+        slow("vgg11", {"width": 16}, 224, 1),
+        *(slow("vgg16_bn", {"width": 16}, size, 1) for size in (224, 75)),
+        slow("vgg11_lrn", {"width": 16}, 75, 100),
+        slow("vgg16_c", {"width": 16}, 75, 1),
+        *(slow("nin", {}, size, 1) for size in (224, 75)),
+        slow("nin_cifar", {}, 45, 1),
+        *(slow("densenet121", {}, size, 1) for size in (224, 75)),
+        slow("densenet161", {}, 64, 1),
+        *(slow("densenet100_bc_cifar", {}, size, 1) for size in (32, 45)),
     ],
 )
-def test_logits_match_torch(golden, name, kwargs, sizes, scale):
+def test_logits_match_torch(golden, name, kwargs, size, scale):
     model: Any = models.create(name, num_classes=10, **kwargs)
     variables = golden_variables(model, keys(golden, name), RULES[name])
     apply = functools.partial(model.apply, train=False)
-    for size in sizes:
-        x = scale * images(size)
-        logits = compile_quickly(apply, variables, x)(variables, x)
-        assert largest_error(logits, golden[f"{name}/logits/{size}"]) < 5e-6
+    x = scale * images(size)
+    logits = compile_quickly(apply, variables, x)(variables, x)
+    assert largest_error(logits, golden[f"{name}/logits/{size}"]) < 5e-6
 
 
 # Where torch's norms stand, and from how many values each takes its statistics: those of two images
@@ -450,24 +441,24 @@ DENSENET_NORMS = {
 @pytest.mark.parametrize(
     ("name", "build", "size", "scale", "rules", "norms"),
     [
-        (
+        slow(
             "alexnet_paper",
             functools.partial(models.create, "alexnet_paper", width=24, dropout=0.0),
             *(99, 100, OURS, {}),
         ),
-        (
+        slow(
             "vgg16_bn",
             functools.partial(models.create, "vgg16_bn", width=16, dropout=0.0),
             *(75, 1, RULES["vgg16_bn"], VGG_NORMS),
         ),
-        (
+        slow(
             "nin_cifar",
             functools.partial(models.create, "nin_cifar", dropout=0.0),
             *(45, 1, OURS, {}),
         ),
         (
             "narrow_densenet",
-            functools.partial(densenet.imagenet_densenet, (2, 3, 3, 2), growth_rate=8),
+            functools.partial(densenet.DenseNet, (2, 3, 3, 2), growth_rate=8),
             *(75, 1, DENSENET, DENSENET_NORMS),
         ),
     ],

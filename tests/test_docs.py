@@ -24,20 +24,10 @@ SECTIONS = ("Args", "Attributes", "Returns", "Yields", "Raises")  # in this orde
 MOST_LINES_OF_A_FILE = 500
 MOST_LINES_OF_A_FUNCTION = 80
 # What is longer still. Entries may shrink and go, and none may come.
-LONG_FILES = {
-    "jaxdl/models/gan.py": 539,
-    "jaxdl/models/inception.py": 688,
-    "jaxdl/pretrained.py": 619,
-}
+LONG_FILES: dict[str, int] = {}
 LONG_FUNCTIONS: dict[str, int] = {}
 # Files whose sections are indented by four spaces still; that list, too, may only shrink.
-FOUR_SPACES = {
-    "jaxdl": "nn pretrained",
-    "jaxdl/models": (
-        "__init__ alexnet densenet gan googlenet inception language_model lenet mlp nin resnet "
-        "seq2seq vgg"
-    ),
-}
+FOUR_SPACES: dict[str, str] = {}
 
 
 def name_of(path):

@@ -592,7 +592,7 @@ def test_averages_are_evaluated_saved_and_predict(experiment):
     printed = experiment("predict", "--workdir=run", "--images=digit.png").stdout.split()
     pixels = data.Preprocess(32, 1)((experiment.folder / "digit.png").read_bytes(), name="digit")
     flags, _ = cli.parse(lenet.Config, [f"--flagfile={run / 'flags.txt'}"])
-    images = augment.normalize(pixels[None], flags.mean, flags.std)
+    images = augment.normalize(pixels[None], flags.classifier.mean, flags.classifier.std)
     chances = [
         jax.nn.softmax(models.create("lenet5").apply({"params": p}, images, train=False))[0]
         for p in (average, raw)

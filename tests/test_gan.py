@@ -369,14 +369,14 @@ def test_a_generator_that_cannot_learn_is_told_of(experiment, classifier):
 
 def test_warnings_only_where_they_are_due():
     well = {"train/real_accuracy": 0.8, "train/fake_accuracy": 1.0, "eval/diversity": 0.9}
-    assert gan.warnings(well, 0) == []
-    assert gan.warnings(well | {"eval/modes_covered": 6, "eval/recall": 0.3}, 10) == []
-    assert gan.warnings(well | {"eval/modes_covered": 3, "eval/recall": 0.9}, 10) == []  # a blur
-    (line,) = gan.warnings(well | {"eval/modes_covered": 3, "eval/recall": 0.3}, 10)
+    assert artist.warnings(well, 0) == []
+    assert artist.warnings(well | {"eval/modes_covered": 6, "eval/recall": 0.3}, 10) == []
+    assert artist.warnings(well | {"eval/modes_covered": 3, "eval/recall": 0.9}, 10) == []  # a blur
+    (line,) = artist.warnings(well | {"eval/modes_covered": 3, "eval/recall": 0.3}, 10)
     assert "cover 3 of 10 classes" in line
-    (line,) = gan.warnings(well | {"train/real_accuracy": 0.995}, 0)
+    (line,) = artist.warnings(well | {"train/real_accuracy": 0.995}, 0)
     assert "99.5% of real and 100.0% of generated" in line
-    assert gan.warnings({}, 0) == []  # a critic decides nothing
+    assert artist.warnings({}, 0) == []  # a critic decides nothing
 
 
 def test_a_reference_measures_against_what_no_player_saw():

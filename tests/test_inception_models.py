@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from flax import traverse_util
 from golden.weights import images, weight
-from test_models import (
+from networks import (
     MODELS,
     compile_quickly,
     count,
     flat,
     init_shapes,
     largest_error,
+    slow,
     torch_axes,
     torch_key,
 )
@@ -80,25 +81,27 @@ def golden():
 
 
 @pytest.mark.parametrize(
-    ("name", "sizes"),
+    ("name", "size"),
     [
-        ("googlenet", (224, 97)),
-        ("googlenet_paper", (224, 97)),
-        ("inception_v2", (224, 97)),
-        ("inception_v3", (299, 110)),
-        ("inception_v4", (299, 110)),
-        ("inception_resnet_v2", (299, 110)),
+        ("googlenet", 97),
+        ("inception_v2", 97),
+        *(slow(name, 224) for name in ("googlenet", "googlenet_paper", "inception_v2")),
+        slow("googlenet_paper", 97),
+        *(
+            slow(name, size)
+            for name in ("inception_v3", "inception_v4", "inception_resnet_v2")
+            for size in (299, 110)
+        ),
     ],
 )
-def test_logits_match_torch(golden, name, sizes):
+def test_logits_match_torch(golden, name, size):
     """At the native size, and at one that leaves other remainders in the pools."""
     model: Any = models.create(name, num_classes=10)
     keys = without_aux(golden[f"{name}/keys"])
-    variables = golden_variables(name, model, sizes[0], keys)
+    variables = golden_variables(name, model, size, keys)
     apply = functools.partial(model.apply, train=False)
-    for size in sizes:
-        logits = compile_quickly(apply, variables, images(size))(variables, images(size))
-        assert largest_error(logits, golden[f"{name}/logits/{size}"]) < 5e-6
+    logits = compile_quickly(apply, variables, images(size))(variables, images(size))
+    assert largest_error(logits, golden[f"{name}/logits/{size}"]) < 5e-6
 
 
 def train_step(name: str, model: Any, variables: Any, x: Any, keys: Any) -> Any:
@@ -133,6 +136,7 @@ def train_step(name: str, model: Any, variables: Any, x: Any, keys: Any) -> Any:
 # In float32, gradients through many norms over a few values each are off on both sides, and in
 # float64 convolutions of large images are slow. A norm over two values, as in the auxiliary head of
 # v3, is the worst: it makes 2e-4 of what is 2e-5 elsewhere.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size", "dtype", "heads", "pixels", "tolerance"),
     [
@@ -295,9 +299,9 @@ def test_inception_v2_layer_by_layer():
     ("name", "size", "maps"),
     [
         ("googlenet", 224, [("inception3b", 28, 480), ("inception4e", 14, 832)]),
-        ("inception_v3", 299, [("Mixed_5d", 35, 288), ("Mixed_6e", 17, 768)]),
-        ("inception_v4", 299, [("features_9", 35, 384), ("features_17", 17, 1024)]),
-        ("inception_resnet_v2", 299, [("repeat_9", 35, 320), ("repeat_1_19", 17, 1088)]),
+        slow("inception_v3", 299, [("Mixed_5d", 35, 288), ("Mixed_6e", 17, 768)]),
+        slow("inception_v4", 299, [("features_9", 35, 384), ("features_17", 17, 1024)]),
+        slow("inception_resnet_v2", 299, [("repeat_9", 35, 320), ("repeat_1_19", 17, 1088)]),
     ],
 )
 def test_maps_at_native_size(name, size, maps):
@@ -313,8 +317,8 @@ def test_maps_at_native_size(name, size, maps):
     ("name", "parameters", "heads"),
     [
         ("googlenet", 13_004_888, ["aux_logits1", "aux_logits2"]),
-        ("googlenet_paper", 13_378_280, ["aux_logits1", "aux_logits2"]),
-        ("inception_v3", 27_161_264, ["aux_logits"]),
+        slow("googlenet_paper", 13_378_280, ["aux_logits1", "aux_logits2"]),
+        slow("inception_v3", 27_161_264, ["aux_logits"]),
     ],
 )
 def test_auxiliary_heads(name, parameters, heads):
@@ -378,9 +382,9 @@ def test_auxiliary_heads(name, parameters, heads):
         ("googlenet", 15, 6),
         ("googlenet_paper", 31, 14),
         ("inception_v2", 17, 3),
-        ("inception_v3", 75, 17),
-        ("inception_v4", 75, 17),
-        ("inception_resnet_v2", 75, 17),
+        slow("inception_v3", 75, 17),
+        slow("inception_v4", 75, 17),
+        slow("inception_resnet_v2", 75, 17),
     ],
 )
 def test_smallest_images(name, smallest, smallest_as_small):
@@ -404,7 +408,7 @@ def test_smallest_images(name, smallest, smallest_as_small):
             "sides 223 to 270, not .*; with small_images=T.* 32 to",
         ),
         ("googlenet_paper", True, (32, 37), "sides 32 to 37, not"),
-        (
+        slow(
             "inception_v3",
             False,
             (299,),
@@ -432,9 +436,9 @@ def test_images_of_auxiliary_heads(name, small_images, sizes, message):
         ("googlenet", {"stem": 28, "inception3": 28, "inception4": 14, "inception5": 7}),
         ("googlenet_paper", {"stem": 28, "inception3": 28, "inception4": 14, "inception5": 7}),
         ("inception_v2", {"stem": 32, "inception3": 16, "inception4": 8, "inception5": 8}),
-        ("inception_v3", {"stem": 22, "Mixed_5": 22, "Mixed_6": 10, "Mixed_7": 4}),
-        ("inception_v4", {"stem": 22, "inception_a": 22, "inception_b": 10, "inception_c": 4}),
-        (
+        slow("inception_v3", {"stem": 22, "Mixed_5": 22, "Mixed_6": 10, "Mixed_7": 4}),
+        slow("inception_v4", {"stem": 22, "inception_a": 22, "inception_b": 10, "inception_c": 4}),
+        slow(
             "inception_resnet_v2",
             {"stem": 22, "inception_a": 22, "inception_b": 10, "inception_c": 4},
         ),

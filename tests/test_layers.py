@@ -11,10 +11,11 @@ ROOT = Path(__file__).parent.parent
 # From the ground up. A room may import those on the lines above its own, and those beside it that
 # are named behind the bar.
 FLOORS = """
-jaxdl
+jaxdl published
 nn recurrent attention hosts files
 data.order data.rows data.images data.sources data.folders data.subsets data.digits | data
 data.reading data.pipeline data.image_pipeline data.ring data.text data.pairs data.words | data
+branches
 models
 task decoding
 methods proximal

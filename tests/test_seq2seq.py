@@ -16,7 +16,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from experiments import seq2seq
-from experiments.harness import cli, run_folder, training
+from experiments.harness import cli, run_folder, training, translation
 from jaxdl import InputError, checkpoint, decoding, losses, optim, parallel, task
 from jaxdl.attention import Attention
 from jaxdl.data.pairs import EOS, GO, PAD, PairPipeline, Pairs, SubwordVocabulary
@@ -616,7 +616,7 @@ def test_attention_is_drawn_with_its_labels(trained, monkeypatch):
     )
     params = model.init(jax.random.key(0), source[None], np.array([4]), target[None], train=False)
     drawn = []
-    monkeypatch.setattr(seq2seq, "Figure", lambda **_: drawn.append(Figure(**_)) or drawn[-1])
+    monkeypatch.setattr(translation, "Figure", lambda **_: drawn.append(Figure(**_)) or drawn[-1])
     picture = seq2seq.heat_maps(model, params["params"], vocabularies, [source], [target])
     assert picture.shape == (450, 450, 3)
     ((axes,),) = (figure.axes for figure in drawn)

@@ -11,20 +11,22 @@ Krizhevsky, Sutskever, Hinton, "ImageNet Classification with Deep Convolutional 
 convolutional neural networks" (2014, arXiv:1404.5997).
 """
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.typing import Dtype
 
 from jaxdl import InputError
-from jaxdl.nn import LocalResponseNorm, adaptive_avg_pool, check_image_size, flatten
-
-# Makes a layer of which all but the sizes and the name is already set.
-ModuleDef = Callable[..., Any]
+from jaxdl.nn import (
+    LocalResponseNorm,
+    ModuleDef,
+    Typed,
+    adaptive_avg_pool,
+    check_image_size,
+    flatten,
+)
+from jaxdl.published import CONV, DENSE, TORCHVISION, Published, Rows, Weights
 
 he_normal = nn.initializers.he_normal()
 normal, ones = nn.initializers.normal(0.01), nn.initializers.ones
@@ -33,19 +35,19 @@ normal, ones = nn.initializers.normal(0.01), nn.initializers.ones
 max_pool = partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2))
 
 
-class AlexNet(nn.Module):
+class AlexNet(Typed):
     """AlexNet in one tower, as in torchvision: no normalization, no groups, dropout before `fc6`.
 
     Weights are drawn as in He et al. (2015, arXiv:1502.01852), which the paper could not yet do.
 
     Args:
-        num_classes: number of logits; with 0 the `features` are returned instead, float32.
-        width: features of `conv1`; those of the other layers are in proportion.
-        dropout: rate of the dropout before `fc6` and before `fc7`.
-        small_images: fit the network to images of about 32x32 instead of 224x224: `conv1` is 5x5
-            with stride 1 instead of 11x11 with stride 4, and `fc6` sees a map of 3x3, which is
-            what three pools leave of 32x32, instead of 6x6. Features stay as they are.
-        dtype, param_dtype: the compute type, and the type parameters are stored in.
+      num_classes: number of logits; with 0 the `features` are returned instead, float32.
+      width: features of `conv1`; those of the other layers are in proportion.
+      dropout: rate of the dropout before `fc6` and before `fc7`.
+      small_images: fit the network to images of about 32x32 instead of 224x224: `conv1` is 5x5
+        with stride 1 instead of 11x11 with stride 4, and `fc6` sees a map of 3x3, which is
+        what three pools leave of 32x32, instead of 6x6. Features stay as they are.
+      dtype, param_dtype: see `jaxdl.nn.Typed`.
 
     Shapes: images [B, H, W, C] of at least 63x63, of 15x15 with `small_images`, to float32 logits
     [B, num_classes]. Sizes whose last map is not what `fc6` sees are pooled to it adaptively.
@@ -53,22 +55,21 @@ class AlexNet(nn.Module):
 
     State: `params`. Dropout draws from the stream `dropout` in training. Sows in `intermediates`
     `relu1` to `relu5`, the maps of each convolution, and `features`, the [B, F] that go into `fc8`.
+
+    Parameters at the defaults: 61,100,840.
     """
 
-    num_classes: int
-    width: int
-    dropout: float
-    small_images: bool
-    dtype: Dtype
-    param_dtype: Dtype
+    num_classes: int = 1000
+    width: int = 64
+    dropout: float = 0.5
+    small_images: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Return the logits of a batch of images."""
         check_image_size(self, x, 15 if self.small_images else 63, 15)
-        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        conv: ModuleDef = partial(nn.Conv, kernel_init=he_normal, **types)
-        dense: ModuleDef = partial(nn.Dense, kernel_init=he_normal, **types)
+        conv: ModuleDef = partial(nn.Conv, kernel_init=he_normal, **self.types)
+        dense: ModuleDef = partial(nn.Dense, kernel_init=he_normal, **self.types)
         dropout: ModuleDef = partial(nn.Dropout, self.dropout, deterministic=not train)
         w = self.width
 
@@ -92,7 +93,7 @@ class AlexNet(nn.Module):
         return x.astype(jnp.float32)
 
 
-class AlexNetOf2012(nn.Module):
+class AlexNetOf2012(Typed):
     """AlexNet as the paper describes it: response normalization, groups, and dropout after `fc6`.
 
     Convolutions 2, 4 and 5 are in two groups, which the paper has on a GPU each. Weights are drawn
@@ -102,34 +103,43 @@ class AlexNetOf2012(nn.Module):
     The paper calls its images 224x224, but only 227x227 gives the 55x55 maps that it counts.
 
     Args:
-        num_classes: number of logits; with 0 the `features` are returned instead, float32.
-        width: features of `conv1`, a multiple of 3; those of the other layers are in proportion.
-        dropout: rate of the dropout after `fc6` and after `fc7`.
-        small_images: as in `AlexNet`.
-        dtype, param_dtype: the compute type, and the type parameters are stored in.
+      num_classes: number of logits; with 0 the `features` are returned instead, float32.
+      width: features of `conv1`, a multiple of 3, since `conv2` has eight for every three of
+        them; those of the other layers are in proportion.
+      dropout: rate of the dropout after `fc6` and after `fc7`.
+      small_images: as in `AlexNet`.
+      dtype, param_dtype: see `jaxdl.nn.Typed`.
 
     Shapes: images [B, H, W, C] of at least 67x67, of 15x15 with `small_images`, to float32 logits
     [B, num_classes]. Sizes whose last map is not what `fc6` sees are pooled to it adaptively.
     Smaller images raise InputError.
 
     State: as `AlexNet`.
+
+    Parameters at the defaults: 60,965,224.
+
+    Raises:
+      InputError: images that are too small, or a width that is no multiple of 3.
     """
 
-    num_classes: int
-    width: int
-    dropout: float
-    small_images: bool
-    dtype: Dtype
-    param_dtype: Dtype
+    num_classes: int = 1000
+    width: int = 96
+    dropout: float = 0.5
+    small_images: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse a width that does not go into groups."""
+        if self.width < 3 or self.width % 3:
+            raise InputError(f"alexnet_paper takes a width of 3, 6, 9 and so on, not {self.width}")
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Return the logits of a batch of images."""
         check_image_size(self, x, 15 if self.small_images else 67, 15)
-        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        conv: ModuleDef = partial(nn.Conv, kernel_init=normal, **types)
+        conv: ModuleDef = partial(nn.Conv, kernel_init=normal, **self.types)
         grouped: ModuleDef = partial(conv, feature_group_count=2, bias_init=ones)
-        dense: ModuleDef = partial(nn.Dense, kernel_init=normal, **types)
+        dense: ModuleDef = partial(nn.Dense, kernel_init=normal, **self.types)
         dropout: ModuleDef = partial(nn.Dropout, self.dropout, deterministic=not train)
         # The paper's n=5, alpha=1e-4, beta=0.75, k=2; its alpha is not divided by n as torch's is.
         norm = LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0)
@@ -162,47 +172,24 @@ def relu(model: nn.Module, x: jax.Array, layer: int) -> jax.Array:
     return x
 
 
-def alexnet(
-    *,
-    num_classes: int = 1000,
-    width: int = 64,
-    dropout: float = 0.5,
-    small_images: bool = False,
-    dtype: Dtype = jnp.float32,
-    param_dtype: Dtype = jnp.float32,
-) -> AlexNet:
-    """Return an `AlexNet`, which describes the arguments; 61,100,840 parameters at the defaults."""
-    return AlexNet(
-        num_classes=num_classes,
-        width=width,
-        dropout=dropout,
-        small_images=small_images,
-        dtype=dtype,
-        param_dtype=param_dtype,
-    )
+alexnet = AlexNet
+alexnet_paper = AlexNetOf2012
 
+MODELS = {"alexnet": alexnet, "alexnet_paper": alexnet_paper}
+IMAGE_SHAPES = {"alexnet": (224, 224, 3), "alexnet_paper": (227, 227, 3)}
+PUBLISHED = {
+    "alexnet": Published(61_100_840, 0.714e9, TORCHVISION),
+    "alexnet_paper": Published(61e6, 0.724e9, "Sze et al. 2017, Table II"),
+}
 
-def alexnet_paper(
-    *,
-    num_classes: int = 1000,
-    width: int = 96,
-    dropout: float = 0.5,
-    small_images: bool = False,
-    dtype: Dtype = jnp.float32,
-    param_dtype: Dtype = jnp.float32,
-) -> AlexNetOf2012:
-    """Return an `AlexNetOf2012`, which describes the arguments; 60,965,224 parameters.
-
-    A `width` that is no multiple of 3 raises InputError: `conv2` has eight features for every three
-    of `conv1`.
-    """
-    if width < 3 or width % 3:
-        raise InputError(f"alexnet_paper takes a width of 3, 6, 9 and so on, not {width}")
-    return AlexNetOf2012(
-        num_classes=num_classes,
-        width=width,
-        dropout=dropout,
-        small_images=small_images,
-        dtype=dtype,
-        param_dtype=param_dtype,
-    )
+ROWS: Rows = (
+    ("conv1", "features.0", CONV),
+    ("conv2", "features.3", CONV),
+    ("conv3", "features.6", CONV),
+    ("conv4", "features.8", CONV),
+    ("conv5", "features.10", CONV),
+    ("fc6", "classifier.1", DENSE),
+    ("fc7", "classifier.4", DENSE),
+    ("fc8", "classifier.6", DENSE),
+)
+WEIGHTS = {"alexnet": Weights(ROWS, ("classifier.6",))}

@@ -24,19 +24,15 @@ Networks" (2015, arXiv:1511.06434).
 """
 
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.typing import Dtype
 
 from jaxdl import InputError
-
-# Makes a layer of which all but the sizes and the name is already set.
-ModuleDef = Callable[..., Any]
+from jaxdl.nn import ModuleDef, Typed
 
 IMAGE_SIZES = (16, 32, 64)
 SMALLEST_MAP = 4
@@ -46,7 +42,7 @@ dcgan_init = nn.initializers.normal(0.02)
 leaky_relu = partial(nn.leaky_relu, negative_slope=0.2)
 
 
-class DCGANGenerator(nn.Module):
+class DCGANGenerator(Typed):
     """The generator of Radford et al.: latents to a map of 4x4, doubled until it is the image.
 
     A dense layer `project`, then an upsampling convolution `up1`, `up2` ... for each doubling; each
@@ -57,49 +53,66 @@ class DCGANGenerator(nn.Module):
     The paper's own kernels are 5x5, with a `width` of 128.
 
     Args:
-        image_size: height and width of the images in pixels, one of `IMAGE_SIZES`.
-        channels: of the images.
-        width: channels of the last hidden map; each map of half the size has twice as many.
-        upsampling: "transposed", a transposed convolution of stride 2; "resize", each pixel
-            repeated 2x2 and then a convolution, which leaves no checkerboard (Odena, Dumoulin, Olah
-            2016, "Deconvolution and Checkerboard Artifacts", Distill); or "pixel_shuffle", a
-            convolution to four times the channels, which become 2x2 pixels (Shi et al. 2016,
-            arXiv:1609.05158).
-        kernel_size: height and width of its kernels, in pixels. Padding is "SAME"; for a transposed
-            convolution of size 4 that is torch's padding of 1.
-        norm: "batch" (momentum 0.9, epsilon 1e-5) or "none".
-        num_classes: 0 for an unconditional generator.
-        dtype, param_dtype: the compute type, and the type parameters are stored in. Batch
-            statistics are float32.
-        axis_name: mapped axis (of `pmap`, `vmap` or `shard_map`) over which the batch norms average
-            their statistics in training; None under plain `jit`, sharded or not.
+      image_size: height and width of the images in pixels, one of `IMAGE_SIZES`.
+      channels: of the images.
+      width: channels of the last hidden map; each map of half the size has twice as many.
+      upsampling: "transposed", a transposed convolution of stride 2; "resize", each pixel
+        repeated 2x2 and then a convolution, which leaves no checkerboard (Odena, Dumoulin, Olah
+        2016, "Deconvolution and Checkerboard Artifacts", Distill); or "pixel_shuffle", a
+        convolution to four times the channels, which become 2x2 pixels (Shi et al. 2016,
+        arXiv:1609.05158).
+      kernel_size: height and width of its kernels, in pixels; None for 4 where upsampling is
+        transposed, so that the stride divides it, and else 3. Padding is "SAME"; for a
+        transposed convolution of size 4 that is torch's padding of 1.
+      norm: "batch" (momentum 0.9, epsilon 1e-5) or "none".
+      num_classes: 0 for an unconditional generator.
+      dtype, param_dtype, axis_name: see `jaxdl.nn.Normed`.
 
     Shapes: latents [B, Z], and int labels [B] where it is conditional, to float32 images
     [B, image_size, image_size, channels] in [-1, 1].
 
     State: `params`, and with batch norm `batch_stats` which training updates. Draws no random
     numbers.
+
+    Parameters with 100 latents: 1,066,880 at the defaults; 3,576,704 of 64 pixels and three
+    channels, as in torch's example.
+
+    Raises:
+      InputError: an image size, an upsampling or a norm that there is not, or sizes below 1 (of a
+        kernel below 2).
     """
 
-    image_size: int
-    channels: int
-    width: int
-    upsampling: str
-    kernel_size: int
-    norm: str
-    num_classes: int
-    dtype: Dtype
-    param_dtype: Dtype
-    axis_name: str | None
+    image_size: int = 32
+    channels: int = 1
+    width: int = 64
+    upsampling: str = "transposed"
+    kernel_size: int | None = None
+    norm: str = "batch"
+    num_classes: int = 0
+    axis_name: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no generator."""
+        if self.image_size not in IMAGE_SIZES:
+            sizes = ", ".join(map(str, IMAGE_SIZES))
+            raise InputError(
+                f"dcgan_generator takes image_size out of {sizes}, not {self.image_size}"
+            )
+        check_choice("dcgan_generator", "upsampling", self.upsampling, UPSAMPLINGS)
+        check_choice("dcgan_generator", "norm", self.norm, ("batch", "none"))
+        check_least("dcgan_generator", 1, channels=self.channels, width=self.width)
+        if self.kernel_size is not None:
+            check_least("dcgan_generator", 2, kernel_size=self.kernel_size)
+        check_least("dcgan_generator", 0, num_classes=self.num_classes)
+        super().__post_init__()
 
     @nn.compact
     def __call__(
         self, latents: jax.Array, labels: jax.Array | None = None, *, train: bool
     ) -> jax.Array:
         """Return an image for each latent."""
-        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         has_norm = self.norm == "batch"
-        norm: ModuleDef = partial(batch_norm, train=train, axis_name=self.axis_name, **types)
+        norm: ModuleDef = partial(batch_norm, train=train, axis_name=self.axis_name, **self.types)
         doublings = round(math.log2(self.image_size / SMALLEST_MAP))
 
         x = join_labels(self, latents, labels)
@@ -109,7 +122,7 @@ class DCGANGenerator(nn.Module):
             use_bias=not has_norm,
             kernel_init=dcgan_init,
             name="project",
-            **types,
+            **self.types,
         )
         x = project(x).reshape(-1, SMALLEST_MAP, SMALLEST_MAP, features)
         for i in range(1, doublings + 1):
@@ -124,7 +137,8 @@ class DCGANGenerator(nn.Module):
     def upsample(self, x: jax.Array, features: int, **kwargs: Any) -> jax.Array:
         """Return `features` maps of twice the height and width."""
         kwargs |= {"dtype": self.dtype, "param_dtype": self.param_dtype, "kernel_init": dcgan_init}
-        kernel = (self.kernel_size, self.kernel_size)
+        size = self.kernel_size or (4 if self.upsampling == "transposed" else 3)
+        kernel = (size, size)
         if self.upsampling == "transposed":
             return nn.ConvTranspose(features, kernel, strides=(2, 2), **kwargs)(x)
         if self.upsampling == "resize":
@@ -133,7 +147,7 @@ class DCGANGenerator(nn.Module):
         return pixel_shuffle(nn.Conv(4 * features, kernel, **kwargs)(x))
 
 
-class DCGANDiscriminator(nn.Module):
+class DCGANDiscriminator(Typed):
     """The discriminator of Radford et al.: strided convolutions down to a map of 4x4, and a logit.
 
     Convolutions `conv1`, `conv2` ..., each followed by a leaky relu of slope 0.2 and all but the
@@ -141,18 +155,15 @@ class DCGANDiscriminator(nn.Module):
     a normal distribution of standard deviation 0.02. Biases are as in `DCGANGenerator`.
 
     Args:
-        width: channels of the first map; each map of half the size has twice as many.
-        kernel_size: height and width of the strided kernels, in pixels. Padding is "SAME"; for a
-            size of 4 that is torch's padding of 1. The paper's own kernels are 5x5.
-        norm: "batch" (momentum 0.9, epsilon 1e-5); "layer", over all values of an example, for
-            a penalty on the gradient of each (Gulrajani et al. 2017, arXiv:1704.00028); "spectral",
-            of the weights of all layers (Miyato et al. 2018, arXiv:1802.05957), by one power
-            iteration in each training call; or "none".
-        num_classes: 0 for an unconditional discriminator.
-        dtype, param_dtype: the compute type, and the type parameters are stored in. Batch
-            statistics are float32.
-        axis_name: mapped axis (of `pmap`, `vmap` or `shard_map`) over which the batch norms average
-            their statistics in training; None under plain `jit`, sharded or not.
+      width: channels of the first map; each map of half the size has twice as many.
+      kernel_size: height and width of the strided kernels, in pixels. Padding is "SAME"; for a
+        size of 4 that is torch's padding of 1. The paper's own kernels are 5x5.
+      norm: "batch" (momentum 0.9, epsilon 1e-5); "layer", over all values of an example, for
+        a penalty on the gradient of each (Gulrajani et al. 2017, arXiv:1704.00028); "spectral",
+        of the weights of all layers (Miyato et al. 2018, arXiv:1802.05957), by one power
+        iteration in each training call; or "none".
+      num_classes: 0 for an unconditional discriminator.
+      dtype, param_dtype, axis_name: see `jaxdl.nn.Normed`.
 
     Shapes: images [B, H, W, C] of one of `IMAGE_SIZES` each way, and int labels [B] where it is
     conditional, to float32 logits [B], above 0 for real. Other images raise InputError.
@@ -160,15 +171,28 @@ class DCGANDiscriminator(nn.Module):
     State: `params`, and with batch or spectral norm `batch_stats` which training updates: running
     averages over the batches that it was called with, or a vector and an estimate of the largest
     singular value for each layer. Draws no random numbers.
+
+    Parameters at the defaults: 661,248 for images of 32x32x1; 2,765,568 for 64x64x3, as in torch's
+    example.
+
+    Raises:
+      InputError: a norm that there is not, or sizes below 1 (of a kernel below 2).
     """
 
-    width: int
-    kernel_size: int
-    norm: str
-    num_classes: int
-    dtype: Dtype
-    param_dtype: Dtype
-    axis_name: str | None
+    width: int = 64
+    kernel_size: int = 4
+    norm: str = "batch"
+    num_classes: int = 0
+    axis_name: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no discriminator."""
+        norms = ("batch", "layer", "spectral", "none")
+        check_choice("dcgan_discriminator", "norm", self.norm, norms)
+        check_least("dcgan_discriminator", 1, width=self.width)
+        check_least("dcgan_discriminator", 2, kernel_size=self.kernel_size)
+        check_least("dcgan_discriminator", 0, num_classes=self.num_classes)
+        super().__post_init__()
 
     @nn.compact
     def __call__(
@@ -181,12 +205,11 @@ class DCGANDiscriminator(nn.Module):
             raise InputError(
                 f"{type(self).__name__} takes images of {sizes} pixels, not {height}x{width}"
             )
-        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        conv: ModuleDef = partial(nn.Conv, kernel_init=dcgan_init, **types)
+        conv: ModuleDef = partial(nn.Conv, kernel_init=dcgan_init, **self.types)
         kernel = (self.kernel_size, self.kernel_size)
         norms: dict[str, ModuleDef] = {
-            "batch": partial(batch_norm, train=train, axis_name=self.axis_name, **types),
-            "layer": partial(nn.LayerNorm, epsilon=1e-5, reduction_axes=(1, 2, 3), **types),
+            "batch": partial(batch_norm, train=train, axis_name=self.axis_name, **self.types),
+            "layer": partial(nn.LayerNorm, epsilon=1e-5, reduction_axes=(1, 2, 3), **self.types),
         }
         wrap = spectral_norm if self.norm == "spectral" else lambda layer, **_: layer
         halvings = round(math.log2(height / SMALLEST_MAP))
@@ -204,14 +227,18 @@ class DCGANDiscriminator(nn.Module):
         logits = wrap(layer, train=train)(x).reshape(-1).astype(jnp.float32)
         if self.num_classes:
             layer = nn.Embed(
-                self.num_classes, x.shape[-1], embedding_init=dcgan_init, name="projection", **types
+                self.num_classes,
+                x.shape[-1],
+                embedding_init=dcgan_init,
+                name="projection",
+                **self.types,
             )
             vectors = wrap(layer, train=train)(require(self, labels))
             logits += inner_product(x.sum(axis=(1, 2), dtype=jnp.float32), vectors)
         return logits
 
 
-class MLPGenerator(nn.Module):
+class MLPGenerator(Typed):
     """The generator of Goodfellow et al. for MNIST: layers of relus, `fc1`, `fc2` ... and `fc`.
 
     Kernels start uniform between -0.05 and 0.05, biases at zero, as in the authors' code, but for
@@ -219,32 +246,44 @@ class MLPGenerator(nn.Module):
     Departure: the last layer ends in a tanh and not in a sigmoid, since images are in [-1, 1].
 
     Args:
-        output_shape: of one example: (height, width, channels), or (2,) for points.
-        width: units in each hidden layer.
-        depth: number of hidden layers.
-        num_classes: 0 for an unconditional generator.
-        dtype, param_dtype: the compute type, and the type parameters are stored in.
+      output_shape: of one example: (height, width, channels), or (2,) for points.
+      width: units in each hidden layer.
+      depth: number of hidden layers.
+      num_classes: 0 for an unconditional generator.
+      dtype, param_dtype: see `jaxdl.nn.Typed`.
 
     Shapes: latents [B, Z], and int labels [B] where it is conditional, to float32
     [B, *output_shape] in [-1, 1].
 
     State: `params`. Draws no random numbers.
+
+    Parameters at the defaults with 100 latents: 2,503,984.
+
+    Raises:
+      InputError: sizes below 1.
     """
 
-    output_shape: tuple[int, ...]
-    width: int
-    depth: int
-    num_classes: int
-    dtype: Dtype
-    param_dtype: Dtype
+    output_shape: tuple[int, ...] = (28, 28, 1)
+    width: int = 1200
+    depth: int = 2
+    num_classes: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no generator."""
+        if not self.output_shape or min(self.output_shape) < 1:
+            raise InputError(
+                f"mlp_generator takes output_shape of sizes of at least 1, not {self.output_shape}"
+            )
+        check_least("mlp_generator", 1, width=self.width, depth=self.depth)
+        check_least("mlp_generator", 0, num_classes=self.num_classes)
+        super().__post_init__()
 
     @nn.compact
     def __call__(
         self, latents: jax.Array, labels: jax.Array | None = None, *, train: bool
     ) -> jax.Array:
         """Return an example for each latent."""
-        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        dense: ModuleDef = partial(nn.Dense, kernel_init=uniform(0.05), **types)
+        dense: ModuleDef = partial(nn.Dense, kernel_init=uniform(0.05), **self.types)
         x = join_labels(self, latents, labels)
         for i in range(1, self.depth + 1):
             x = nn.relu(dense(self.width, name=f"fc{i}")(x))
@@ -252,7 +291,7 @@ class MLPGenerator(nn.Module):
         return jnp.tanh(x.astype(jnp.float32)).reshape(-1, *self.output_shape)
 
 
-class MLPDiscriminator(nn.Module):
+class MLPDiscriminator(Typed):
     """The discriminator of Goodfellow et al. for MNIST: layers of maxout units, and a logit.
 
     A maxout unit is the largest of `pieces` linear functions (Goodfellow et al. 2013, "Maxout
@@ -260,40 +299,55 @@ class MLPDiscriminator(nn.Module):
     between -0.005 and 0.005, biases at zero, as in the authors' code.
 
     Args:
-        width: units in each hidden layer.
-        pieces: linear functions of each unit.
-        depth: number of hidden layers.
-        norm: "none", as in the paper; "layer", of the linear functions of an example; or
-            "spectral", as in `DCGANDiscriminator`.
-        dropout: rate of the dropout after each hidden layer.
-        input_dropout: rate of the dropout on the images.
-        num_classes: 0 for an unconditional discriminator.
-        dtype, param_dtype: the compute type, and the type parameters are stored in.
+      width: units in each hidden layer.
+      pieces: linear functions of each unit.
+      depth: number of hidden layers.
+      norm: "none", as in the paper; "layer", of the linear functions of an example; or
+        "spectral", as in `DCGANDiscriminator`.
+      dropout: rate of the dropout after each hidden layer.
+      input_dropout: rate of the dropout on the images.
+      num_classes: 0 for an unconditional discriminator.
+      dtype, param_dtype: see `jaxdl.nn.Typed`.
 
     Shapes: images or points [B, ...], of the shape it was initialized with, and int labels [B]
     where it is conditional, to float32 logits [B], above 0 for real.
 
     State: `params`, and with spectral norm `batch_stats` which training updates. Dropout draws from
     the stream `dropout` in training.
+
+    Parameters at the defaults for images of 28x28x1: 1,231,441.
+
+    Raises:
+      InputError: a norm that there is not, sizes below 1 (fewer than 2 pieces), or a rate of
+        dropout outside of [0, 1).
     """
 
-    width: int
-    pieces: int
-    depth: int
-    norm: str
-    dropout: float
-    input_dropout: float
-    num_classes: int
-    dtype: Dtype
-    param_dtype: Dtype
+    width: int = 240
+    pieces: int = 5
+    depth: int = 2
+    norm: str = "none"
+    dropout: float = 0.5
+    input_dropout: float = 0.2
+    num_classes: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no discriminator."""
+        check_choice("mlp_discriminator", "norm", self.norm, ("none", "layer", "spectral"))
+        check_least("mlp_discriminator", 1, width=self.width, depth=self.depth)
+        check_least("mlp_discriminator", 2, pieces=self.pieces)
+        check_least("mlp_discriminator", 0, num_classes=self.num_classes)
+        for name in ("dropout", "input_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                rate = getattr(self, name)
+                raise InputError(f"mlp_discriminator takes {name} in [0, 1), not {rate}")
+        super().__post_init__()
 
     @nn.compact
     def __call__(
         self, images: jax.Array, labels: jax.Array | None = None, *, train: bool
     ) -> jax.Array:
         """Return a logit for each example."""
-        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        dense: ModuleDef = partial(nn.Dense, kernel_init=uniform(0.005), **types)
+        dense: ModuleDef = partial(nn.Dense, kernel_init=uniform(0.005), **self.types)
         wrap = spectral_norm if self.norm == "spectral" else lambda layer, **_: layer
         has_norm = self.norm == "layer"
 
@@ -303,7 +357,7 @@ class MLPDiscriminator(nn.Module):
             layer = dense(self.width * self.pieces, use_bias=not has_norm, name=f"fc{i}")
             x = wrap(layer, train=train)(x)
             if has_norm:
-                x = nn.LayerNorm(epsilon=1e-5, name=f"norm{i}", **types)(x)
+                x = nn.LayerNorm(epsilon=1e-5, name=f"norm{i}", **self.types)(x)
             x = largest(x.reshape(-1, self.width, self.pieces))
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
         logits = wrap(dense(1, name="fc"), train=train)(x).reshape(-1).astype(jnp.float32)
@@ -313,7 +367,7 @@ class MLPDiscriminator(nn.Module):
                 self.width,
                 embedding_init=uniform(0.005),
                 name="projection",
-                **types,
+                **self.types,
             )
             vectors = wrap(layer, train=train)(require(self, labels))
             logits += inner_product(x, vectors)
@@ -378,154 +432,6 @@ def require(model: Any, labels: jax.Array | None) -> jax.Array:
     return labels
 
 
-def dcgan_generator(
-    *,
-    image_size: int = 32,
-    channels: int = 1,
-    width: int = 64,
-    upsampling: str = "transposed",
-    kernel_size: int | None = None,
-    norm: str = "batch",
-    num_classes: int = 0,
-    dtype: Dtype = jnp.float32,
-    param_dtype: Dtype = jnp.float32,
-    axis_name: str | None = None,
-) -> DCGANGenerator:
-    """Return a `DCGANGenerator`, which describes the arguments.
-
-    `kernel_size` is 4 by default where upsampling is transposed, so that the stride divides it, and
-    else 3. Parameters with 100 latents: 1,066,880 at the defaults; 3,576,704 of 64 pixels and three
-    channels, as in torch's example.
-
-    Raises InputError for an image size, an upsampling or a norm it does not know, and for sizes
-    below 1 (of a kernel below 2).
-    """
-    if image_size not in IMAGE_SIZES:
-        sizes = ", ".join(map(str, IMAGE_SIZES))
-        raise InputError(f"dcgan_generator takes image_size out of {sizes}, not {image_size}")
-    check_choice("dcgan_generator", "upsampling", upsampling, UPSAMPLINGS)
-    check_choice("dcgan_generator", "norm", norm, ("batch", "none"))
-    if kernel_size is None:
-        kernel_size = 4 if upsampling == "transposed" else 3
-    check_least("dcgan_generator", 1, channels=channels, width=width)
-    check_least("dcgan_generator", 2, kernel_size=kernel_size)
-    check_least("dcgan_generator", 0, num_classes=num_classes)
-    return DCGANGenerator(
-        image_size=image_size,
-        channels=channels,
-        width=width,
-        upsampling=upsampling,
-        kernel_size=kernel_size,
-        norm=norm,
-        num_classes=num_classes,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        axis_name=axis_name,
-    )
-
-
-def dcgan_discriminator(
-    *,
-    width: int = 64,
-    kernel_size: int = 4,
-    norm: str = "batch",
-    num_classes: int = 0,
-    dtype: Dtype = jnp.float32,
-    param_dtype: Dtype = jnp.float32,
-    axis_name: str | None = None,
-) -> DCGANDiscriminator:
-    """Return a `DCGANDiscriminator`, which describes the arguments.
-
-    Parameters at the defaults: 661,248 for images of 32x32x1; 2,765,568 for 64x64x3, as in torch's
-    example.
-
-    Raises InputError for a norm it does not know, and for sizes below 1 (of a kernel below 2).
-    """
-    check_choice("dcgan_discriminator", "norm", norm, ("batch", "layer", "spectral", "none"))
-    check_least("dcgan_discriminator", 1, width=width)
-    check_least("dcgan_discriminator", 2, kernel_size=kernel_size)
-    check_least("dcgan_discriminator", 0, num_classes=num_classes)
-    return DCGANDiscriminator(
-        width=width,
-        kernel_size=kernel_size,
-        norm=norm,
-        num_classes=num_classes,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        axis_name=axis_name,
-    )
-
-
-def mlp_generator(
-    *,
-    output_shape: tuple[int, ...] = (28, 28, 1),
-    width: int = 1200,
-    depth: int = 2,
-    num_classes: int = 0,
-    dtype: Dtype = jnp.float32,
-    param_dtype: Dtype = jnp.float32,
-) -> MLPGenerator:
-    """Return an `MLPGenerator`, which describes the arguments.
-
-    Parameters at the defaults with 100 latents: 2,503,984.
-
-    Raises InputError for sizes below 1.
-    """
-    if not output_shape or min(output_shape) < 1:
-        raise InputError(
-            f"mlp_generator takes output_shape of sizes of at least 1, not {output_shape}"
-        )
-    check_least("mlp_generator", 1, width=width, depth=depth)
-    check_least("mlp_generator", 0, num_classes=num_classes)
-    return MLPGenerator(
-        output_shape=tuple(output_shape),
-        width=width,
-        depth=depth,
-        num_classes=num_classes,
-        dtype=dtype,
-        param_dtype=param_dtype,
-    )
-
-
-def mlp_discriminator(
-    *,
-    width: int = 240,
-    pieces: int = 5,
-    depth: int = 2,
-    norm: str = "none",
-    dropout: float = 0.5,
-    input_dropout: float = 0.2,
-    num_classes: int = 0,
-    dtype: Dtype = jnp.float32,
-    param_dtype: Dtype = jnp.float32,
-) -> MLPDiscriminator:
-    """Return an `MLPDiscriminator`, which describes the arguments.
-
-    Parameters at the defaults for images of 28x28x1: 1,231,441.
-
-    Raises InputError for a norm it does not know, for sizes below 1 (fewer than 2 pieces), and for
-    a rate of dropout outside of [0, 1).
-    """
-    check_choice("mlp_discriminator", "norm", norm, ("none", "layer", "spectral"))
-    check_least("mlp_discriminator", 1, width=width, depth=depth)
-    check_least("mlp_discriminator", 2, pieces=pieces)
-    check_least("mlp_discriminator", 0, num_classes=num_classes)
-    for name, rate in {"dropout": dropout, "input_dropout": input_dropout}.items():
-        if not 0 <= rate < 1:
-            raise InputError(f"mlp_discriminator takes {name} in [0, 1), not {rate}")
-    return MLPDiscriminator(
-        width=width,
-        pieces=pieces,
-        depth=depth,
-        norm=norm,
-        dropout=dropout,
-        input_dropout=input_dropout,
-        num_classes=num_classes,
-        dtype=dtype,
-        param_dtype=param_dtype,
-    )
-
-
 def check_choice(model: str, name: str, value: str, known: tuple[str, ...]) -> None:
     """Raise InputError if the argument is none of those known."""
     if value not in known:
@@ -537,3 +443,9 @@ def check_least(model: str, least: int, **sizes: int) -> None:
     for name, size in sizes.items():
         if size < least:
             raise InputError(f"{model} takes {name} of at least {least}, not {size}")
+
+
+dcgan_generator = DCGANGenerator
+dcgan_discriminator = DCGANDiscriminator
+mlp_generator = MLPGenerator
+mlp_discriminator = MLPDiscriminator

@@ -10,7 +10,7 @@ Szegedy, Liu, Jia, Sermanet, Reed, Anguelov, Erhan, Vanhoucke, Rabinovich, "Goin
 Convolutions" (2014, arXiv:1409.4842).
 """
 
-from collections.abc import Callable
+import dataclasses
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,10 +20,15 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 
 from jaxdl import InputError
-from jaxdl.nn import LocalResponseNorm, adaptive_avg_pool, check_image_size, flatten
-
-# Makes a layer of which all but the sizes and the name is already set.
-ModuleDef = Callable[..., Any]
+from jaxdl.nn import (
+    LocalResponseNorm,
+    ModuleDef,
+    Normed,
+    adaptive_avg_pool,
+    check_image_size,
+    flatten,
+)
+from jaxdl.published import CONV, DENSE, HALVES, TORCHVISION, Images, Published, Rows, Weights
 
 he_normal = nn.initializers.he_normal()
 
@@ -98,9 +103,9 @@ class Inception(nn.Module):
     1x1 convolutions reduce the features before the 3x3 and 5x5 and project those of the pool.
 
     Args:
-        features: features of the six convolutions.
-        conv5x5_size: size of the kernels of the third branch.
-        basic_conv: makes a `BasicConv` of so many features, of a size and of a name.
+      features: features of the six convolutions.
+      conv5x5_size: size of the kernels of the third branch.
+      basic_conv: makes a `BasicConv` of so many features, of a size and of a name.
 
     Shapes: [B, H, W, C] to [B, H, W, conv1x1 + conv3x3 + conv5x5 + pool_proj].
     """
@@ -144,7 +149,7 @@ class AuxHead(nn.Module):
         return self.dense(self.num_classes, name="fc2")(x)
 
 
-class GoogLeNet(nn.Module):
+class GoogLeNet(Normed):
     """GoogLeNet: a stem, nine Inception modules in three stages, global average, linear layer.
 
     In the paper's network the convolutions have biases, local response normalization stands in the
@@ -161,22 +166,17 @@ class GoogLeNet(nn.Module):
     `inception3a/branch2_1/conv`, `aux1/fc1`, `fc`.
 
     Args:
-        paper: the paper's network, or torchvision's.
-        num_classes: number of logits; with 0 the `features` are returned instead, float32.
-        aux_logits: whether it has the two auxiliary heads. Their parameters are made by `init`;
-            they are computed in training only.
-        small_images: give every layer of the stem a stride of 1. A 32x32 image then meets the
-            Inception modules as 28x28 maps, as one of 224x224 does with the strides, where else 4x4
-            would be left of it. No parameter changes.
-        width: multiplies the features of every layer, to the nearest integer above zero.
-        dropout: rate of the dropout before `fc`.
-        aux_dropout: rate of the dropout before the last layer of an auxiliary head.
-        dtype, param_dtype: the compute type, and the type parameters are stored in. Batch
-            statistics are float32.
-        norm_momentum, norm_epsilon: of the batch norms: the share of the running statistics that
-            stays at each update (torch calls the rest momentum), and what is added to a variance.
-        axis_name: mapped axis (of `pmap`, `vmap` or `shard_map`) over which the batch norms average
-            their statistics in training; None under plain `jit`, sharded or not.
+      paper: the paper's network, or torchvision's.
+      num_classes: number of logits; with 0 the `features` are returned instead, float32.
+      aux_logits: whether it has the two auxiliary heads. Their parameters are made by `init`;
+        they are computed in training only.
+      small_images: give every layer of the stem a stride of 1. A 32x32 image then meets the
+        Inception modules as 28x28 maps, as one of 224x224 does with the strides, where else 4x4
+        would be left of it. No parameter changes.
+      width: multiplies the features of every layer, to the nearest integer above zero.
+      dropout: rate of the dropout before `fc`.
+      aux_dropout: rate of the dropout before the last layer of an auxiliary head.
+      dtype, param_dtype, norm_momentum, norm_epsilon, axis_name: see `jaxdl.nn.Normed`.
 
     Shapes: images [B, H, W, C] to float32 logits [B, num_classes]. The smallest are 15x15, and 6x6
     as `small_images`; in the paper's network 31x31 and 14x14. Its auxiliary heads have weights for
@@ -188,20 +188,20 @@ class GoogLeNet(nn.Module):
     stage, `stem` and `inception3` to `inception5`; `features`, the pooled [B, F] before dropout;
     and in training, from the auxiliary heads, the float32 `aux_logits1` and `aux_logits2`
     [B, num_classes], for losses that count `AUX_WEIGHT` each.
+
+    Parameters at the defaults: 6,624,904 for `googlenet`, 6,998,552 for `googlenet_paper`, and
+    13,004,888 and 13,378,280 with auxiliary heads.
     """
 
     paper: bool
-    num_classes: int
-    aux_logits: bool
-    small_images: bool
-    width: float
-    dropout: float
-    aux_dropout: float
-    norm_momentum: float
-    norm_epsilon: float
-    dtype: Dtype
-    param_dtype: Dtype
-    axis_name: str | None
+    _: dataclasses.KW_ONLY
+    num_classes: int = 1000
+    aux_logits: bool = False
+    small_images: bool = False
+    width: float = 1.0
+    dropout: float = 0.2
+    aux_dropout: float = 0.7
+    norm_epsilon: float = 1e-3
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -209,17 +209,9 @@ class GoogLeNet(nn.Module):
         use_aux = self.aux_logits and self.num_classes > 0 and (train or self.is_initializing())
         self.check_image_size(x, use_aux)
 
-        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        conv: ModuleDef = partial(nn.Conv, use_bias=self.paper, kernel_init=he_normal, **types)
-        norm: ModuleDef = partial(
-            nn.BatchNorm,
-            use_running_average=not train,
-            momentum=self.norm_momentum,
-            epsilon=self.norm_epsilon,
-            axis_name=self.axis_name,
-            **types,
-        )
-        dense: ModuleDef = partial(nn.Dense, **types)
+        conv: ModuleDef = partial(nn.Conv, use_bias=self.paper, kernel_init=he_normal, **self.types)
+        norm = self.norm(train)
+        dense: ModuleDef = partial(nn.Dense, **self.types)
 
         def scaled(features: int) -> int:
             return max(1, round(self.width * features))
@@ -289,38 +281,7 @@ class GoogLeNet(nn.Module):
                 )
 
 
-def googlenet(
-    *,
-    num_classes: int = 1000,
-    aux_logits: bool = False,
-    small_images: bool = False,
-    width: float = 1.0,
-    dropout: float = 0.2,
-    aux_dropout: float = 0.7,
-    norm_momentum: float = 0.9,
-    norm_epsilon: float = 1e-3,
-    dtype: Dtype = jnp.float32,
-    param_dtype: Dtype = jnp.float32,
-    axis_name: str | None = None,
-) -> GoogLeNet:
-    """Return torchvision's `GoogLeNet`, which describes the arguments.
-
-    Parameters at the defaults: 6,624,904, and 13,004,888 with auxiliary heads.
-    """
-    return GoogLeNet(
-        paper=False,
-        num_classes=num_classes,
-        aux_logits=aux_logits,
-        small_images=small_images,
-        width=width,
-        dropout=dropout,
-        aux_dropout=aux_dropout,
-        norm_momentum=norm_momentum,
-        norm_epsilon=norm_epsilon,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        axis_name=axis_name,
-    )
+googlenet = partial(GoogLeNet, False)
 
 
 def googlenet_paper(
@@ -334,10 +295,7 @@ def googlenet_paper(
     dtype: Dtype = jnp.float32,
     param_dtype: Dtype = jnp.float32,
 ) -> GoogLeNet:
-    """Return the paper's `GoogLeNet`, which describes the arguments.
-
-    Parameters at the defaults: 6,998,552, and 13,378,280 with auxiliary heads.
-    """
+    """Return the paper's `GoogLeNet`: no batch norms, nor the arguments that are theirs."""
     return GoogLeNet(
         paper=True,
         num_classes=num_classes,
@@ -346,9 +304,34 @@ def googlenet_paper(
         width=width,
         dropout=dropout,
         aux_dropout=aux_dropout,
-        norm_momentum=0.9,
-        norm_epsilon=1e-3,
         dtype=dtype,
         param_dtype=param_dtype,
-        axis_name=None,
     )
+
+
+MODELS = {"googlenet": googlenet, "googlenet_paper": googlenet_paper}
+IMAGE_SHAPES = dict.fromkeys(MODELS, (224, 224, 3))
+PUBLISHED = {
+    "googlenet": Published(6_624_904, 1.498e9, TORCHVISION),
+    "googlenet_paper": Published(None, 1.5e9, "Szegedy et al. 2014, the budget in section 1"),
+}
+
+# Every convolution has a norm; one row stands for both.
+ROWS: Rows = (
+    (r"conv(\d)/(conv|bn)", r"conv\1.\2", CONV),
+    (r"(inception\w+)/branch1/(conv|bn)", r"\1.branch1.\2", CONV),
+    (r"(inception\w+)/branch(\d)_(\d)/(conv|bn)", r"\1.branch\2.\3.\4", CONV),
+    (r"aux(\d)/conv/(conv|bn)", r"aux\1.conv.\2", CONV),
+    (r"aux(\d)/fc1", r"aux\1.fc1", DENSE),
+    (r"aux(\d)/fc2", r"aux\1.fc2", DENSE),
+    (r"fc", r"fc", DENSE),
+)
+
+# torchvision's code takes images normalized by ImageNet's mean and deviation and normalizes them
+# over by the halves that the weights were trained with (`transform_input`). Here the halves are
+# applied at once.
+WEIGHTS = {
+    "googlenet": Weights(
+        ROWS, ("fc", "aux1.fc2", "aux2.fc2"), Images(256, 224, "bilinear", *HALVES)
+    ),
+}

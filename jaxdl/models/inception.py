@@ -1,6 +1,6 @@
 """Inception v2 (BN-Inception), v3, v4 and Inception-ResNet v2.
 
-Each network is a table at the end of this file, of stages, the layers and modules of a stage, the
+Each network is a table in this file, of stages, the layers and modules of a stage, the
 branches of a module and the layers of a branch:
 
     model = inception_v3(num_classes=10, small_images=True)
@@ -16,20 +16,34 @@ Szegedy, Ioffe, Vanhoucke, Alemi, "Inception-v4, Inception-ResNet and the Impact
 Connections on Learning" (2016, arXiv:1602.07261). The first, GoogLeNet, is in googlenet.py.
 """
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.core import freeze
-from flax.typing import Dtype
 
-from jaxdl.nn import check_image_size
-
-# Makes a layer of which all but the sizes and the name is already set.
-ModuleDef = Callable[..., Any]
+from jaxdl.branches import (
+    AVG,
+    MAX_HALVE,
+    Conv,
+    ConvNorm,
+    Depthwise,
+    Mixed,
+    MixedBlock,
+    Pool,
+    Split,
+    Stage,
+    depthwise,
+    halve,
+    mixed,
+    pool,
+    residual,
+    valid,
+)
+from jaxdl.nn import ModuleDef, Normed, check_image_size
+from jaxdl.published import CONV, DENSE, HALVES, TIMM, TORCHVISION, Images, Published, Rows, Weights
 
 he_normal = nn.initializers.he_normal()
 
@@ -37,150 +51,12 @@ he_normal = nn.initializers.he_normal()
 # training. The paper does not say.
 AUX_WEIGHT = 0.4
 
-
-class Conv(NamedTuple):
-    """A convolution without bias, a batch norm and a relu."""
-
-    features: int
-    size: int | tuple[int, int] = 1
-    stride: int = 1
-    padded: bool = True  # by half the kernel, which at stride 1 keeps height and width
-
-
-class Split(NamedTuple):
-    """Two convolutions of the same maps, their outputs concatenated."""
-
-    a: Conv
-    b: Conv
-
-
-class Depthwise(NamedTuple):
-    """A padded convolution of each map on its own into `multiplier` maps, and nothing after it."""
-
-    multiplier: int
-    size: int
-    stride: int
-
-
-class Pool(NamedTuple):
-    """A pool with windows of 3x3."""
-
-    kind: str  # "max" or "avg"
-    stride: int = 1
-    padded: bool = True  # by a pixel on every side
-    count_include_pad: bool = False  # in the averages, as zeros
-
-
-Branch: TypeAlias = tuple[Conv | Split | Pool, ...]
-
-
-class Mixed(NamedTuple):
-    """An Inception module: branches side by side, their outputs concatenated.
-
-    With a `residual_scale` it is residual, `relu(x + residual_scale * conv2d(concatenated))`, where
-    `conv2d` is linear, 1x1 and brings the branches to the features of `x`.
-    """
-
-    branches: tuple[tuple[str, Branch], ...]
-    residual_scale: float | None = None
-    residual_relu: bool = True
-
-
-Stage: TypeAlias = Mapping[str, Conv | Depthwise | Pool | Mixed]
-
-
-def mixed(**branches: Branch) -> Mixed:
-    """Return the module of these branches."""
-    return Mixed(tuple(branches.items()))
-
-
-def residual(scale: float, **branches: Branch) -> Mixed:
-    """Return the residual module of these branches."""
-    return Mixed(tuple(branches.items()), scale)
-
-
-def pool(spec: Pool, x: jax.Array) -> jax.Array:
-    """Apply the pool."""
-    strides = (spec.stride, spec.stride)
-    padding: Any = [(1, 1), (1, 1)] if spec.padded else "VALID"  # flax's annotation says str
-    if spec.kind == "max":
-        return nn.max_pool(x, (3, 3), strides, padding)
-    return nn.avg_pool(x, (3, 3), strides, padding, spec.count_include_pad)
-
-
-def depthwise(spec: Depthwise, conv: ModuleDef, x: jax.Array, name: str) -> jax.Array:
-    """Apply the convolution, which `conv` makes."""
-    multiplier, size, stride = spec
-    maps = x.shape[-1]
-    layout = {"strides": stride, "padding": size // 2, "feature_group_count": maps}
-    return conv(maps * multiplier, (size, size), name=name, **layout)(x)
-
-
-class ConvNorm(nn.Module):
-    """The layers of a `Conv`, its features multiplied by `width`."""
-
-    spec: Conv
-    width: float
-    conv: ModuleDef
-    norm: ModuleDef
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Apply the layers."""
-        features, size, stride, padded = self.spec
-        features = max(1, round(self.width * features))
-        size = (size, size) if isinstance(size, int) else size
-        padding = [(side // 2, side // 2) for side in size] if padded else "VALID"
-        x = self.conv(features, size, strides=stride, padding=padding, name="conv")(x)
-        return nn.relu(self.norm(name="bn")(x))
-
-
-class MixedBlock(nn.Module):
-    """The layers of a `Mixed`.
-
-    The convolutions of a branch are numbered after its name if there is more than one, and those of
-    a `Split` lettered: `branch1`, `branch2_0`, `branch2_1a`, `branch2_1b`. Pools are not counted.
-
-    Args:
-        spec: the row of the table.
-        first: number of a branch's first convolution.
-        conv, conv_norm: make a convolution, and a `ConvNorm` of a `Conv`.
-
-    Shapes: [B, H, W, C] to [B, H', W', F], H and W but for strides and for what is not padded.
-    """
-
-    spec: Mixed
-    first: int
-    conv: ModuleDef
-    conv_norm: ModuleDef
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Apply the module."""
-        branches, scale, relu = self.spec
-        y = jnp.concatenate([self.run(*branch, x) for branch in branches], axis=-1)
-        if scale is None:
-            return y
-        y = x + scale * self.conv(x.shape[-1], (1, 1), use_bias=True, name="conv2d")(y)
-        return nn.relu(y) if relu else y
-
-    def run(self, name: str, branch: Branch, x: jax.Array) -> jax.Array:
-        """Return the output of one branch."""
-        convs = [spec for spec in branch if not isinstance(spec, Pool)]
-        numbers = iter(range(self.first, self.first + len(convs)))
-        for spec in branch:
-            if isinstance(spec, Pool):
-                x = pool(spec, x)
-                continue
-            number = next(numbers)
-            label = f"{name}_{number}" if len(convs) > 1 else name
-            if isinstance(spec, Split):
-                a = self.conv_norm(spec.a, name=f"{label}a")(x)
-                b = self.conv_norm(spec.b, name=f"{label}b")(x)
-                x = jnp.concatenate([a, b], axis=-1)
-            else:
-                x = self.conv_norm(spec, name=label)(x)
-        return x
+# Pixels on a side of the smallest images that convolutions without padding leave something of: with
+# strides of 2 in the stem, and with strides of 1. Inception v2 pads, so that something is left of
+# any; its smallest are those of which every stride of 2 has two pixels to take one of.
+SMALLEST = (75, 17)
+SMALLEST_V2 = (17, 3)
+AUX_SMALLEST = (299, 21)
 
 
 class AuxHead(nn.Module):
@@ -204,78 +80,71 @@ class AuxHead(nn.Module):
         return self.dense(self.num_classes, name="fc")(x.mean(axis=(1, 2)))
 
 
-class Inception(nn.Module):
+class Inception(Normed):
     """An Inception network: the stages of a table, global average, dropout, linear layer.
 
     Every convolution has a batch norm. Weights are drawn as in He et al. (2015, arXiv:1502.01852),
     those of linear layers as Flax does.
 
     Args:
-        stages: the table, frozen: a module has to be hashable.
-        first: number of a branch's first convolution, 1 in torchvision's names and 0 in timm's.
-        smallest: pixels on a side of the smallest image that the stages leave something of, and the
-            same with `small_images`.
-        aux_smallest: both for the auxiliary head after stage `Mixed_6`, or None for none. The
-            parameters of the head are made by `init`; it is computed in training only.
-        num_classes: number of logits; with 0 the `features` are returned instead, float32.
-        small_images: the table is that for small images, and the auxiliary head does not pool.
-        width: multiplies the features of every convolution, to the nearest integer above zero.
-        dropout: rate of the dropout before the linear layer.
-        dtype, param_dtype: the compute type, and the type parameters are stored in. Batch
-            statistics are float32.
-        norm_momentum, norm_epsilon: of the batch norms: the share of the running statistics that
-            stays at each update (torch calls the rest momentum), and what is added to a variance.
-        axis_name: mapped axis (of `pmap`, `vmap` or `shard_map`) over which the batch norms average
-            their statistics in training; None under plain `jit`, sharded or not.
+      stages: (stride of the stem) -> the table.
+      first: number of a branch's first convolution, 1 in torchvision's names and 0 in timm's.
+      smallest: pixels on a side of the smallest image that the stages leave something of, and the
+        same with `small_images`.
+      aux_logits: whether it has an auxiliary head after stage `Mixed_6`, as v3 may. Its
+        parameters are made by `init`; it is computed in training only.
+      num_classes: number of logits; with 0 the `features` are returned instead, float32.
+      small_images: give every layer of the stem a stride of 1, so that a 32x32 image has maps of
+        22x22, 10x10 and 4x4 in the three stages (of 32x32, 16x16 and 8x8 in v2), as one of
+        299x299 has of 35x35, 17x17 and 8x8 with the strides, and leave out the pool of the
+        auxiliary head. No parameter changes.
+      width: multiplies the features of every convolution, to the nearest integer above zero.
+      dropout: rate of the dropout before the linear layer; `inception_v2` has none by default,
+        since its paper removes it.
+      dtype, param_dtype, norm_momentum, norm_epsilon, axis_name: see `jaxdl.nn.Normed`.
 
-    Shapes: images [B, H, W, C] to float32 logits [B, num_classes]. Smaller ones than the smallest
-    raise InputError.
+    Shapes: images [B, H, W, C] to float32 logits [B, num_classes]. They are at least 75x75, as
+    `small_images` 17x17; for `inception_v2` 17x17 and 3x3; and to train or initialize an auxiliary
+    head 299x299 and 21x21. Smaller ones raise InputError.
 
     State: `params`, and `batch_stats` which training updates. Dropout draws from the stream
     `dropout` in training. Sows in `intermediates` the output of each stage by its name, `features`,
     the pooled [B, F] before dropout, and in training, from an auxiliary head, the float32
     `aux_logits` [B, num_classes], for a loss that counts `AUX_WEIGHT`.
+
+    Parameters at the defaults: 11,188,288 for `inception_v2`, 23,834,568 for `inception_v3`,
+    27,161,264 with its auxiliary head, 42,679,816 for `inception_v4` and 55,843,464 for
+    `inception_resnet_v2`.
     """
 
-    stages: Mapping[str, Stage]
+    stages: Callable[[int], dict[str, Stage]]
     first: int
     smallest: tuple[int, int]
-    aux_smallest: tuple[int, int] | None
-    num_classes: int
-    small_images: bool
-    width: float
-    dropout: float
-    norm_momentum: float
-    norm_epsilon: float
-    dtype: Dtype
-    param_dtype: Dtype
-    axis_name: str | None
+    aux_logits: bool = False
+    _: dataclasses.KW_ONLY
+    num_classes: int = 1000
+    small_images: bool = False
+    width: float = 1.0
+    dropout: float = 0.2
+    norm_epsilon: float = 1e-3
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Return the logits of a batch of images."""
         check_image_size(self, x, self.smallest[self.small_images], self.smallest[1])
-        use_aux = self.num_classes > 0 and (train or self.is_initializing())
-        aux_smallest = self.aux_smallest if use_aux else None
-        if aux_smallest is not None:
-            least = aux_smallest[self.small_images]
-            check_image_size(self, x, least, aux_smallest[1], "the auxiliary head of ")
+        training = train or self.is_initializing()
+        use_aux = self.aux_logits and self.num_classes > 0 and training
+        if use_aux:
+            least = AUX_SMALLEST[self.small_images]
+            check_image_size(self, x, least, AUX_SMALLEST[1], "the auxiliary head of ")
 
-        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        conv: ModuleDef = partial(nn.Conv, use_bias=False, kernel_init=he_normal, **types)
-        norm: ModuleDef = partial(
-            nn.BatchNorm,
-            use_running_average=not train,
-            momentum=self.norm_momentum,
-            epsilon=self.norm_epsilon,
-            axis_name=self.axis_name,
-            **types,
-        )
-        dense: ModuleDef = partial(nn.Dense, **types)
+        conv: ModuleDef = partial(nn.Conv, use_bias=False, kernel_init=he_normal, **self.types)
+        norm = self.norm(train)
+        dense: ModuleDef = partial(nn.Dense, **self.types)
         conv_norm: ModuleDef = partial(ConvNorm, width=self.width, conv=conv, norm=norm)
         block: ModuleDef = partial(MixedBlock, first=self.first, conv=conv, conv_norm=conv_norm)
 
-        for stage, layers in self.stages.items():
+        for stage, layers in self.stages(1 if self.small_images else 2).items():
             for name, spec in layers.items():
                 match spec:
                     case Conv():
@@ -287,7 +156,7 @@ class Inception(nn.Module):
                     case Mixed():
                         x = block(spec, name=name)(x)
             self.sow("intermediates", stage, x)
-            if aux_smallest is not None and stage == "Mixed_6":
+            if use_aux and stage == "Mixed_6":
                 pooled = not self.small_images
                 head = AuxHead(self.num_classes, pooled, conv_norm, dense, name="AuxLogits")
                 self.sow("intermediates", "aux_logits", head(x).astype(jnp.float32))
@@ -297,13 +166,6 @@ class Inception(nn.Module):
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         x = dense(self.num_classes, name="fc")(x) if self.num_classes else x
         return x.astype(jnp.float32)
-
-
-# Layers of the tables. What halves height and width has no padding, as `valid` has none.
-valid = partial(Conv, padded=False)
-halve = partial(Conv, size=3, stride=2, padded=False)
-MAX_HALVE = Pool("max", stride=2, padded=False)
-AVG = Pool("avg")
 
 
 # Inception v2: Figure 5 of the paper.
@@ -423,7 +285,12 @@ V3_E = mixed(
 
 
 def v3_stages(stem_stride: int) -> dict[str, Stage]:
-    """Return the table of Inception v3."""
+    """Return the table of Inception v3, as torchvision has it.
+
+    Departures, which are those of the published weights: the stem is that of the authors'
+    TensorFlow model and not of the paper's Table 1, the first modules keep a 5x5 convolution, and
+    average pools count the zeros that they pad with.
+    """
     return {
         "stem": {
             "Conv2d_1a_3x3": valid(32, 3, stem_stride),
@@ -582,107 +449,62 @@ def resnet_v2_stages(stem_stride: int) -> dict[str, Stage]:
     }
 
 
-# Pixels on a side of the smallest images that convolutions without padding leave something of: with
-# strides of 2 in the stem, and with strides of 1. Inception v2 pads, so that something is left of
-# any; its smallest are those of which every stride of 2 has two pixels to take one of.
-SMALLEST = (75, 17)
-SMALLEST_V2 = (17, 3)
+inception_v2 = partial(Inception, v2_stages, 0, SMALLEST_V2, False, dropout=0.0)
+inception_v3 = partial(Inception, v3_stages, 1, SMALLEST, dropout=0.5)
+inception_v4 = partial(Inception, v4_stages, 0, SMALLEST, False)
+inception_resnet_v2 = partial(Inception, resnet_v2_stages, 0, SMALLEST, False)
 
+MODELS = {
+    "inception_v2": inception_v2,
+    "inception_v3": inception_v3,
+    "inception_v4": inception_v4,
+    "inception_resnet_v2": inception_resnet_v2,
+}
+IMAGE_SHAPES = dict.fromkeys(MODELS, (299, 299, 3)) | {"inception_v2": (224, 224, 3)}
+PUBLISHED = {
+    # The parameters are with the auxiliary head, the multiply-adds without.
+    "inception_v3": Published(27_161_264, 5.713e9, f"{TORCHVISION}, with the auxiliary head"),
+    "inception_v4": Published(42.68e6, 12.28e9, TIMM),
+    "inception_resnet_v2": Published(55.84e6, 13.18e9, TIMM),
+}
 
-def inception(
-    stages: Callable[[int], dict[str, Stage]],
-    first: int,
-    smallest: tuple[int, int],
-    /,
-    *,
-    num_classes: int = 1000,
-    small_images: bool = False,
-    width: float = 1.0,
-    dropout: float = 0.2,
-    norm_momentum: float = 0.9,
-    norm_epsilon: float = 1e-3,
-    dtype: Dtype = jnp.float32,
-    param_dtype: Dtype = jnp.float32,
-    axis_name: str | None = None,
-) -> Inception:
-    """Return Inception v2, v4 or Inception-ResNet v2; none has an auxiliary head.
+# Every convolution has a norm; one row stands for both.
+V3_ROWS: Rows = (
+    (r"(Conv2d_\w+)/(conv|bn)", r"\1.\2", CONV),
+    (r"(Mixed_\w+)/(branch\w+)/(conv|bn)", r"\1.\2.\3", CONV),
+    (r"AuxLogits/(conv\d)/(conv|bn)", r"AuxLogits.\1.\2", CONV),
+    (r"AuxLogits/fc", r"AuxLogits.fc", DENSE),
+    (r"fc", r"fc", DENSE),
+)
 
-    Args:
-        small_images: give every layer of the stem a stride of 1, so that a 32x32 image has maps of
-            22x22, 10x10 and 4x4 in the three stages (of 32x32, 16x16 and 8x8 in v2), where else
-            nothing (1x1) would be left of it. No parameter changes.
-        num_classes, width, dropout, norm_momentum, norm_epsilon, dtype, param_dtype, axis_name:
-            see `Inception`. The rate of `inception_v2` is 0, since its paper removes dropout.
+# timm counts the pool before a branch's only convolution. The last three modules of v4 are no
+# sequences there, and keep their underscores.
+V4_ROWS: Rows = (
+    (r"features_([012])/(conv|bn)", r"features.\1.\2", CONV),
+    (r"features_([35])/conv/(conv|bn)", r"features.\1.conv.\2", CONV),
+    (r"features_(\d+)/branch0/(conv|bn)", r"features.\1.branch0.\2", CONV),
+    (r"features_(\d+)/branch3/(conv|bn)", r"features.\1.branch3.1.\2", CONV),
+    (r"features_(19|20|21)/(branch\d_\w+)/(conv|bn)", r"features.\1.\2.\3", CONV),
+    (r"features_(\d+)/branch(\d)_(\d)/(conv|bn)", r"features.\1.branch\2.\3.\4", CONV),
+    (r"fc", r"last_linear", DENSE),
+)
 
-    Images are at least 75x75, as `small_images` 17x17; for `inception_v2` 17x17 and 3x3.
-    Parameters at the defaults: 11,188,288 for `inception_v2`, 42,679,816 for `inception_v4` and
-    55,843,464 for `inception_resnet_v2`.
-    """
-    return Inception(
-        stages=freeze(stages(1 if small_images else 2)),
-        first=first,
-        smallest=smallest,
-        aux_smallest=None,
-        num_classes=num_classes,
-        small_images=small_images,
-        width=width,
-        dropout=dropout,
-        norm_momentum=norm_momentum,
-        norm_epsilon=norm_epsilon,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        axis_name=axis_name,
-    )
+RESNET_V2_ROWS: Rows = (
+    (r"(conv2d_\w+)/(conv|bn)", r"\1.\2", CONV),
+    (r"mixed_5b/branch3/(conv|bn)", r"mixed_5b.branch3.1.\1", CONV),
+    (r"(mixed_\w+|block8)/(branch\d)/(conv|bn)", r"\1.\2.\3", CONV),
+    (r"(mixed_\w+|block8)/(branch\d)_(\d)/(conv|bn)", r"\1.\2.\3.\4", CONV),
+    (r"block8/conv2d", r"block8.conv2d", CONV),
+    (r"(repeat(?:_\d)?)_(\d+)/(branch\d)/(conv|bn)", r"\1.\2.\3.\4", CONV),
+    (r"(repeat(?:_\d)?)_(\d+)/(branch\d)_(\d)/(conv|bn)", r"\1.\2.\3.\4.\5", CONV),
+    (r"(repeat(?:_\d)?)_(\d+)/conv2d", r"\1.\2.conv2d", CONV),
+    (r"fc", r"classif", DENSE),
+)
 
-
-def inception_v3(
-    *,
-    num_classes: int = 1000,
-    aux_logits: bool = False,
-    small_images: bool = False,
-    width: float = 1.0,
-    dropout: float = 0.5,
-    norm_momentum: float = 0.9,
-    norm_epsilon: float = 1e-3,
-    dtype: Dtype = jnp.float32,
-    param_dtype: Dtype = jnp.float32,
-    axis_name: str | None = None,
-) -> Inception:
-    """Return Inception v3, as torchvision has it.
-
-    Departures, which are those of the published weights: the stem is that of the authors'
-    TensorFlow model and not of the paper's Table 1, the first modules keep a 5x5 convolution, and
-    average pools count the zeros that they pad with.
-
-    Args:
-        aux_logits: whether it has the auxiliary head of `Inception`.
-        small_images: give the layers of the stem a stride of 1, so that a 32x32 image has maps of
-            22x22, 10x10 and 4x4 in the three stages, as one of 299x299 has of 35x35, 17x17 and 8x8
-            with the strides, and leave out the pool of the auxiliary head. No parameter changes.
-        num_classes, width, dropout, norm_momentum, norm_epsilon, dtype, param_dtype, axis_name:
-            see `Inception`.
-
-    Images are at least 75x75, and 299x299 to train or initialize with the auxiliary head; as
-    `small_images` 17x17 and 21x21. Parameters at the defaults: 23,834,568, and 27,161,264 with the
-    auxiliary head.
-    """
-    return Inception(
-        stages=freeze(v3_stages(1 if small_images else 2)),
-        first=1,
-        smallest=SMALLEST,
-        aux_smallest=(299, 21) if aux_logits else None,
-        num_classes=num_classes,
-        small_images=small_images,
-        width=width,
-        dropout=dropout,
-        norm_momentum=norm_momentum,
-        norm_epsilon=norm_epsilon,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        axis_name=axis_name,
-    )
-
-
-inception_v2 = partial(inception, v2_stages, 0, SMALLEST_V2, dropout=0.0)
-inception_v4 = partial(inception, v4_stages, 0, SMALLEST)
-inception_resnet_v2 = partial(inception, resnet_v2_stages, 0, SMALLEST)
+WEIGHTS = {
+    "inception_v3": Weights(V3_ROWS, ("fc", "AuxLogits.fc"), Images(342, 299, "bilinear", *HALVES)),
+    "inception_v4": Weights(V4_ROWS, ("last_linear",), Images(341, 299, "bicubic", *HALVES)),
+    "inception_resnet_v2": Weights(
+        RESNET_V2_ROWS, ("classif",), Images(333, 299, "bicubic", *HALVES)
+    ),
+}

@@ -10,58 +10,79 @@ Interspeech 2010 (not on arXiv); Graves 2013, arXiv:1308.0850; dropout between t
 Zaremba, Sutskever, Vinyals 2014, arXiv:1409.2329.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.typing import Dtype
 
 from jaxdl import InputError
+from jaxdl.nn import Typed
 from jaxdl.recurrent import GATES, Carry, Recurrent, initial_carry
 
 
-class LanguageModel(nn.Module):
+class LanguageModel(Typed):
     """An embedding, recurrent layers, and a dense layer that makes logits of their outputs.
 
     Args:
-        vocabulary_size: number of tokens V.
-        kind: of the cells, "rnn", "lstm" or "gru".
-        features: numbers in each layer's output.
-        layers: number of recurrent layers.
-        embedding: numbers that stand for a token; 0 for one-hot vectors. They are drawn with
-            variance 1.
-        dropout: rate on the embedding, between the layers and before the logits.
-        dtype, param_dtype: the compute type, and the type parameters are stored in. The carry is
-            float32.
+      vocabulary_size: number of tokens V.
+      kind: of the cells, "rnn", "lstm" or "gru".
+      features: numbers in each layer's output.
+      layers: number of recurrent layers.
+      embedding: numbers that stand for a token; 0 for one-hot vectors. They are drawn with
+        variance 1.
+      dropout: rate on the embedding, between the layers and before the logits.
+      dtype, param_dtype: see `jaxdl.nn.Typed`. The carry is float32.
 
     Shapes: tokens int [B, T], and the carry of the tokens before them (None for none: zeros), to
     float32 logits [B, T, V] of the token after each, and the carry after the last.
 
     State: `params`. Dropout draws from the stream `dropout` in training.
+
+    Parameters at the defaults: 936,192 (embedding 16,384, recurrent layers 328,704 and 525,312,
+    output 65,792).
+
+    Raises:
+      InputError: a kind of cell that there is not, or a size that cannot be.
     """
 
-    vocabulary_size: int
-    kind: str
-    features: int
-    layers: int
-    embedding: int
-    dropout: float
-    dtype: Dtype
-    param_dtype: Dtype
+    vocabulary_size: int = 256
+    _: dataclasses.KW_ONLY
+    kind: str = "lstm"
+    features: int = 256
+    layers: int = 2
+    embedding: int = 64
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no language model."""
+        if self.kind not in GATES:
+            raise InputError(f"no recurrent cell {self.kind!r}; there are {', '.join(GATES)}")
+        least = {"vocabulary_size": 1, "features": 1, "layers": 1, "embedding": 0}
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if value < bound:
+                raise InputError(f"language_model takes {name} of at least {bound}, not {value}")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"language_model takes a dropout in [0, 1), not {self.dropout}")
+        super().__post_init__()
 
     @nn.compact
     def __call__(
         self, tokens: jax.Array, *, train: bool, carry: Carry | None = None
     ) -> tuple[jax.Array, Carry]:
         """Return the logits of the next tokens, and the carry."""
-        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         drop = nn.Dropout(self.dropout, deterministic=not train)
         if self.embedding:
             init = nn.initializers.normal(1.0)
             embed = nn.Embed(
-                self.vocabulary_size, self.embedding, embedding_init=init, name="embedding", **types
+                self.vocabulary_size,
+                self.embedding,
+                embedding_init=init,
+                name="embedding",
+                **self.types,
             )
             x = drop(embed(tokens))
         else:
@@ -72,10 +93,10 @@ class LanguageModel(nn.Module):
             self.layers,
             dropout=self.dropout,
             name="recurrent",
-            **types,
+            **self.types,
         )
         x, carry = recurrent(x, train=train, carry=carry)
-        logits = nn.Dense(self.vocabulary_size, name="output", **types)(drop(x))
+        logits = nn.Dense(self.vocabulary_size, name="output", **self.types)(drop(x))
         return logits.astype(jnp.float32), carry
 
     def initial_carry(self, batch_size: int) -> Carry:
@@ -83,43 +104,7 @@ class LanguageModel(nn.Module):
         return initial_carry(self.kind, self.features, self.layers, False, batch_size)
 
 
-def language_model(
-    vocabulary_size: int = 256,
-    *,
-    kind: str = "lstm",
-    features: int = 256,
-    layers: int = 2,
-    embedding: int = 64,
-    dropout: float = 0.0,
-    dtype: Dtype = jnp.float32,
-    param_dtype: Dtype = jnp.float32,
-) -> LanguageModel:
-    """Return a `LanguageModel`, which describes the arguments.
-
-    Parameters at the defaults: 936,192 (embedding 16,384, recurrent layers 328,704 and 525,312,
-    output 65,792).
-
-    Raises InputError for a kind of cell that there is not, and for a size that cannot be.
-    """
-    if kind not in GATES:
-        raise InputError(f"no recurrent cell {kind!r}; there are {', '.join(GATES)}")
-    least = {"vocabulary_size": 1, "features": 1, "layers": 1, "embedding": 0}
-    given = (vocabulary_size, features, layers, embedding)
-    for (name, bound), value in zip(least.items(), given, strict=True):
-        if value < bound:
-            raise InputError(f"language_model takes {name} of at least {bound}, not {value}")
-    if not 0 <= dropout < 1:
-        raise InputError(f"language_model takes a dropout in [0, 1), not {dropout}")
-    return LanguageModel(
-        vocabulary_size=vocabulary_size,
-        kind=kind,
-        features=features,
-        layers=layers,
-        embedding=embedding,
-        dropout=dropout,
-        dtype=dtype,
-        param_dtype=param_dtype,
-    )
+language_model = LanguageModel
 
 
 @functools.partial(jax.jit, static_argnames=("model", "length", "top_k"))
@@ -136,17 +121,17 @@ def generate(
     """Draw the tokens that go on from a prompt, one after another, in one compiled loop.
 
     Args:
-        model: the model.
-        params: its parameters.
-        prompt: int [B, P], P at least 1.
-        key: of the draws.
-        length: how many tokens to draw.
-        temperature: what logits are divided by, more than 0: below 1 for the likelier tokens.
-        top_k: draw from so many tokens with the greatest logits, at most V; all when None, and with
-            1 the likeliest each time (of equals the lower).
+      model: the model.
+      params: its parameters.
+      prompt: int [B, P], P at least 1.
+      key: of the draws.
+      length: how many tokens to draw.
+      temperature: what logits are divided by, more than 0: below 1 for the likelier tokens.
+      top_k: draw from so many tokens with the greatest logits, at most V; all when None, and with
+        1 the likeliest each time (of equals the lower).
 
     Returns:
-        int32 [B, length].
+      int32 [B, length].
     """
 
     def step(state, key):

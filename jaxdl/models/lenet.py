@@ -6,22 +6,19 @@ Proceedings of the IEEE 86(11), 1998, pages 2278-2324 (not on arXiv).
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.linen.dtypes import promote_dtype
-from flax.typing import Dtype
 
 from jaxdl import InputError
+from jaxdl.nn import ModuleDef, Typed
+from jaxdl.published import Published
 
-# Makes a layer of which all but the sizes and the name is already set.
-ModuleDef = Callable[..., Any]
 
-
-class LeNet5(nn.Module):
+class LeNet5(Typed):
     """LeNet-5 as it is taught: convolutions, average pools, tanh, and a linear output.
 
     Departures from the paper (`LeNet5Of1998` has none of these): C3 sees all the maps of S2, the
@@ -29,8 +26,8 @@ class LeNet5(nn.Module):
     and weights are drawn as Flax does.
 
     Args:
-        num_classes: number of logits; with 0 the `features` are returned instead, float32.
-        dtype, param_dtype: the compute type, and the type parameters are stored in.
+      num_classes: number of logits; with 0 the `features` are returned instead, float32.
+      dtype, param_dtype: see `jaxdl.nn.Typed`.
 
     Shapes: images [B, 32, 32, C] to float32 logits [B, num_classes]. Any other height or width
     raises InputError; digits of 28x28 are padded by 2 on every side.
@@ -42,18 +39,15 @@ class LeNet5(nn.Module):
     output 850).
     """
 
-    num_classes: int
-    dtype: Dtype
-    param_dtype: Dtype
+    num_classes: int = 10
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Return the logits of a batch of images."""
         if x.shape[1:3] != (32, 32):
             raise InputError(f"lenet5 takes images [B, 32, 32, C], not {list(x.shape)}")
-        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        conv: ModuleDef = partial(nn.Conv, kernel_size=(5, 5), padding="VALID", **types)
-        dense: ModuleDef = partial(nn.Dense, **types)
+        conv: ModuleDef = partial(nn.Conv, kernel_size=(5, 5), padding="VALID", **self.types)
+        dense: ModuleDef = partial(nn.Dense, **self.types)
 
         x = nn.tanh(conv(6, name="c1")(x))
         x = nn.avg_pool(x, (2, 2), strides=(2, 2))
@@ -65,13 +59,6 @@ class LeNet5(nn.Module):
         self.sow("intermediates", "features", x)
         x = dense(self.num_classes, name="output")(x) if self.num_classes else x
         return x.astype(jnp.float32)
-
-
-def lenet5(
-    *, num_classes: int = 10, dtype: Dtype = jnp.float32, param_dtype: Dtype = jnp.float32
-) -> LeNet5:
-    """Return a `LeNet5`, which describes the arguments; 61,706 parameters at the defaults."""
-    return LeNet5(num_classes=num_classes, dtype=dtype, param_dtype=param_dtype)
 
 
 # Table I of the paper: the X in row i mark the maps of C3 that see map i of S2. Six maps see three
@@ -133,14 +120,11 @@ def uniform_by_fan_in(fan_in: int | np.ndarray) -> Callable[..., jax.Array]:
     return init
 
 
-class Subsample(nn.Module):
+class Subsample(Typed):
     """The layers S2 and S4: the sum of 2x2 pixels, a coefficient and a bias for each map, squashed.
 
     Shapes: [B, H, W, C] to [B, H / 2, W / 2, C]. Parameters: 2 C.
     """
-
-    dtype: Dtype
-    param_dtype: Dtype
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -153,7 +137,7 @@ class Subsample(nn.Module):
         return squash(x * coefficient.reshape(1, 1, 1, -1) + bias.reshape(1, 1, 1, -1))
 
 
-class TableConv(nn.Module):
+class TableConv(Typed):
     """The layer C3: a 5x5 convolution in which each map sees some of the input maps, squashed.
 
     Its `kernel` [5, 5, 60] holds the connections that exist. They are scattered into a full kernel
@@ -161,9 +145,6 @@ class TableConv(nn.Module):
 
     Shapes: [B, H, W, 6] to [B, H - 4, W - 4, 16]. Parameters: 1,516.
     """
-
-    dtype: Dtype
-    param_dtype: Dtype
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -181,15 +162,14 @@ class TableConv(nn.Module):
         return squash(x + bias.reshape(1, 1, 1, -1))
 
 
-class LeNet5Of1998(nn.Module):
+class LeNet5Of1998(Typed):
     """LeNet-5 as the paper describes it (section II.B), an RBF for each digit as its output.
 
     Departure: biases, of whose start the paper says nothing, start at zero.
 
     Args:
-        num_classes: 10, or 0 for the `features` in place of the logits, float32.
-        dtype, param_dtype: the compute type, and the type parameters are stored in. The output
-            layer computes in float32.
+      num_classes: 10, or 0 for the `features` in place of the logits, float32.
+      dtype, param_dtype: see `jaxdl.nn.Typed`. The output layer computes in float32.
 
     Shapes: images [B, 32, 32, 1], the digit centred, background at -0.1 and ink at 1.175, to
     float32 logits [B, 10]: the negative squared distances of F6 from `DIGIT_CODES`, for which the
@@ -199,25 +179,33 @@ class LeNet5Of1998(nn.Module):
     of F6 [B, 84], in `intermediates`.
 
     Parameters: 60,000 (C1 156, S2 12, C3 1,516, S4 32, C5 48,120, F6 10,164). The codes are none.
+
+    Raises:
+      InputError: images of another shape, or another number of classes.
     """
 
-    num_classes: int
-    dtype: Dtype
-    param_dtype: Dtype
+    num_classes: int = 10
+
+    def __post_init__(self) -> None:
+        """Refuse classes that are not the ten digits."""
+        if self.num_classes not in (0, 10):
+            raise InputError(
+                f"lenet5_1998 has drawn codes for 10 classes, not num_classes={self.num_classes}"
+            )
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Return the logits of a batch of images."""
         if x.shape[1:] != (32, 32, 1):
             raise InputError(f"lenet5_1998 takes images [B, 32, 32, 1], not {list(x.shape)}")
-        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        conv: ModuleDef = partial(nn.Conv, kernel_size=(5, 5), padding="VALID", **types)
-        dense: ModuleDef = partial(nn.Dense, **types)
+        conv: ModuleDef = partial(nn.Conv, kernel_size=(5, 5), padding="VALID", **self.types)
+        dense: ModuleDef = partial(nn.Dense, **self.types)
 
         x = squash(conv(6, kernel_init=uniform_by_fan_in(25), name="c1")(x))
-        x = Subsample(name="s2", **types)(x)
-        x = TableConv(name="c3", **types)(x)
-        x = Subsample(name="s4", **types)(x)
+        x = Subsample(name="s2", **self.types)(x)
+        x = TableConv(name="c3", **self.types)(x)
+        x = Subsample(name="s4", **self.types)(x)
         x = squash(conv(120, kernel_init=uniform_by_fan_in(400), name="c5")(x))
         x = x.squeeze((1, 2))
         x = squash(dense(84, kernel_init=uniform_by_fan_in(120), name="f6")(x))
@@ -228,20 +216,6 @@ class LeNet5Of1998(nn.Module):
         return -jnp.square(x.astype(jnp.float32)[:, None, :] - codes[None]).sum(axis=-1)
 
 
-def lenet5_1998(
-    *, num_classes: int = 10, dtype: Dtype = jnp.float32, param_dtype: Dtype = jnp.float32
-) -> LeNet5Of1998:
-    """Return a `LeNet5Of1998`, which describes the arguments; 60,000 parameters.
-
-    A `num_classes` other than 10, or 0, raises InputError: its outputs are the ten digits.
-    """
-    if num_classes not in (0, 10):
-        raise InputError(
-            f"lenet5_1998 has drawn codes for 10 classes, not num_classes={num_classes}"
-        )
-    return LeNet5Of1998(num_classes=num_classes, dtype=dtype, param_dtype=param_dtype)
-
-
 def lenet5_1998_loss(logits: jax.Array, labels: jax.Array, j: float | jax.Array = 1.0) -> jax.Array:
     """Return the paper's loss of each example, `y_label + log(exp(-j) + sum_i exp(-y_i))`.
 
@@ -250,11 +224,19 @@ def lenet5_1998_loss(logits: jax.Array, labels: jax.Array, j: float | jax.Array 
     the paper does not give.
 
     Args:
-        logits: [B, 10], of `lenet5_1998`.
-        labels: [B], integers.
-        j: the penalty of the rubbish class, from which on others are left alone.
+      logits: [B, 10], of `lenet5_1998`.
+      labels: [B], integers.
+      j: the penalty of the rubbish class, from which on others are left alone.
 
     Shapes: to [B], of the logits' type.
     """
     label_logits = jnp.take_along_axis(logits, labels[:, None], axis=-1).squeeze(-1)
     return jnp.logaddexp(-j, jax.nn.logsumexp(logits, axis=-1)) - label_logits
+
+
+lenet5 = LeNet5
+lenet5_1998 = LeNet5Of1998
+
+MODELS = {"lenet5": lenet5, "lenet5_1998": lenet5_1998}
+IMAGE_SHAPES = dict.fromkeys(MODELS, (32, 32, 1))
+PUBLISHED = {"lenet5_1998": Published(60_000, None, "LeCun et al. 1998, section II.B")}

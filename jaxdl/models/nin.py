@@ -10,6 +10,7 @@ Layers bear the names of the authors' own models for cuda-convnet and Caffe: `co
 Lin, Chen, Yan, "Network In Network" (2013, arXiv:1312.4400).
 """
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,12 +18,8 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.typing import Dtype
 
-from jaxdl.nn import check_image_size
-
-# Makes a layer of which all but the sizes and the name is already set.
-ModuleDef = Callable[..., Any]
+from jaxdl.nn import ModuleDef, Typed, check_image_size
 
 he_normal = nn.initializers.he_normal()
 
@@ -46,44 +43,49 @@ class MLPConv(NamedTuple):
     dropout: bool = False  # after the pool
 
 
-class NIN(nn.Module):
+class NIN(Typed):
     """A stack of mlpconvs; the means of its last maps, one map for each class, are the logits.
 
     Every convolution is followed by a relu, the last one too, so that no logit is negative.
     Departure: weights are drawn as in He et al. (2015, arXiv:1502.01852).
 
     Args:
-        stages: the mlpconvs, the last one without the layer of the classes.
-        smallest: height and width of the smallest images of which the pools leave anything, and
-            the same of the network for small images.
-        num_classes: number of logits; with 0 the `features` are returned instead, float32.
-        dropout: rate of the dropouts.
-        dtype, param_dtype: the compute type, and the type parameters are stored in.
+      stages: (width, small_images) -> the mlpconvs, the last without the layer of the classes.
+      smallest: height and width of the smallest images of which the pools leave anything, and
+        the same with `small_images`.
+      small_images: fit the network to images of about 32x32 instead of 224x224: `conv1` is 5x5
+        with stride 1 instead of 11x11 with stride 4. Features stay as they are.
+      num_classes: number of logits; with 0 the `features` are returned instead, float32.
+      width: features of `conv1`; those of the other layers are in proportion.
+      dropout: rate of the dropouts.
+      dtype, param_dtype: see `jaxdl.nn.Typed`.
 
-    Shapes: images [B, H, W, C] of at least `smallest[0]` pixels each way to float32 logits
-    [B, num_classes]. Smaller images raise InputError.
+    Shapes: images [B, H, W, C] of at least 39x39, with `small_images` 8x8 and of `nin_cifar` 4x4,
+    to float32 logits [B, num_classes]. Smaller images raise InputError.
 
     State: `params`. Dropout draws from the stream `dropout` in training. Sows in `intermediates`
     `relu1` to the last, the maps of each of `stages`; `features`, the means [B, F] of the last of
     them; and `class_maps` [B, h, w, num_classes], whose means are the logits.
+
+    Parameters at the defaults: 7,595,176 for `nin` and 966,986 for `nin_cifar`.
     """
 
-    stages: tuple[MLPConv, ...]
+    stages: Callable[[int, bool], tuple[MLPConv, ...]]
     smallest: tuple[int, int]
-    num_classes: int
-    dropout: float
-    dtype: Dtype
-    param_dtype: Dtype
+    small_images: bool = False
+    _: dataclasses.KW_ONLY
+    num_classes: int = 1000
+    width: int = 96
+    dropout: float = 0.5
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Return the logits of a batch of images."""
-        check_image_size(self, x, *self.smallest)
-        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        conv: ModuleDef = partial(nn.Conv, kernel_init=he_normal, **types)
+        check_image_size(self, x, self.smallest[self.small_images], self.smallest[1])
+        conv: ModuleDef = partial(nn.Conv, kernel_init=he_normal, **self.types)
 
         cccp = 1
-        for i, stage in enumerate(self.stages, start=1):
+        for i, stage in enumerate(self.stages(self.width, self.small_images), start=1):
             features, *layers = stage.features
             size = (stage.size, stage.size)
             x = conv(features, size, stage.stride, stage.padding, name=f"conv{i}")(x)
@@ -106,68 +108,30 @@ class NIN(nn.Module):
         return x.astype(jnp.float32).mean(axis=(1, 2))
 
 
-def nin(
-    *,
-    num_classes: int = 1000,
-    width: int = 96,
-    dropout: float = 0.5,
-    small_images: bool = False,
-    dtype: Dtype = jnp.float32,
-    param_dtype: Dtype = jnp.float32,
-) -> NIN:
-    """Return the `NIN` that its authors published for ImageNet.
-
-    Dropout is before the last of its four mlpconvs. `NIN` describes the arguments but these:
-
-    Args:
-        width: features of `conv1`; those of the other layers are in proportion.
-        small_images: fit the network to images of about 32x32 instead of 224x224: `conv1` is 5x5
-            with stride 1 instead of 11x11 with stride 4. Features stay as they are.
-
-    Images are at least 39x39, with `small_images` 8x8. 7,595,176 parameters at the defaults.
-    """
+def imagenet_stages(width: int, small_images: bool) -> tuple[MLPConv, ...]:
+    """Return what the authors published for ImageNet, with dropout before the last mlpconv."""
     first = ((width,) * 3, 5, 1, 2) if small_images else ((width,) * 3, 11, 4, 0)
     second, third, fourth = (features * width // 96 for features in (256, 384, 1024))
-    return NIN(
-        stages=(
-            MLPConv(*first, pool=max_pool),
-            MLPConv((second,) * 3, 5, 1, 2, pool=max_pool),
-            MLPConv((third,) * 3, 3, 1, 1, pool=max_pool, dropout=True),
-            MLPConv((fourth,) * 2, 3, 1, 1),
-        ),
-        smallest=(8 if small_images else 39, 8),
-        num_classes=num_classes,
-        dropout=dropout,
-        dtype=dtype,
-        param_dtype=param_dtype,
+    return (
+        MLPConv(*first, pool=max_pool),
+        MLPConv((second,) * 3, 5, 1, 2, pool=max_pool),
+        MLPConv((third,) * 3, 3, 1, 1, pool=max_pool, dropout=True),
+        MLPConv((fourth,) * 2, 3, 1, 1),
     )
 
 
-def nin_cifar(
-    *,
-    num_classes: int = 10,
-    width: int = 192,
-    dropout: float = 0.5,
-    dtype: Dtype = jnp.float32,
-    param_dtype: Dtype = jnp.float32,
-) -> NIN:
-    """Return the `NIN` that its authors published for CIFAR-10, whose images are 32x32.
-
-    Dropout is before the second and the third of its three mlpconvs. `NIN` describes the arguments
-    but `width`, the features of `conv1`, to which those of the other layers are in proportion.
-
-    Images are at least 4x4. 966,986 parameters at the defaults.
-    """
+def cifar_stages(width: int, small_images: bool) -> tuple[MLPConv, ...]:
+    """Return what they published for CIFAR-10, with dropout before all mlpconvs but the first."""
     second, third = (features * width // 192 for features in (160, 96))
-    return NIN(
-        stages=(
-            MLPConv((width, second, third), 5, 1, 2, pool=max_pool, dropout=True),
-            MLPConv((width,) * 3, 5, 1, 2, pool=avg_pool, dropout=True),
-            MLPConv((width,) * 2, 3, 1, 1),
-        ),
-        smallest=(4, 4),
-        num_classes=num_classes,
-        dropout=dropout,
-        dtype=dtype,
-        param_dtype=param_dtype,
+    return (
+        MLPConv((width, second, third), 5, 1, 2, pool=max_pool, dropout=True),
+        MLPConv((width,) * 3, 5, 1, 2, pool=avg_pool, dropout=True),
+        MLPConv((width,) * 2, 3, 1, 1),
     )
+
+
+nin = partial(NIN, imagenet_stages, (39, 8))
+nin_cifar = partial(NIN, cifar_stages, (4, 4), False, num_classes=10, width=192)
+
+MODELS = {"nin": nin, "nin_cifar": nin_cifar}
+IMAGE_SHAPES = {"nin": (224, 224, 3), "nin_cifar": (32, 32, 3)}

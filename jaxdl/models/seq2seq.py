@@ -57,23 +57,23 @@ class Seq2Seq(nn.Module):
     reverse one's).
 
     Args:
-        source_vocabulary, target_vocabulary: numbers of tokens; 0 is padding.
-        kind: 'lstm', 'gru' or 'rnn'.
-        features: length of the decoder's state and of the encoder's outputs.
-        layers: of the encoder, and of the decoder.
-        embedding: length of the vectors of tokens.
-        bidirectional: whether the encoder reads both ways.
-        attention: one of `ATTENTIONS`.
-        score: of `luong`, one of `LUONG_SCORES`.
-        dropout: rate on embeddings, between layers and before the logits.
-        never: the tokens that `step` rules out, padding and what a target starts from.
-        dtype, param_dtype: the compute type, and the type parameters are stored in. States,
-            attention weights and logits are float32.
+      source_vocabulary, target_vocabulary: numbers of tokens; 0 is padding.
+      kind: 'lstm', 'gru' or 'rnn'.
+      features: length of the decoder's state and of the encoder's outputs.
+      layers: of the encoder, and of the decoder.
+      embedding: length of the vectors of tokens.
+      bidirectional: whether the encoder reads both ways.
+      attention: one of `ATTENTIONS`.
+      score: of `luong`, one of `LUONG_SCORES`.
+      dropout: rate on embeddings, between layers and before the logits.
+      never: the tokens that `step` rules out, padding and what a target starts from.
+      dtype, param_dtype: the compute type, and the type parameters are stored in. States,
+        attention weights and logits are float32.
 
     State: `params` alone. Dropout draws from the stream `dropout` in training.
 
     Raises:
-        InputError: no such attention or score, or an odd number of features in two directions.
+      InputError: no such attention or score, or an odd number of features in two directions.
     """
 
     source_vocabulary: int
@@ -123,7 +123,7 @@ class Seq2Seq(nn.Module):
         """Read sources, int [B, S], of so many tokens each, int [B], at least 1.
 
         Returns:
-            What the decoder attends to, None without attention, and the state that it starts from.
+          What the decoder attends to, None without attention, and the state that it starts from.
         """
         embedded = self.drop(self.source_embedding(source), deterministic=not train)
         memory, carry = self.encoder(embedded, train=train, lengths=source_length)
@@ -151,17 +151,17 @@ class Seq2Seq(nn.Module):
         """Give the logits of all tokens of targets, each seeing those before it.
 
         Args:
-            encoded, carry: of `encode`.
-            inputs: int [B, T], the targets one place later: the token they start from comes first.
-            train: whether dropout acts.
-            keys: PRNG keys [B], one a target, for scheduled sampling (Bengio et al. 2015,
-                arXiv:1506.03099): each input but the first gives way, with a probability of
-                `sampling_rate`, to a token drawn from what the model itself has just predicted.
-                None for teacher forcing.
-            sampling_rate: float [].
+          encoded, carry: of `encode`.
+          inputs: int [B, T], the targets one place later: the token they start from comes first.
+          train: whether dropout acts.
+          keys: PRNG keys [B], one a target, for scheduled sampling (Bengio et al. 2015,
+            arXiv:1506.03099): each input but the first gives way, with a probability of
+            `sampling_rate`, to a token drawn from what the model itself has just predicted.
+            None for teacher forcing.
+          sampling_rate: float [].
 
         Returns:
-            Logits, float32 [B, T, target_vocabulary], and the attention weights [B, T, S] or None.
+          Logits, float32 [B, T, target_vocabulary], and the attention weights [B, T, S] or None.
         """
         if keys is None and self.attention != "bahdanau":
             logits, _, weights = self._advance(encoded, carry, inputs, train)
@@ -199,8 +199,8 @@ class Seq2Seq(nn.Module):
         """Go on by one token, int [B], without dropout: a step of `jaxdl.decoding`.
 
         Returns:
-            The log-probabilities of the next token, float32 [B, target_vocabulary], in which those
-            of `never` are minus infinity; the state; the attention [B, S] or None.
+          The log-probabilities of the next token, float32 [B, target_vocabulary], in which those
+          of `never` are minus infinity; the state; the attention [B, S] or None.
         """
         logits, carry, weights = self._advance(encoded, carry, tokens[:, None], False)
         logits = logits[:, 0].at[:, jnp.array(self.never)].set(-jnp.inf)

@@ -14,19 +14,23 @@ Simonyan, Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Rec
 arXiv:1409.1556).
 """
 
-from collections.abc import Callable
+import dataclasses
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 
-from jaxdl.nn import LocalResponseNorm, adaptive_avg_pool, check_image_size, flatten
-
-# Makes a layer of which all but the sizes and the name is already set.
-ModuleDef = Callable[..., Any]
+from jaxdl.nn import (
+    LocalResponseNorm,
+    ModuleDef,
+    Normed,
+    adaptive_avg_pool,
+    check_image_size,
+    flatten,
+)
+from jaxdl.published import CONV, DENSE, NORM, TORCHVISION, Permutation, Published, Rows, Weights
 
 he_normal = nn.initializers.he_normal()
 
@@ -64,28 +68,23 @@ COLUMNS = {
 }
 
 
-class VGG(nn.Module):
+class VGG(Normed):
     """One column of Table 1, with or without batch normalization.
 
     Departure: weights are drawn as in He et al. (2015, arXiv:1502.01852), with which the deep
     columns train from the start; the paper trained column A first and took its layers over.
 
     Args:
-        column: its name in the table, "A" to "E".
-        batch_norm: a norm between each convolution and its relu, as in torchvision's `_bn`; the
-            convolutions keep their biases.
-        num_classes: number of logits; with 0 the `features` are returned instead, float32.
-        width: features of `conv1_1`, 64 in the paper; those of all other layers are in proportion.
-        dropout: rate of the dropout after `fc6` and after `fc7`.
-        small_images: fit the network to images of about 32x32 instead of 224x224: `fc6` sees the
-            mean of the last map, which five pools leave of 32x32, instead of 7x7 means. Stages and
-            features stay as they are.
-        dtype, param_dtype: the compute type, and the type parameters are stored in. Batch
-            statistics are float32.
-        norm_momentum, norm_epsilon: of the batch norms: the share of the running statistics that
-            stays at each update (torch calls the rest momentum), and what is added to a variance.
-        axis_name: mapped axis (of `pmap`, `vmap` or `shard_map`) over which the batch norms average
-            their statistics in training; None under plain `jit`, sharded or not.
+      column: its name in the table, "A" to "E".
+      batch_norm: a norm between each convolution and its relu, as in torchvision's `_bn`; the
+        convolutions keep their biases.
+      num_classes: number of logits; with 0 the `features` are returned instead, float32.
+      width: features of `conv1_1`, 64 in the paper; those of all other layers are in proportion.
+      dropout: rate of the dropout after `fc6` and after `fc7`.
+      small_images: fit the network to images of about 32x32 instead of 224x224: `fc6` sees the
+        mean of the last map, which five pools leave of 32x32, instead of 7x7 means. Stages and
+        features stay as they are.
+      dtype, param_dtype, norm_momentum, norm_epsilon, axis_name: see `jaxdl.nn.Normed`.
 
     Shapes: images [B, H, W, C] of at least 32x32 to float32 logits [B, num_classes]. Sizes whose
     last map is not what `fc6` sees are pooled to it adaptively. Smaller images raise InputError.
@@ -93,36 +92,29 @@ class VGG(nn.Module):
     State: `params`, and with batch norm `batch_stats` which training updates. Dropout draws from
     the stream `dropout` in training. Sows in `intermediates` `relu1` to `relu5`, the last map of
     each stage before its pool, and `features`, the [B, F] that go into `fc8`.
+
+    Parameters at the defaults: 132,863,336 for `vgg11` and `vgg11_lrn`, 133,047,848 for 13,
+    133,638,952 for `vgg16_c`, 138,357,544 for 16 and 143,667,240 for 19; 132,868,840 for
+    `vgg11_bn`, 133,053,736 for 13, 138,365,992 for 16 and 143,678,248 for 19. `vgg16` on CIFAR-10,
+    with `num_classes=10, small_images=True`, has 33,638,218.
     """
 
     column: str
     batch_norm: bool
-    num_classes: int
-    width: int
-    dropout: float
-    small_images: bool
-    norm_momentum: float
-    norm_epsilon: float
-    dtype: Dtype
-    param_dtype: Dtype
-    axis_name: str | None
+    _: dataclasses.KW_ONLY
+    num_classes: int = 1000
+    width: int = 64
+    dropout: float = 0.5
+    small_images: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Return the logits of a batch of images."""
         check_image_size(self, x, 32)
-        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        conv: ModuleDef = partial(nn.Conv, kernel_init=he_normal, **types)
-        dense: ModuleDef = partial(nn.Dense, kernel_init=he_normal, **types)
+        conv: ModuleDef = partial(nn.Conv, kernel_init=he_normal, **self.types)
+        dense: ModuleDef = partial(nn.Dense, kernel_init=he_normal, **self.types)
         dropout: ModuleDef = partial(nn.Dropout, self.dropout, deterministic=not train)
-        norm: ModuleDef = partial(
-            nn.BatchNorm,
-            use_running_average=not train,
-            momentum=self.norm_momentum,
-            epsilon=self.norm_epsilon,
-            axis_name=self.axis_name,
-            **types,
-        )
+        norm = self.norm(train)
 
         stage, i = 1, 1
         for layer in COLUMNS[self.column]:
@@ -161,58 +153,16 @@ def vgg(
     dtype: Dtype = jnp.float32,
     param_dtype: Dtype = jnp.float32,
 ) -> VGG:
-    """Return a `VGG`, which describes the arguments, as the paper has it.
-
-    Parameters at the defaults: 132,863,336 for `vgg11` and `vgg11_lrn`, 133,047,848 for 13,
-    133,638,952 for `vgg16_c`, 138,357,544 for 16 and 143,667,240 for 19; `vgg16` on CIFAR-10, with
-    `num_classes=10, small_images=True`, has 33,638,218.
-    """
+    """Return a `VGG` without batch norms, and without the arguments that are theirs."""
     return VGG(
-        column=column,
+        column,
         batch_norm=False,
         num_classes=num_classes,
         width=width,
         dropout=dropout,
         small_images=small_images,
-        norm_momentum=0.9,
-        norm_epsilon=1e-5,
         dtype=dtype,
         param_dtype=param_dtype,
-        axis_name=None,
-    )
-
-
-def vgg_bn(
-    column: str,
-    /,
-    *,
-    num_classes: int = 1000,
-    width: int = 64,
-    dropout: float = 0.5,
-    small_images: bool = False,
-    norm_momentum: float = 0.9,
-    norm_epsilon: float = 1e-5,
-    dtype: Dtype = jnp.float32,
-    param_dtype: Dtype = jnp.float32,
-    axis_name: str | None = None,
-) -> VGG:
-    """Return a `VGG`, which describes the arguments, with batch normalization.
-
-    Parameters at the defaults: 132,868,840 for `vgg11_bn`, 133,053,736 for 13, 138,365,992 for 16
-    and 143,678,248 for 19.
-    """
-    return VGG(
-        column=column,
-        batch_norm=True,
-        num_classes=num_classes,
-        width=width,
-        dropout=dropout,
-        small_images=small_images,
-        norm_momentum=norm_momentum,
-        norm_epsilon=norm_epsilon,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        axis_name=axis_name,
     )
 
 
@@ -223,7 +173,65 @@ vgg16_c = partial(vgg, "C")
 vgg16 = partial(vgg, "D")
 vgg19 = partial(vgg, "E")
 
-vgg11_bn = partial(vgg_bn, "A")
-vgg13_bn = partial(vgg_bn, "B")
-vgg16_bn = partial(vgg_bn, "D")
-vgg19_bn = partial(vgg_bn, "E")
+vgg11_bn = partial(VGG, "A", True)
+vgg13_bn = partial(VGG, "B", True)
+vgg16_bn = partial(VGG, "D", True)
+vgg19_bn = partial(VGG, "E", True)
+
+MODELS = {
+    "vgg11": vgg11,
+    "vgg11_lrn": vgg11_lrn,
+    "vgg13": vgg13,
+    "vgg16_c": vgg16_c,
+    "vgg16": vgg16,
+    "vgg19": vgg19,
+    "vgg11_bn": vgg11_bn,
+    "vgg13_bn": vgg13_bn,
+    "vgg16_bn": vgg16_bn,
+    "vgg19_bn": vgg19_bn,
+}
+IMAGE_SHAPES = dict.fromkeys(MODELS, (224, 224, 3))
+
+TABLE_2 = "Simonyan and Zisserman 2014, Table 2"
+PUBLISHED = {
+    "vgg11": Published(132_863_336, 7.609e9, TORCHVISION),
+    "vgg11_lrn": Published(133e6, None, TABLE_2),
+    "vgg13": Published(133_047_848, 11.308e9, TORCHVISION),
+    "vgg16": Published(138_357_544, 15.47e9, TORCHVISION),
+    "vgg16_c": Published(134e6, None, TABLE_2),
+    "vgg19": Published(143_667_240, 19.632e9, TORCHVISION),
+    "vgg11_bn": Published(132_868_840, 7.609e9, TORCHVISION),
+    "vgg13_bn": Published(133_053_736, 11.308e9, TORCHVISION),
+    "vgg16_bn": Published(138_365_992, 15.47e9, TORCHVISION),
+    "vgg19_bn": Published(143_678_248, 19.632e9, TORCHVISION),
+}
+
+
+def rows_of(column: str, batch_norm: bool) -> Rows:
+    """Return where torchvision has the layers of one column of the paper's table.
+
+    It numbers every layer from the first to the last, norms, relus and pools too.
+    """
+    rows: list[tuple[str, str, Permutation]] = []
+    stage, i, place = 1, 1, 0
+    for layer in COLUMNS[column]:
+        if layer == "maxpool":
+            stage, i, place = stage + 1, 1, place + 1
+            continue
+        rows.append((f"conv{stage}_{i}", f"features.{place}", CONV))
+        if batch_norm:
+            rows.append((f"bn{stage}_{i}", f"features.{place + 1}", NORM))
+        i, place = i + 1, place + (3 if batch_norm else 2)
+    return (
+        *rows,
+        ("fc6", "classifier.0", DENSE),
+        ("fc7", "classifier.3", DENSE),
+        ("fc8", "classifier.6", DENSE),
+    )
+
+
+WEIGHTS = {
+    f"vgg{depth}{suffix}": Weights(rows_of(column, bool(suffix)), ("classifier.6",))
+    for depth, column in {11: "A", 13: "B", 16: "D", 19: "E"}.items()
+    for suffix in ("", "_bn")
+}
