@@ -166,3 +166,24 @@ class MixedBlock(nn.Module):
             else:
                 x = self.conv_norm(spec, name=label)(x)
         return x
+
+
+class AuxHead(nn.Module):
+    """The auxiliary classifier of Inception v3, on the maps before the last reduction.
+
+    Shapes: [B, H, W, C] to [B, num_classes], of at least 5x5 after the pool if there is one.
+    """
+
+    num_classes: int
+    pooled: bool
+    conv_norm: ModuleDef
+    dense: ModuleDef
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Return the auxiliary logits."""
+        if self.pooled:
+            x = nn.avg_pool(x, (5, 5), (3, 3))
+        x = self.conv_norm(Conv(128), name="conv0")(x)
+        x = self.conv_norm(Conv(768, 5, padded=False), name="conv1")(x)
+        return self.dense(self.num_classes, name="fc")(x.mean(axis=(1, 2)))

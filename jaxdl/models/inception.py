@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from jaxdl.branches import (
     AVG,
     MAX_HALVE,
+    AuxHead,
     Conv,
     ConvNorm,
     Depthwise,
@@ -57,27 +58,6 @@ AUX_WEIGHT = 0.4
 SMALLEST = (75, 17)
 SMALLEST_V2 = (17, 3)
 AUX_SMALLEST = (299, 21)
-
-
-class AuxHead(nn.Module):
-    """The auxiliary classifier of v3, on the maps before the last reduction.
-
-    Shapes: [B, H, W, C] to [B, num_classes], of at least 5x5 after the pool if there is one.
-    """
-
-    num_classes: int
-    pooled: bool
-    conv_norm: ModuleDef
-    dense: ModuleDef
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Return the auxiliary logits."""
-        if self.pooled:
-            x = nn.avg_pool(x, (5, 5), (3, 3))
-        x = self.conv_norm(Conv(128), name="conv0")(x)
-        x = self.conv_norm(Conv(768, 5, padded=False), name="conv1")(x)
-        return self.dense(self.num_classes, name="fc")(x.mean(axis=(1, 2)))
 
 
 class Inception(Normed):
