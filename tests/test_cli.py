@@ -1,6 +1,9 @@
 """Flags from dataclasses."""
 
 import dataclasses
+import importlib
+import json
+from pathlib import Path
 
 import pytest
 
@@ -254,6 +257,26 @@ def test_a_group_refuses_under_its_prefix():
         pair("--second_stride=13")
     with pytest.raises(InputError, match=r"did you mean --second_speed\?$"):
         pair("--secnd_speed=1")
+
+
+# What each experiment wrote into flags.txt, run without a flag, before configs held groups.
+BEFORE = json.loads((Path(__file__).parent / "golden" / "flags.json").read_text())
+
+
+@pytest.mark.parametrize("name", BEFORE)
+def test_flags_of_runs_of_before_say_what_they_said(name, tmp_path):
+    (tmp_path / run_folder.FLAGS_FILE).write_text("\n".join(BEFORE[name]))
+    config_type = importlib.import_module(f"experiments.{name}").Config
+    config, rest = cli.parse(config_type, [f"--flagfile={tmp_path / run_folder.FLAGS_FILE}"])
+    assert rest == []
+    assert run_folder.experiment_of(tmp_path) == config.run.experiment == name
+    values = {flag: cli.to_text(value) for flag, value in cli.to_dict(config).items()}
+    said = dict(line.removeprefix("--").split("=", 1) for line in BEFORE[name])
+    # What was left empty said that the discriminator is like the generator.
+    assert {flag: values[flag] for flag, value in said.items() if value} == {
+        flag: value for flag, value in said.items() if value
+    }
+    run_folder.check_same_run(config, tmp_path)
 
 
 def test_two_experiments_in_one_process():
