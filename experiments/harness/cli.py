@@ -268,7 +268,7 @@ def _read(config_type: type, argv: Sequence[str]) -> tuple[flags.FlagValues, lis
 def _left_behind(config_type: type, values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
     """The flags that only a flagfile gives, where the command line changes what they belong to."""
     on_line, in_files, arguments = [], [], iter(argv)
-    for argument in arguments:
+    for argument in itertools.takewhile(lambda argument: argument != "--", arguments):
         if not re.fullmatch("--?flagfile(=.*)?", argument):
             on_line.append(argument)
         else:
