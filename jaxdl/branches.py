@@ -72,6 +72,7 @@ valid = partial(Conv, padded=False)
 halve = partial(Conv, size=3, stride=2, padded=False)
 MAX_HALVE = Pool("max", stride=2, padded=False)
 AVG = Pool("avg")
+AVG_OF_PADDED = Pool("avg", count_include_pad=True)
 
 
 def mixed(**branches: Branch) -> Mixed:
@@ -187,3 +188,23 @@ class AuxHead(nn.Module):
         x = self.conv_norm(Conv(128), name="conv0")(x)
         x = self.conv_norm(Conv(768, 5, padded=False), name="conv1")(x)
         return self.dense(self.num_classes, name="fc")(x.mean(axis=(1, 2)))
+
+
+def apply_layer(
+    spec: Conv | Depthwise | Pool | Mixed,
+    name: str,
+    x: jax.Array,
+    conv: ModuleDef,
+    conv_norm: ModuleDef,
+    block: ModuleDef,
+) -> jax.Array:
+    """Apply a row of a stage; the last three make its convolution, `ConvNorm` or `MixedBlock`."""
+    match spec:
+        case Conv():
+            return conv_norm(spec, name=name)(x)
+        case Depthwise():
+            return depthwise(spec, conv, x, name)
+        case Pool():
+            return pool(spec, x)
+        case Mixed():
+            return block(spec, name=name)(x)

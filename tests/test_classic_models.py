@@ -96,9 +96,6 @@ def keys(golden: Any, name: str) -> list[str]:
     return sorted(entry.split()[0] for entry in entries(golden, name))
 
 
-# What each of them consists of.
-
-
 @pytest.mark.parametrize("name", each(TORCHVISION))
 def test_parameters_are_those_of_torchvision(golden, name):
     """Every key and shape of the network in its full width, in both directions."""
@@ -348,6 +345,7 @@ def test_alexnet_paper_width():
             models.create("alexnet_paper", width=width)
 
 
+@pytest.mark.slow
 def test_alexnet_paper_starts_as_the_paper_says():
     params = init(models.create("alexnet_paper", width=24), np.zeros((1, 67, 67, 3)))["params"]
     with_ones = {"conv2", "conv4", "conv5", "fc6", "fc7"}
@@ -356,7 +354,7 @@ def test_alexnet_paper_starts_as_the_paper_says():
         assert np.std(layer["kernel"]) == pytest.approx(0.01, rel=0.1)
 
 
-@pytest.mark.parametrize("name", ["alexnet", "alexnet_paper", "vgg11", "nin_cifar"])
+@pytest.mark.parametrize("name", ["nin_cifar", *map(slow, ("alexnet", "alexnet_paper", "vgg11"))])
 def test_dropout(name):
     """Draws from its stream in training only; a rate of zero leaves nothing to draw."""
     family = MODELS[name][1]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 from golden.weights import weight
+from networks import slow
 
 import jaxdl
 from jaxdl.models import gan
@@ -173,7 +174,10 @@ PLAYERS: dict[str, tuple[Any, tuple[int, ...], bool]] = {
 }
 
 
-@pytest.mark.parametrize("player", PLAYERS)
+QUICK = ("transposed", "mlp", "batch", "mlp_none")
+
+
+@pytest.mark.parametrize("player", [name if name in QUICK else slow(name) for name in PLAYERS])
 def test_contract(player):
     build, shape, has_statistics = PLAYERS[player]
     build = partial(build, num_classes=CLASSES)
@@ -235,9 +239,6 @@ def test_without_classes_labels_are_ignored(player):
     variables = init(model, inputs, None)
     outputs = model.apply(variables, inputs, train=False)
     assert (model.apply(variables, inputs, LABELS, train=False) == outputs).all()
-
-
-# Sizes.
 
 
 def count(model, *shape):
@@ -303,7 +304,7 @@ def test_points():
 # Parts.
 
 
-@pytest.mark.parametrize("kernel_size", [3, 4, 5])
+@pytest.mark.parametrize("kernel_size", [4, slow(3), slow(5)])
 def test_transposed_convolution_is_the_transpose_of_the_strided_one(kernel_size):
     model = gan.dcgan_generator(image_size=16, channels=2, kernel_size=kernel_size, norm="none")
     x, y = noise(0, 1, 8, 8, 3), noise(1, 1, 16, 16, 2)
@@ -328,6 +329,7 @@ def test_transposed_convolution_is_the_transpose_of_the_strided_one(kernel_size)
     assert np.vdot(up, y) == pytest.approx(np.vdot(x, down), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_weights_start_as_in_the_papers():
     latents, images = noise(0, 3, 100), noise(0, 3, 32, 32, 1)
     for model, inputs in (
@@ -385,6 +387,7 @@ def test_spectral_norm_is_one_power_iteration_a_training_call():
         assert abs(sigma / np.linalg.svd(matrix, compute_uv=False)[0] - 1) < 1e-5
 
 
+@pytest.mark.slow
 def test_layer_norm_does_not_mix_examples_and_takes_second_derivatives():
     images = noise(0, 3, 16, 16, 2)
     for build in (partial(discriminator, norm="layer"), partial(maxout, norm="layer")):

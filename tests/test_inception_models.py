@@ -458,6 +458,7 @@ def test_small_images(name, maps):
     assert {stage: leaf.shape[1] for stage, leaf in sown.items()} == maps
 
 
+@pytest.mark.slow
 def test_width_multiplies_features():
     _, shapes = layers(inception.inception_v3(width=0.25), 75)
     assert shapes["Mixed_7c"][-1] == 2048 // 4

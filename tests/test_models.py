@@ -70,8 +70,8 @@ def test_contract(name):
 @pytest.mark.parametrize(
     ("name", "kwargs"),
     [
-        *(("mlp", {"activation": activation}) for activation in mlp.ACTIVATIONS),
-        ("resnet20_cifar", {"shortcut": "B"}),
+        *(slow("mlp", {"activation": activation}) for activation in mlp.ACTIVATIONS),
+        slow("resnet20_cifar", {"shortcut": "B"}),
         slow("resnet20_cifar_v2", {"shortcut": "B"}),
     ],
 )

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 
 from jaxdl.branches import (
     AVG,
+    AVG_OF_PADDED,
     MAX_HALVE,
     AuxHead,
     Conv,
@@ -36,10 +37,9 @@ from jaxdl.branches import (
     Pool,
     Split,
     Stage,
-    depthwise,
+    apply_layer,
     halve,
     mixed,
-    pool,
     residual,
     valid,
 )
@@ -126,15 +126,7 @@ class Inception(Normed):
 
         for stage, layers in self.stages(1 if self.small_images else 2).items():
             for name, spec in layers.items():
-                match spec:
-                    case Conv():
-                        x = conv_norm(spec, name=name)(x)
-                    case Depthwise():
-                        x = depthwise(spec, conv, x, name)
-                    case Pool():
-                        x = pool(spec, x)
-                    case Mixed():
-                        x = block(spec, name=name)(x)
+                x = apply_layer(spec, name, x, conv, conv_norm, block)
             self.sow("intermediates", stage, x)
             if use_aux and stage == "Mixed_6":
                 pooled = not self.small_images
@@ -219,8 +211,6 @@ def v2_stages(stem_stride: int) -> dict[str, Stage]:
 
 
 # Inception v3, in torchvision's names.
-
-AVG_OF_PADDED = Pool("avg", count_include_pad=True)
 
 
 def v3_a(pool_features: int) -> Mixed:
