@@ -28,10 +28,10 @@ from experiments.harness.image_data import ImageDataFlags
 from experiments.harness.method import MethodFlags
 from experiments.harness.problem import Best, Build, Learner, Problem, View
 from experiments.harness.run import RunFlags
-from jaxdl import adversarial, optim, parallel, pictures
+from jaxdl import Batch, adversarial, optim, parallel, pictures
 from jaxdl.models import gan
 from jaxdl.nn import tabulate
-from jaxdl.task import Batch, State, Task
+from jaxdl.task import State, Task
 from jaxdl.writers import Writer
 
 SAMPLES = "samples"

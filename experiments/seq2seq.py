@@ -32,7 +32,7 @@ from experiments.harness.method import MethodFlags, supervised_task, warmup_step
 from experiments.harness.problem import Best, Build, Learner, Problem, View
 from experiments.harness.run import RunFlags
 from experiments.harness.translation import heat_maps, search, without_padding
-from jaxdl import InputError, losses, parallel
+from jaxdl import Batch, InputError, losses, parallel
 from jaxdl.data.pairs import (
     EOS,
     GO,
@@ -48,7 +48,7 @@ from jaxdl.data.pairs import (
 from jaxdl.models.seq2seq import ATTENTIONS, LUONG_SCORES, Seq2Seq
 from jaxdl.nn import tabulate
 from jaxdl.recurrent import GATES
-from jaxdl.task import Batch, Loss, State, Task
+from jaxdl.task import Loss, State, Task
 from jaxdl.writers import Writer
 
 SHOWN = 4  # sentences whose translation and attention are shown

@@ -25,6 +25,7 @@ from experiments.harness.method import MethodFlags
 from experiments.harness.problem import Problem, View
 from experiments.harness.run import RunFlags
 from jaxdl import (
+    Batch,
     InputError,
     augment,
     bottleneck,
@@ -34,7 +35,7 @@ from jaxdl import (
     pretrained,
     transfer,
 )
-from jaxdl.task import Batch, Init
+from jaxdl.task import Init
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,16 @@ Importing this package touches no device and reads no flag. Start from `jaxdl.mo
 networks, `jaxdl.task` for the train step, and `jaxdl.loop` for the loop around it.
 """
 
+from typing import Any
+
 __version__ = "0.1.0"
+
+Batch = dict[str, Any]
+"""Arrays, of JAX or of NumPy, whose first axis counts the rows.
+
+`mask` [B], where there is one, is 1 for what counts and 0 for padding or, in evaluation, for a row
+that cannot be read, of which all else is padding too.
+"""
 
 
 class InputError(ValueError):

@@ -23,10 +23,10 @@ import PIL
 from flax import traverse_util
 from jax.sharding import Sharding
 
-from jaxdl import InputError, files, losses
+from jaxdl import Batch, InputError, files, losses
 from jaxdl.data import Pipeline, fingerprint
 from jaxdl.data.order import EvalOrder, TrainOrder
-from jaxdl.task import Batch, Init, Loss
+from jaxdl.task import Init, Loss
 from jaxdl.transfer import Outline, freeze
 
 

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import multihost_utils
 
-from jaxdl import InputError, cost, hosts
+from jaxdl import Batch, InputError, cost, hosts
 from jaxdl.checkpoint import Checkpoints
-from jaxdl.task import Batch, Metrics, State, Task
+from jaxdl.task import Metrics, State, Task
 from jaxdl.writers import Progress, Writer, describe
 
 COMPILING = 3

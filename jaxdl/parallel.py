@@ -17,8 +17,8 @@ from jax.experimental import checkify
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxdl import InputError
-from jaxdl.task import Batch, Task
+from jaxdl import Batch, InputError
+from jaxdl.task import Task
 
 DATA = "data"
 """The mesh axis that batches are spread over."""

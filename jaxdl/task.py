@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-Batch = dict[str, Any]
-"""Arrays whose first axis counts the examples; `mask` [B], where there is one, is 0 for padding."""
+from jaxdl import Batch
 
 
 class Mean(NamedTuple):

@@ -25,9 +25,9 @@ from experiments.harness.method import (
 )
 from experiments.harness.problem import Best, Learner, Problem, View
 from experiments.harness.run import RunFlags
-from jaxdl import InputError, augment, checkpoint, data, losses, models, transfer
+from jaxdl import Batch, InputError, augment, checkpoint, data, losses, models, transfer
 from jaxdl.nn import INITIALIZERS, initializer, tabulate
-from jaxdl.task import Batch, Init, Loss, Optimizer, Schedule, Task
+from jaxdl.task import Init, Loss, Optimizer, Schedule, Task
 
 L2_PENALTY = 5e-4
 

@@ -5,7 +5,8 @@ from typing import Any, NamedTuple, Protocol
 
 from jax.sharding import Mesh
 
-from jaxdl.task import Batch, State, Task
+from jaxdl import Batch
+from jaxdl.task import State, Task
 from jaxdl.writers import Writer
 
 

@@ -19,9 +19,9 @@ from experiments.harness import cli, run_folder, summaries
 from experiments.harness.cli import require
 from experiments.harness.problem import Build, Problem
 from experiments.harness.run_folder import FLAGS_FILE, INPUTS_FILE, SUMMARY_FILE
-from jaxdl import InputError, checkpoint, hosts, loop, optim, parallel
+from jaxdl import Batch, InputError, checkpoint, hosts, loop, optim, parallel
 from jaxdl.checkpoint import Checkpoints
-from jaxdl.task import Batch, State, Task, observe
+from jaxdl.task import State, Task, observe
 from jaxdl.writers import Writer, describe
 
 

@@ -9,7 +9,7 @@ import it too.
 
 from jaxdl.data.image_pipeline import Pipeline
 from jaxdl.data.images import CorruptImage, Preprocess
-from jaxdl.data.pipeline import Batch, RowPipeline
+from jaxdl.data.pipeline import RowPipeline
 from jaxdl.data.ring import Ring
 from jaxdl.data.rows import Field, Rows, Schema, Table, Unreadable
 from jaxdl.data.sources import (
@@ -25,7 +25,6 @@ from jaxdl.data.sources import (
 from jaxdl.data.subsets import fold, hold_out, select_classes, subsample
 
 __all__ = [
-    "Batch",
     "CorruptImage",
     "Dataset",
     "Example",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from jaxdl import InputError, require
+from jaxdl import Batch, InputError, require
 from jaxdl.data.order import EvalOrder, Order, TrainOrder
 from jaxdl.data.reading import UNREADABLE, read_ahead
 from jaxdl.data.rows import MASK, Indexed, Rows, Schema, Stream, Unreadable, padding_rows
@@ -23,9 +23,6 @@ from jaxdl.data.rows import MASK, Indexed, Rows, Schema, Stream, Unreadable, pad
 if TYPE_CHECKING:  # worker processes import this module and have no use for JAX
     import jax
 
-# Arrays whose first axis counts the rows, by a schema. `mask` is 1 for what counts and 0 for
-# padding or, in evaluation, for a row that cannot be read, of which all else is padding too.
-Batch: TypeAlias = "dict[str, np.ndarray | jax.Array]"
 Sharding: TypeAlias = "jax.sharding.NamedSharding | jax.sharding.SingleDeviceSharding"
 
 RESIDENT_LIMIT = 256 * 2**20  # bytes of rows, over all splits
