@@ -9,6 +9,7 @@ own for each call, so any number of experiments can be imported into one process
 import contextlib
 import dataclasses
 import difflib
+import inspect
 import itertools
 import math
 import os
@@ -33,7 +34,7 @@ Owner = Callable[[Mapping[str, Any]], Any]
 def flag(
     default: Any,
     help: str,
-    choices: Sequence[str] = (),
+    choices: Sequence[str] | str = (),
     *,
     part_of_run: bool = True,
     belongs_to: Owner | None = None,
@@ -43,7 +44,8 @@ def flag(
     Args:
       default: its default; a tuple makes a comma-separated list.
       help: one line, shown by --help.
-      choices: the words it accepts; anything of its type when empty.
+      choices: the words it accepts, or the name of the field of its group that holds them; anything
+        of its type when empty.
       part_of_run: whether another value makes another run, so that a run cannot be resumed with it.
       belongs_to: what its value was chosen for: where that is another, the value is not taken over
         (see `parse`, and `group`).
@@ -52,7 +54,7 @@ def flag(
         default=default,
         metadata={
             "help": help,
-            "choices": tuple(choices),
+            "choices": choices if isinstance(choices, str) else tuple(choices),
             "part_of_run": part_of_run,
             "belongs_to": belongs_to,
         },
@@ -82,6 +84,7 @@ class Flag(NamedTuple):
       field: of the group, or of the config.
       default: its default; None for one that is like another group's.
       like: the name of the flag whose value it takes when not given; empty for most.
+      choices: the words it accepts; anything of its type when empty.
     """
 
     name: str
@@ -89,16 +92,12 @@ class Flag(NamedTuple):
     field: dataclasses.Field
     default: Any
     like: str
+    choices: tuple[str, ...]
 
     @property
     def help(self) -> str:
         """One line, shown by --help."""
         return self.field.metadata["help"]
-
-    @property
-    def choices(self) -> tuple[str, ...]:
-        """The words it accepts; anything of its type when empty."""
-        return self.field.metadata["choices"]
 
 
 def flags_of(config_type: type) -> tuple[Flag, ...]:
@@ -106,7 +105,8 @@ def flags_of(config_type: type) -> tuple[Flag, ...]:
     found: list[Flag] = []
     for field in dataclasses.fields(config_type):
         if "help" in field.metadata:
-            found.append(Flag(field.name, "", field, field.default, ""))
+            choices = field.metadata["choices"]
+            found.append(Flag(field.name, "", field, field.default, "", choices))
         elif dataclasses.is_dataclass(field.default):
             prefix, like = (field.metadata.get(name, "") for name in ("prefix", "like"))
             of_group: Any = field.default
@@ -114,7 +114,10 @@ def flags_of(config_type: type) -> tuple[Flag, ...]:
                 if "help" in own.metadata:
                     default = None if like else getattr(of_group, own.name)
                     name, other = f"{prefix}{own.name}", own.name if like else ""
-                    found.append(Flag(name, field.name, own, default, other))
+                    choices = own.metadata["choices"]
+                    if isinstance(choices, str):
+                        choices = getattr(of_group, choices)
+                    found.append(Flag(name, field.name, own, default, other, choices))
     return tuple(found)
 
 
@@ -346,7 +349,7 @@ class _ListParser(flags.ArgumentParser):
 
 
 def _usage(config_type: type) -> str:
-    doc = (config_type.__doc__ or "").strip()
+    doc = inspect.cleandoc(config_type.__doc__ or "")
     lines = [doc, "", "flags (or --flagfile=FILE_OR_RECIPE, one to a line):"]
     if any(flag.field.metadata["belongs_to"] for flag in flags_of(config_type)):
         lines[-1:] = [
@@ -354,7 +357,12 @@ def _usage(config_type: type) -> str:
             "and the arguments of its --optimizer and --schedule are left out where the command",
             "line names others):",
         ]
-    for flag in flags_of(config_type):
+    for flag, before in zip(flags_of(config_type), (None, *flags_of(config_type)), strict=False):
+        if flag.group and (before is None or flag.group != before.group):
+            of_group = getattr(config_type, flag.group)
+            prefix = flag.name.removesuffix(flag.field.name)
+            title = (type(of_group).__doc__ or "").strip().splitlines()[0]
+            lines += ["", f" {title}{f' --{prefix}*, where it is another' if flag.like else ''}"]
         choices = f" <{'|'.join(flag.choices)}>" if flag.choices else ""
         lines.append(f"  --{flag.name}={to_text(flag.default)}{choices}")
         like = f"; as --{flag.like} when not given" if flag.like else ""

@@ -17,9 +17,7 @@ class RunFlags:
     """
 
     experiment: str = flag("", "which experiment this is; kept in flags.txt")
-    mode: str = flag(
-        "train", "train, eval to measure a run, or what else this page says", part_of_run=False
-    )
+    mode: str = flag("train", "what to do with a run", "modes", part_of_run=False)
     split: str = flag(
         "test",
         "what --mode=eval measures",
@@ -87,7 +85,6 @@ class RunFlags:
 
     def __post_init__(self) -> None:
         """Raises InputError for a value, or a pair of values, that cannot be."""
-        require(self, "mode", self.mode in self.modes, f"one of {', '.join(self.modes)}")
         for name in ("batch_size", "log_every", "eval_every", "checkpoint_every", "keep"):
             require(self, name, getattr(self, name) >= 1, "at least 1")
         divides = self.grad_accum >= 1 and self.batch_size % self.grad_accum == 0
