@@ -232,6 +232,7 @@ def test_predict(experiment, done, tmp_path):
     assert "absent.jpg" in errors[1]
 
 
+@pytest.mark.slow
 def test_default_workdir_is_new_every_time(experiment):
     flags = ("--steps=1", "--log_every=1", "--nohistograms")
     first, second = (experiment("lenet", *flags).stdout.splitlines()[0] for _ in range(2))

@@ -195,6 +195,7 @@ def test_early_stopping_goes_back_and_shows_that_state(experiment, classifier):
     assert summary["test/frechet_distance_floor"] != summary["eval/frechet_distance_floor"]
 
 
+@pytest.mark.slow
 def test_bfloat16_and_a_finished_run_given_again(experiment, classifier):
     """Parameters stay float32, and what a run came to is written anew where it is missing."""
     flags = (*FEW, classifier, "--precision=bfloat16", "--workdir=run")
@@ -212,6 +213,7 @@ def test_bfloat16_and_a_finished_run_given_again(experiment, classifier):
     assert (experiment.folder / "run" / "samples.gif").is_file()
 
 
+@pytest.mark.slow
 def test_the_ring_by_compare(experiment):
     """Two losses on points: a table, and an animation of each."""
     flags = ("--dataset=ring", "--width=16", "--discriminator_width=8", "--steps=6")
