@@ -120,7 +120,9 @@ def test_images_are_the_averaged_generators(images, tmp_path):
 def test_transposed_convolutions_begin_with_a_checkerboard():
     """As the flags of each way have it, a resized map leaves less than noise has."""
     energies = []
-    for run in checkerboard.plan(checkerboard.Config(width=4, image_size=16, seeds=1))[1:3]:
+    for run in checkerboard.plan(
+        cli.replace(checkerboard.Config(), width=4, image_size=16, seeds=1)
+    )[1:3]:
         generator, _ = gan.make_networks(run.config, (16, 16, 1), 0, None)
         latents = jax.random.normal(jax.random.key(0), (64, 64))
         draw = lambda key, net=generator, z=latents: net.init_with_output(key, z, train=False)[0]
@@ -162,7 +164,7 @@ def test_the_table_by_hand():
 
 
 def test_the_ways_are_those_they_are_called():
-    runs = checkerboard.plan(checkerboard.Config(width=8, seeds=1, first_seed=1))
+    runs = checkerboard.plan(cli.replace(checkerboard.Config(), width=8, seeds=1, first_seed=1))
     assert [run.setup for run in runs] == [*UPSAMPLINGS]
     for run in runs:
         generator, discriminator = gan.make_networks(run.config, (32, 32, 1), 0, None)

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 import statistics
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 from experiments import mlp
 from experiments.harness import cli, run_folder, study, training
 from experiments.harness.cli import flag
-from experiments.harness.study import Run
+from experiments.harness.study import Run, StudyFlags
 from jaxdl import InputError, loop
 
 
@@ -21,13 +20,13 @@ from jaxdl import InputError, loop
 class Config:
     """A study of nothing."""
 
-    workdir: str = study.workdir("runs/nothing")
+    study: StudyFlags = StudyFlags("runs/nothing", seeds=2)
     sizes: tuple[int, ...] = flag((1, 2), "something")
-    seeds: int = study.seeds(2)
-    first_seed: int = study.first_seed()
 
-    def __post_init__(self):
-        study.check_seeds(self)
+
+def of(folder):
+    """The study in a folder."""
+    return Config(StudyFlags(str(folder), seeds=2))
 
 
 @pytest.fixture(autouse=True)
@@ -93,35 +92,33 @@ def finish(config):
 
 
 def test_a_folder_is_of_one_study(tmp_path, trained):
-    config = Config(workdir=str(tmp_path / "of_study"))
+    config = of(tmp_path / "of_study")
     study.begin(config, runs_of(tmp_path, 0))
     finish(config)
-    study.begin(dataclasses.replace(config, seeds=5, first_seed=1))
-    other = dataclasses.replace(config, sizes=(1, 3))
+    study.begin(cli.replace(config, seeds=5, first_seed=1))
+    other = cli.replace(config, sizes=(1, 3))
     study.begin(other, apart_from=["sizes"])
     with pytest.raises(InputError, match=r"holds a study with --sizes=\[1, 2\], not \[1, 3\]"):
         study.begin(other)
-    another = dataclasses.make_dataclass("Another", [("width", int, flag(3, "of it"))])
-    another = dataclasses.make_dataclass(
-        "Other", [("workdir", str, study.workdir(""))], bases=(another,)
-    )
+    fields = [("study", StudyFlags, config.study), ("width", int, flag(3, "of it"))]
+    another = dataclasses.make_dataclass("Another", fields)
     with pytest.raises(InputError, match="of_study holds another study; take another --workdir"):
-        study.begin(another(workdir=config.workdir))
+        study.begin(another())
     study.train(runs_of(tmp_path, 0))
     with pytest.raises(InputError, match="seed0 holds a run with --width=8, not 9"):
         study.begin(config, runs_of(tmp_path, 0, arguments=("--width=9",)))
     with pytest.raises(InputError, match="seed0 holds a run and no study"):
-        study.begin(Config(workdir=trained[0]))
+        study.begin(of(trained[0]))
     (tmp_path / "of_study" / "table.json").write_text("{")
     with pytest.raises(InputError, match=r"table\.json is damaged; remove it"):
         study.begin(config)
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"--workdir=.*file is no folder"):
-        study.begin(Config(workdir=str(tmp_path / "file")))
+        study.begin(of(tmp_path / "file"))
 
 
 def test_the_record_is_json_and_the_end_is_told(tmp_path, capsys):
-    config = Config(workdir=str(tmp_path / "new"))
+    config = of(tmp_path / "new")
     drawn = []
     found = {"found": {"b": [1.0, math.inf], "a": math.nan}}
     study.finish(config, found, "Title.", "a table", {"a.png": drawn.append, "b/": drawn.append})
@@ -187,4 +184,4 @@ def test_a_band_is_from_the_least_to_the_greatest():
 def test_bad_flags_are_named(flags, message):
     with pytest.raises(InputError, match=message):
         study.read(Config, flags)
-    assert study.seeds_of(SimpleNamespace(seeds=2, first_seed=3)) == range(3, 5)
+    assert study.seeds_of(Config(StudyFlags(seeds=2, first_seed=3))) == range(3, 5)

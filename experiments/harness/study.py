@@ -1,6 +1,6 @@
 """What studies share: setups by seeds, each trained once, then a table, its numbers and a picture.
 
-A study's config has the flags `workdir`, `seeds` and `first_seed`. Its `run` goes the same way as
+A study's config holds the group `StudyFlags`. Its `run` goes the same way as
 every other's: `read`, `begin`, then either `train` for the ordinary runs that it plans or one
 program for all `seeds_of` a setup, and at last `finish`.
 """
@@ -27,55 +27,41 @@ GROWING = ("workdir", "seeds", "first_seed")
 """Flags that may be others when a study goes on."""
 
 
+@dataclasses.dataclass(frozen=True)
+class StudyFlags:
+    """Where a study is kept, and how many trainings each of its setups has."""
+
+    workdir: str = flag("", "the study's folder, in which the same command goes on")
+    seeds: int = flag(5, "how many trainings of each setup")
+    first_seed: int = flag(0, "of the seeds, which are in a row")
+
+    def __post_init__(self) -> None:
+        """Raises InputError for seeds that cannot be."""
+        require(self, "seeds", self.seeds >= 1, "at least 1")
+        fits = 0 <= self.first_seed < 2**31 - self.seeds
+        require(self, "first_seed", fits, "at least 0, 31 bits")
+
+
 class Config(Protocol):
-    """The flags that every study has."""
+    """The flags of a study."""
 
     @property
-    def workdir(self) -> str:
-        """The study's folder."""
-
-    @property
-    def seeds(self) -> int:
-        """How many trainings each setup has."""
-
-    @property
-    def first_seed(self) -> int:
-        """The least of their seeds, which are in a row."""
+    def study(self) -> StudyFlags:
+        """Those that every study has."""
+        ...
 
 
-C = TypeVar("C")
-
-
-def workdir(default: str) -> Any:
-    """The flag of a study's folder."""
-    return flag(default, "the study's folder, in which the same command goes on")
-
-
-def seeds(default: int) -> Any:
-    """The flag of how many seeds a study has."""
-    return flag(default, "how many trainings of each setup")
-
-
-def first_seed() -> Any:
-    """The flag of the least seed."""
-    return flag(0, "of the seeds, which are in a row")
-
-
-def check_seeds(config: Config) -> None:
-    """Raises InputError for seeds that cannot be; for the config's `__post_init__`."""
-    require(config, "seeds", config.seeds >= 1, "at least 1")
-    fits = 0 <= config.first_seed < 2**31 - config.seeds
-    require(config, "first_seed", fits, "at least 0, 31 bits")
+C = TypeVar("C", bound=Config)
 
 
 def seeds_of(config: Config) -> range:
     """The seeds of every setup."""
-    return range(config.first_seed, config.first_seed + config.seeds)
+    return range(config.study.first_seed, config.study.first_seed + config.study.seeds)
 
 
 def folder(config: Config, setup: str) -> Path:
     """Where the runs of a setup are."""
-    return Path(config.workdir) / setup.replace(" ", "_")
+    return Path(config.study.workdir) / setup.replace(" ", "_")
 
 
 def read(config_type: type[C], argv: Sequence[str]) -> C:
@@ -144,7 +130,7 @@ def begin(config: Any, runs: Iterable[Run] = (), apart_from: Collection[str] = (
         flags, or other runs where the planned ones would be.
     """
     training.prepare_jax()
-    _check_folder(Path(config.workdir), cli.to_dict(config), {*GROWING, *apart_from})
+    _check_folder(Path(config.study.workdir), cli.to_dict(config), {*GROWING, *apart_from})
     for run in runs:
         if run.done or run_folder.holds_run(run.workdir):
             run_folder.check_same_run(run.config, run.workdir)
@@ -266,7 +252,7 @@ def finish(
       text: the table.
       pictures: {file name: what draws it, (path) -> None}
     """
-    workdir = Path(config.workdir)
+    workdir = Path(config.study.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     record = json.dumps(cli.to_dict(config) | dict(found))
     finite = json.loads(record, parse_constant=lambda name: None)  # JSON has no NaN and Infinity

@@ -27,7 +27,7 @@ import numpy as np
 from experiments import gan
 from experiments.harness import cli, image_data, study, training
 from experiments.harness.cli import flag, require
-from experiments.harness.study import Run
+from experiments.harness.study import Run, StudyFlags
 from jaxdl import adversarial, fidelity, parallel, pictures
 
 STRIDE = 2
@@ -70,18 +70,15 @@ Found = dict[str, list[tuple[Look, Look]]]
 class Config:
     """Compares the checkerboards that ways of upsampling leave in generated images."""
 
-    workdir: str = study.workdir("runs/checkerboard")
+    study: StudyFlags = StudyFlags("runs/checkerboard", seeds=2)
     dataset: str = flag("digits", "digits, folder:PATH, or a prepared TFDS set")
     image_size: int = flag(32, "height and width of the images: 16, 32, 64")
     width: int = flag(gan.WIDTH, "maps of the generator's last layer but one and the other's first")
     steps: int = flag(1000, "of each training")
-    seeds: int = study.seeds(2)
-    first_seed: int = study.first_seed()
 
     def __post_init__(self) -> None:
         require(self, "dataset", self.dataset != "ring", "one of images")
         require(self, "steps", self.steps >= 1, "at least 1")
-        study.check_seeds(self)
 
 
 def look(images: np.ndarray) -> Look:

@@ -26,6 +26,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from experiments.harness import cli, study
 from experiments.harness.cli import flag, require
+from experiments.harness.study import StudyFlags
 from jaxdl import adversarial, data, fidelity, optim, parallel, pictures
 from jaxdl.models import gan
 from jaxdl.task import Task
@@ -74,10 +75,8 @@ Measured = dict[str, list[float]]
 class Config:
     """Compares adversarial losses, penalties and norms on a ring of eight Gaussians."""
 
-    workdir: str = study.workdir("runs/mode_collapse")
+    study: StudyFlags = StudyFlags("runs/mode_collapse", seeds=5)
     setups: tuple[str, ...] = flag((), "the titles of those to train; all when empty")
-    seeds: int = study.seeds(5)
-    first_seed: int = study.first_seed()
     steps: int = flag(6000, "updates of either player")
     frames: int = flag(40, "of the animation, at equal distances")
     batch_size: int = flag(128, "points in an update, the same for all seeds")
@@ -96,7 +95,6 @@ class Config:
         sizes = "batch_size", "latent_size", "width", "discriminator_width", "depth"
         for name in ("frames", *sizes):
             require(self, name, getattr(self, name) >= 1, "at least 1")
-        study.check_seeds(self)
         whole = self.steps >= 1 and self.steps % self.frames == 0
         require(self, "steps", whole, f"a multiple of --frames={self.frames}")
         for name in ("learning_rate", "discriminator_learning_rate"):
@@ -156,11 +154,11 @@ def train(config: Config, setup: Setup, mesh: Mesh) -> np.ndarray:
     stacked = P(None, *parallel.BATCH)
     task = parallel.jit(parallel.scan(parallel.vmap(task)), mesh, batch_spec=stacked)
     seeds = jnp.asarray(study.seeds_of(config))
-    each = jax.tree.map(lambda value: jnp.full(config.seeds, value), hparams)
+    each = jax.tree.map(lambda value: jnp.full(config.study.seeds, value), hparams)
     state = task.init(jax.vmap(jax.random.key)(seeds), each)
 
     players = make_players(config, setup)
-    latents = jax.random.normal(jax.random.key(config.seeds), (SAMPLES, config.latent_size))
+    latents = jax.random.normal(jax.random.key(config.study.seeds), (SAMPLES, config.latent_size))
     generate = lambda average: players.generate(
         average["params"], average["extra"], latents, None, False
     )
@@ -246,7 +244,7 @@ def run(argv: list[str]) -> None:
         covered = " ".join(map(str, found[title]["modes_covered"]))
         seconds = time.perf_counter() - start
         print(f"{title}: {covered} modes covered, {seconds:.0f} s", flush=True)
-    found |= floor_and_ceiling(ring, config.seeds)
+    found |= floor_and_ceiling(ring, config.study.seeds)
 
     frames = [
         frame({title: points[i, 0] for title, points in samples.items()}, ring)

@@ -30,6 +30,7 @@ from matplotlib.figure import Figure
 from experiments import char_rnn
 from experiments.harness import cli, run_folder, study
 from experiments.harness.cli import flag, require
+from experiments.harness.study import StudyFlags
 from jaxdl import InputError, losses, optim
 from jaxdl.data.text import CharVocabulary, TextPipeline, read_corpus
 from jaxdl.models.language_model import language_model
@@ -58,7 +59,7 @@ Clipping = dict[str, dict[str, np.ndarray]]
 class Config:
     """Measures how gradients vanish and explode, what clipping does, and draws gates at work."""
 
-    workdir: str = study.workdir("runs/recurrent")
+    study: StudyFlags = StudyFlags("runs/recurrent", seeds=3)
     from_run: str = flag("", "the folder of a run of experiments.char_rnn, for gates.png")
     text: str = flag("", "what gates.png shows it reading; its own held-out text when empty")
     features: int = flag(64, "numbers in a layer's output, in lags.png and clipping.png")
@@ -68,15 +69,12 @@ class Config:
     learning_rate: float = flag(0.5, "of the gradient descent in clipping.png")
     clip_global_norm: float = flag(1.0, "greatest norm of the gradient in clipping.png")
     units: int = flag(24, "rows of gates.png for each gate")
-    seeds: int = study.seeds(3)
-    first_seed: int = study.first_seed()
 
     def __post_init__(self) -> None:
         for name in ("features", "lags", "updates", "units"):
             require(self, name, getattr(self, name) >= 1, "at least 1")
         for name in ("factor", "learning_rate", "clip_global_norm"):
             require(self, name, 0 < getattr(self, name) < float("inf"), "more than 0")
-        study.check_seeds(self)
 
 
 def gradients_by_lag(

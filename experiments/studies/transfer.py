@@ -18,7 +18,7 @@ import numpy as np
 from experiments import resnet, transfer
 from experiments.harness import cli, study
 from experiments.harness.cli import flag, require
-from experiments.harness.study import Run
+from experiments.harness.study import Run, StudyFlags
 from jaxdl import data
 
 OLD_CLASSES, NEW_CLASSES = "0,1,2,3,4", "5,6,7,8,9"
@@ -39,10 +39,8 @@ Accuracies = dict[str, dict[int, list[float]]]
 class Config:
     """Compares ways of transfer learning on the digits with training from scratch."""
 
-    workdir: str = study.workdir("runs/transfer_study")
+    study: StudyFlags = StudyFlags("runs/transfer_study", seeds=5)
     per_class: tuple[int, ...] = flag((5, 20, 100), "how many training examples of each class")
-    seeds: int = study.seeds(5)
-    first_seed: int = study.first_seed()
     pretraining_epochs: int = flag(40, "passes over the digits 0 to 4")
     steps: int = flag(200, "of the training after it, or from scratch, in batches of 25")
 
@@ -51,7 +49,6 @@ class Config:
         require(self, "per_class", least >= 5, "at least 5, so that a batch is full")
         once = len(set(self.per_class)) == len(self.per_class)
         require(self, "per_class", once, "each given once")
-        study.check_seeds(self)
         require(self, "pretraining_epochs", self.pretraining_epochs >= 1, "at least 1")
         require(self, "steps", self.steps >= 1, "at least 1")
 
