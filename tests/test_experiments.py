@@ -17,7 +17,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from experiments import lenet, transfer
-from experiments.harness import cli, image_data, training
+from experiments.harness import classification, cli, image_data, training
 from jaxdl import InputError, augment, checkpoint, data, models
 from jaxdl.writers import read_rows
 
@@ -230,6 +230,14 @@ def test_predict(experiment, done, tmp_path):
     assert len(errors) == 3
     assert "bad.png" in errors[0]
     assert "absent.jpg" in errors[1]
+
+
+def test_files_of_a_run_that_do_not_fit_together_are_told_of(done):
+    inputs = json.loads((done / "inputs.json").read_text())
+    inputs["class_names"].pop()
+    (done / "inputs.json").write_text(json.dumps(inputs))
+    with pytest.raises(InputError, match=r"not of the network .* is \(10,\) there and \(9,\) here"):
+        classification.load_trained(done)
 
 
 @pytest.mark.slow
