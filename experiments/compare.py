@@ -28,7 +28,7 @@ import numpy as np
 import experiments
 from experiments.harness import cli, study, training
 from experiments.harness.cli import require
-from experiments.harness.study import Run
+from experiments.harness.study import Run, StudyFlags
 from jaxdl import InputError, parallel
 from jaxdl.writers import Events, read_rows
 
@@ -40,17 +40,17 @@ Series = dict[str, dict[int, float]]
 class Config:
     """Compares the values of a flag: --experiment=NAME --flag=NAME --values=A,B,C
 
-    All other flags go to the experiment.
+    All other flags go to the experiment. Without --workdir the folder is
+    runs/compare_EXPERIMENT_FLAG.
     """
 
     experiment: str = cli.flag("", "a name of experiments.NAME")
     flag: str = cli.flag("", "any flag of it, or flagfile to compare whole recipes")
     values: tuple[str, ...] = cli.flag((), "of that flag, two or more")
     learning_rates: tuple[float, ...] = cli.flag((), "one for each value, if each wants its own")
-    seeds: int = cli.flag(3, "how many runs of each value; their seeds are 0, 1, ...")
     target_loss: float | None = cli.flag(None, "count the steps until train/loss is this or less")
     metric: str = cli.flag("", "eval/NAME; by default the one a run chooses its best by")
-    workdir: str = cli.flag("", "the folder; runs/compare_EXPERIMENT_FLAG when empty")
+    study: StudyFlags = StudyFlags(seeds=3)
 
     def __post_init__(self) -> None:
         if not is_experiment(self.experiment):
@@ -63,7 +63,6 @@ class Config:
         require(self, "learning_rates", fits, f"one for each of the {len(self.values)} values")
         twice = self.flag == "learning_rate" and self.learning_rates
         require(self, "learning_rates", not twice, "left out where that is what is compared")
-        require(self, "seeds", self.seeds >= 1, "at least 1")
 
 
 # Flags of an experiment that every run is given by `compare`.
@@ -109,9 +108,10 @@ def plan(config: Config, experiment: ModuleType, others: Sequence[str]) -> list[
         if config.learning_rates:
             arguments.append(f"--learning_rate={config.learning_rates[place]}")
         value = value.replace("/", "_")  # it names folders
-        folder = Path(config.workdir) / f"{config.flag}={value}"
+        folder = Path(config.study.workdir) / f"{config.flag}={value}"
         arguments.append("--mode=train")
-        runs += [Run(value, seed, folder, experiment, arguments) for seed in range(config.seeds)]
+        seeds = study.seeds_of(config)
+        runs += [Run(value, seed, folder, experiment, arguments) for seed in seeds]
     for run in runs:
         flags = cli.to_dict(run.config)
         if flags["coordinator"]:
@@ -152,7 +152,7 @@ def check(runs: Sequence[Run], config: Config) -> Compared:
     mesh = parallel.data_mesh()
     metric, loss, best, splits = config.metric, "", "", set()
     for run in runs:
-        if run.seed > 0:
+        if run.seed > config.study.first_seed:
             continue
         training.check_devices(run.config)
         problem = run.experiment.build(run.config, mesh)
@@ -218,7 +218,8 @@ def table(found: Mapping[str, Any], config: Config, by: Compared) -> str:
     rows = [[config.flag, *(head for _, head in shown), "runs"]]
     for value, figures in found.items():
         failed = figures["diverged"]
-        runs = f"{config.seeds}, {len(failed)} diverged" if failed else str(config.seeds)
+        seeds = config.study.seeds
+        runs = f"{seeds}, {len(failed)} diverged" if failed else str(seeds)
         rows.append([value, *(_cell(name, figures[name]) for name, _ in shown), runs])
     notes = [f"eval/ is of the {by.split} split, which the best was chosen by."]
     notes += [
@@ -295,10 +296,10 @@ def _name(argument: str) -> str:
 
 def run(argv: list[str]) -> None:
     """Trains what is to be compared, and compares it."""
-    own = {"help", "h", *(field.name for field in dataclasses.fields(Config))}
+    own = {"help", "h", *(flag.name for flag in cli.flags_of(Config))}
     config, _ = cli.parse(Config, [a for a in argv if _name(a) in own])
-    workdir = Path(config.workdir or f"runs/compare_{config.experiment}_{config.flag}")
-    config = dataclasses.replace(config, workdir=str(workdir))
+    if not config.study.workdir:
+        config = cli.replace(config, workdir=f"runs/compare_{config.experiment}_{config.flag}")
     experiment = importlib.import_module(f"experiments.{config.experiment}")
     runs = plan(config, experiment, [a for a in argv if _name(a) not in own])
     asked = "values", "learning_rates", "target_loss", "metric"

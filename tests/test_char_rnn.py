@@ -153,6 +153,7 @@ def train(build, runner, steps=7):
     return jax.device_get((state.params, state.extra, state.opt_state, metrics))
 
 
+@pytest.mark.slow
 def test_one_device_eight_pmap_and_parts_train_the_same():
 
     def build(axis_name=None, accumulate=1, dtype=jnp.float32):
@@ -216,7 +217,14 @@ def test_windows_with_enough_context_equal_one_forward_pass(kind):
 # Samples.
 
 
-@pytest.mark.parametrize("kind", ["rnn", "lstm", "gru"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param("rnn", marks=pytest.mark.slow),
+        pytest.param("lstm", marks=pytest.mark.slow),
+        "gru",
+    ],
+)
 def test_of_one_choice_samples_are_greedy(kind):
     """Token after token, the whole text read anew each time."""
     model = model_of(kind, layers=2)

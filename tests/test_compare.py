@@ -197,8 +197,7 @@ def test_recipes_and_learning_rates_reach_their_runs():
         flag="flagfile",
         values=("slow.flags", "quick.flags"),
         learning_rates=(0.5, 0.01),
-        seeds=2,
-        workdir="both",
+        study=study.StudyFlags("both", seeds=2),
     )
     runs = compare.plan(config, mlp, ["--width=8"])
     flags = [cli.to_dict(run.config) for run in runs]
@@ -245,7 +244,7 @@ def test_measured_is_what_the_files_say(tmp_path):
 
 
 def test_table_by_hand():
-    config = compare.Config("mlp", "width", ("4", "8"), seeds=3, target_loss=0.5)
+    config = compare.Config("mlp", "width", ("4", "8"), target_loss=0.5)
     found = {
         "4": {
             "final": study.spread([0.5, None, 0.9]),

@@ -586,6 +586,7 @@ def test_a_fold_that_is_held_out_chooses_nothing():
     assert set.union(*seen) == every
 
 
+@pytest.mark.slow
 def test_averages_are_evaluated_saved_and_predict(experiment):
     experiment("lenet", *SMALL, "--ema_decay=0.9", "--workdir=run")
     run = experiment.folder / "run"

@@ -115,6 +115,7 @@ def test_digits_are_drawn_measured_and_shown_with_no_classifier_named(experiment
                 *("--loss=wasserstein", "--penalty=gradient"),
                 *("--discriminator_norm=layer", "--model=mlp"),
             ),
+            marks=pytest.mark.slow,
             id="wasserstein",
         ),
     ],

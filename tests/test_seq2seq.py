@@ -131,10 +131,10 @@ def step_by_step(model, variables, source, lengths, inputs):
 @pytest.mark.parametrize(
     ("attention", "score", "kind"),
     [
-        *((*pair, "lstm") for pair in KINDS),
+        *(pytest.param(*pair, "lstm", marks=pytest.mark.slow) for pair in KINDS),
         ("luong", "general", "gru"),
-        ("bahdanau", "dot", "gru"),
-        ("none", "dot", "rnn"),
+        pytest.param("bahdanau", "dot", "gru", marks=pytest.mark.slow),
+        pytest.param("none", "dot", "rnn", marks=pytest.mark.slow),
     ],
 )
 def test_a_step_at_a_time_is_the_whole_target(attention, score, kind):
@@ -516,6 +516,7 @@ def trained(tmp_path_factory):
     return workdir, summary, printed.getvalue()
 
 
+@pytest.mark.slow
 def test_a_run_leaves_the_whole_record(trained):
     workdir, _, printed = trained
     summary = json.loads((workdir / "summary.json").read_text())
@@ -539,6 +540,7 @@ def test_a_run_leaves_the_whole_record(trained):
     assert b"\x1b[0m" not in shown  # as a page shows it, not a terminal
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_bit_for_bit(trained, tmp_path):
     workdir, _, _ = trained
     again = tmp_path / "again"
@@ -555,6 +557,7 @@ def test_a_run_goes_on_bit_for_bit(trained, tmp_path):
     assert rows(workdir) == rows(again)
 
 
+@pytest.mark.slow
 def test_other_pairs_are_another_run(trained, tmp_path):
     workdir, _, _ = trained
     inputs = json.loads((workdir / "inputs.json").read_text())
@@ -565,12 +568,14 @@ def test_other_pairs_are_another_run(trained, tmp_path):
         run(f"--workdir={tmp_path / 'run'}")
 
 
+@pytest.mark.slow
 def test_evaluation_of_a_run_under_pmap(trained, capsys):
     workdir, summary, _ = trained
     mode("eval", workdir, "--parallel=pmap")
     assert f"loss {summary['test/loss']:.4g}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_lines_are_translated(trained, capsys, monkeypatch):
     workdir, _, _ = trained
     (workdir / seq2seq.PICTURE_FILE).unlink()
@@ -593,6 +598,7 @@ def test_lines_are_translated(trained, capsys, monkeypatch):
     assert (workdir / seq2seq.PICTURE_FILE).is_file()
 
 
+@pytest.mark.slow
 def test_a_picture_that_cannot_be_written_costs_no_translation(trained, tmp_path, capsys):
     workdir, _, _ = trained
     shutil.copytree(workdir, tmp_path / "run")
@@ -606,6 +612,7 @@ def test_a_picture_that_cannot_be_written_costs_no_translation(trained, tmp_path
     assert err.startswith(f"warning: {picture} not written: ")
 
 
+@pytest.mark.slow
 def test_attention_is_drawn_with_its_labels(trained, monkeypatch):
     workdir, _, _ = trained
     config, _ = cli.parse(seq2seq.Config, [f"--flagfile={workdir / run_folder.FLAGS_FILE}"])
@@ -626,6 +633,7 @@ def test_attention_is_drawn_with_its_labels(trained, monkeypatch):
     assert "attention" in drawn[0].get_suptitle()
 
 
+@pytest.mark.slow
 def test_the_n_best_come_with_scores(trained, capsys, tmp_path):
     workdir, _, _ = trained
     (tmp_path / "lines.txt").write_text("April 3, 2005\n3 avril 2005\n")
@@ -641,6 +649,7 @@ def test_the_n_best_come_with_scores(trained, capsys, tmp_path):
     assert capsys.readouterr().out.splitlines() == [rows[0][2], rows[3][2]]
 
 
+@pytest.mark.slow
 def test_a_vocabulary_of_another_run_is_named(trained, tmp_path):
     workdir, _, _ = trained
     shutil.copytree(workdir, tmp_path / "run")
