@@ -191,7 +191,7 @@ def golden():
         ("resnet18", TORCHVISION, 75),
         slow("resnet18", TORCHVISION, 64),
         slow("resnet34", TORCHVISION, 64),
-        slow("resnet50", TORCHVISION, 64),
+        ("resnet50", TORCHVISION, 64),
         slow("resnet50", TORCHVISION, 75),
         slow("resnet18_v2", TIMM_V2, 64),
         slow("resnet18_v2", TIMM_V2, 75),
