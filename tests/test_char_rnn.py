@@ -217,14 +217,8 @@ def test_windows_with_enough_context_equal_one_forward_pass(kind):
 # Samples.
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        pytest.param("rnn", marks=pytest.mark.slow),
-        pytest.param("lstm", marks=pytest.mark.slow),
-        "gru",
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["rnn", "lstm", "gru"])
 def test_of_one_choice_samples_are_greedy(kind):
     """Token after token, the whole text read anew each time."""
     model = model_of(kind, layers=2)

@@ -345,6 +345,7 @@ def test_a_mistake_is_told_before_anything_is_trained(tmp_path, monkeypatch, fla
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_classifier_of_other_classes_or_none_at_all_is_refused(experiment, classifier):
     experiment("lenet", "--classes=3,8", "--steps=2", "--nohistograms", "--workdir=two")
     (experiment.folder / "drawn").mkdir()

@@ -316,7 +316,7 @@ def test_maps_at_native_size(name, size, maps):
 @pytest.mark.parametrize(
     ("name", "parameters", "heads"),
     [
-        ("googlenet", 13_004_888, ["aux_logits1", "aux_logits2"]),
+        slow("googlenet", 13_004_888, ["aux_logits1", "aux_logits2"]),
         slow("googlenet_paper", 13_378_280, ["aux_logits1", "aux_logits2"]),
         slow("inception_v3", 27_161_264, ["aux_logits"]),
     ],

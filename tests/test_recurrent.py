@@ -214,6 +214,7 @@ def test_dropout_between_layers_in_training_only():
     assert np.all(draws[0] != 0)
 
 
+@pytest.mark.slow
 def test_residual():
     model, params = drawn("lstm", 3, bidirectional=True, inputs=3, residual=True)
     single = Recurrent("lstm", SIZE, bidirectional=True)
@@ -238,7 +239,8 @@ def products(jaxpr, looped=False):
             yield from products(inner, looped or equation.primitive.name == "scan")
 
 
-@slow_kinds
+@pytest.mark.slow
+@kinds
 def test_bfloat16(kind):
     model, params = drawn(kind, 1, True)
     narrow = model.clone(dtype=jnp.bfloat16)
