@@ -352,7 +352,7 @@ def build(config: Config, mesh: Mesh) -> Problem:
             (generator.make_optimizer(), discriminator.make_optimizer()),
             (generator.make_schedule(steps, 0), discriminator.make_schedule(steps, 0)),
             discriminator_steps=game.discriminator_steps,
-            penalty=game.penalty,  # type: ignore[arg-type]
+            penalty=game.penalty,  # type: ignore[arg-type]  # the flag's choices
             axis_name=axis_name,
         )
 

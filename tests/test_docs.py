@@ -23,11 +23,6 @@ FILES = sorted([*ROOT.glob("jaxdl/**/*.py"), *ROOT.glob("experiments/**/*.py")])
 SECTIONS = ("Args", "Attributes", "Returns", "Yields", "Raises")  # in this order
 MOST_LINES_OF_A_FILE = 500
 MOST_LINES_OF_A_FUNCTION = 80
-# What is longer still. Entries may shrink and go, and none may come.
-LONG_FILES: dict[str, int] = {}
-LONG_FUNCTIONS: dict[str, int] = {}
-# Files whose sections are indented by four spaces still; that list, too, may only shrink.
-FOUR_SPACES: dict[str, str] = {}
 
 
 def name_of(path):
@@ -79,8 +74,7 @@ def test_docstrings_have_one_dialect(path):
     for name, node in [("the module", tree), *definitions(tree)]:
         if doc := ast.get_docstring(node):
             found += [f"{name}: {fault}" for fault in faults(doc)]
-    known = path.stem in FOUR_SPACES.get(name_of(path.parent), "").split()
-    assert bool(found) == known, "\n".join(found) or "strike it off FOUR_SPACES"
+    assert not found, "\n".join(found)
 
 
 @pytest.mark.parametrize(
@@ -231,17 +225,9 @@ def lines_of_code(node, lines):
     return sum(not re.match(r"\s*(#|$)", lines[number - 1]) for number in numbers)
 
 
-def assert_only_known(long, known):
-    """Holds what is too long to a table of what is known to be, and the table to what is."""
-    longer = {name: length for name, length in long.items() if length > known.get(name, 0)}
-    assert not longer, f"too long: {longer}"
-    assert long == known, f"shorter now, so the table may shrink to {long}"
-
-
 def test_files_are_short():
     lengths = {name_of(path): len(path.read_text().splitlines()) for path in FILES}
-    long = {name: length for name, length in lengths.items() if length > MOST_LINES_OF_A_FILE}
-    assert_only_known(long, LONG_FILES)
+    assert not {name: n for name, n in lengths.items() if n > MOST_LINES_OF_A_FILE}
 
 
 def test_functions_are_short():
@@ -252,4 +238,4 @@ def test_functions_are_short():
             length = lines_of_code(node, text.splitlines())
             if not isinstance(node, ast.ClassDef) and length > MOST_LINES_OF_A_FUNCTION:
                 long[f"{name_of(path)}: {name}"] = length
-    assert_only_known(long, LONG_FUNCTIONS)
+    assert not long

@@ -191,7 +191,8 @@ def _build(
     own: dict[str, dict[str, Any]] = {"": {}}
     for flag in flags_of(config_type):
         own.setdefault(flag.group, {})[flag.field.name] = values[flag.name]
-    fields = {field.name: field for field in dataclasses.fields(config_type)}  # type: ignore[arg-type]
+    as_class: Any = config_type  # which mypy does not know to be a dataclass
+    fields = {field.name: field for field in dataclasses.fields(as_class)}
     built: dict[str, Any] = own.pop("")
     for name, of_group in own.items():
         metadata = fields[name].metadata
