@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import flax.linen as nn
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdl import decoding, metrics
+from jaxdl import decoding, metrics, require
 from jaxdl.nn import redraw
 from jaxdl.task import Init, Loss, Mean
 
@@ -33,6 +33,54 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: Any = 0
     targets = jax.nn.one_hot(labels, logits.shape[-1]) if is_class else labels
     targets = optax.smooth_labels(targets, label_smoothing)
     return optax.softmax_cross_entropy(logits.astype(jnp.float32), targets)
+
+
+def sigmoid_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """The cross-entropy of each logit's own yes or no, in nats and float32.
+
+    For examples that have any number of labels at once. It is finite wherever the logit is.
+
+    Args:
+      logits: [...].
+      labels: [...], 0 or 1, or shares between them.
+
+    Returns:
+      float32 [...].
+    """
+    _require_alike(logits, labels)
+    labels = labels.astype(jnp.float32)
+    return optax.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), labels)
+
+
+def mse(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+    """The squared error of each value, of which the mean is the mean squared error; float32 [...].
+
+    Raises:
+      InputError: the two are of different shapes, which would be broadcast.
+    """
+    _require_alike(outputs, targets)
+    return jnp.square(outputs.astype(jnp.float32) - targets.astype(jnp.float32))
+
+
+def mae(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+    """The absolute error of each value, of which the mean is the mean absolute error; as `mse`."""
+    _require_alike(outputs, targets)
+    return jnp.abs(outputs.astype(jnp.float32) - targets.astype(jnp.float32))
+
+
+def huber(outputs: jax.Array, targets: jax.Array, delta: float = 1.0) -> jax.Array:
+    """Huber's loss of each value: half the squared error, from `delta` on a line; as `mse`.
+
+    Huber 1964, "Robust estimation of a location parameter", Annals of Mathematical Statistics 35.
+    """
+    _require_alike(outputs, targets)
+    outputs, targets = outputs.astype(jnp.float32), targets.astype(jnp.float32)
+    return optax.huber_loss(outputs, targets, delta=delta)
+
+
+def _require_alike(outputs: jax.Array, targets: jax.Array) -> None:
+    given = f"targets of shape {targets.shape}"
+    require(outputs.shape == targets.shape, given, f"{outputs.shape}, as the outputs'")
 
 
 def masked_mean(values: jax.Array, mask: jax.Array) -> Mean:
@@ -58,6 +106,13 @@ class MixLabels(Protocol):
         self, keys: jax.Array, images: jax.Array, labels: jax.Array, mask: jax.Array, /
     ) -> tuple[jax.Array, jax.Array]:
         """(keys [B], images, labels int [B], mask [B]) -> (images, targets [B, C])."""
+
+
+class ElementwiseLoss(Protocol):
+    """The loss of each value."""
+
+    def __call__(self, outputs: jax.Array, targets: jax.Array, /) -> jax.Array:
+        """(outputs [B, ...], targets as them) -> as them."""
 
 
 MIX_STREAM = 2**31 - 1
@@ -94,13 +149,6 @@ def classification(
       `accuracy`. Random stream: `dropout`.
     """
 
-    def init(key):
-        images = jnp.zeros((1, *image_shape), jnp.float32)
-        variables = dict(model.init(key, images, train=False))
-        variables.pop(SOWN, None)
-        params = variables.pop("params")
-        return redraw(key, params, initializer) if initializer else params, variables
-
     def loss(params, extra, batch, key, hparams, train):
         images, labels, mask = batch["image"], batch["label"], batch["mask"]
         if train:
@@ -108,24 +156,92 @@ def classification(
         if train and mix:
             keys = jax.vmap(jax.random.fold_in, (0, None))(batch["key"], MIX_STREAM)
             images, labels = mix(keys, images, labels, mask)
-        applied: Any = model.apply(
-            {"params": params, **extra},
-            normalize(images),
-            train=train,
-            rngs={"dropout": key},
-            mutable=[*extra, SOWN] if train else [],
-        )
-        logits, updated = applied
+        logits, updated, sown = _applied(model, params, extra, normalize(images), key, train)
         smoothing = hparams["label_smoothing"] if train else 0.0
         losses = example_loss(logits, labels, smoothing)
-        sown = updated.pop(SOWN, {}) if train else {}
         for name, values in sown.items():
             if name.startswith("aux_logits"):
                 losses += aux_weight * example_loss(values[0], labels, smoothing)
         reported = {"accuracy": metrics.accuracy(logits, batch["label"], mask)}
-        return masked_mean(losses, mask), updated if train else extra, reported
+        return masked_mean(losses, mask), updated, reported
 
-    return init, loss
+    return _drawn(model, image_shape, initializer), loss
+
+
+def prediction(
+    model: nn.Module,
+    input_shape: tuple[int, ...],
+    elementwise: ElementwiseLoss = mse,
+    prepare: Callable[[Any], jax.Array] = lambda inputs: inputs,
+    augment: Callable[[Any, Any], jax.Array] = lambda key, inputs: inputs,
+    reports: Mapping[str, ElementwiseLoss] | None = None,
+    initializer: nn.initializers.Initializer | None = None,
+) -> tuple[Init, Loss]:
+    """The parts of `task.supervised` for predicting values: regression, or labels that are many.
+
+    The loss of an example is the mean over its values.
+
+    Args:
+      model: called as `model.apply(variables, inputs, train=...)`, returns outputs [B, ...].
+      input_shape: of one example.
+      elementwise: (outputs, targets) -> losses, such as `mse` or `sigmoid_cross_entropy`.
+      prepare: inputs [B, ...] -> floats as the model wants them.
+      augment: (keys [B], inputs) -> inputs, in training only, before `prepare`.
+      reports: what else is measured of each value, by its name.
+      initializer: draws every kernel in the place of the network's own (`jaxdl.nn.redraw`).
+
+    Returns:
+      (init, loss). `loss` reads `input` [B, ...], `target` as the outputs and `mask` [B], keeps
+      every collection but `params` in `extra`, and reports what `reports` names. Random stream:
+      `dropout`.
+    """
+
+    def loss(params, extra, batch, key, hparams, train):
+        inputs, targets = batch["input"], batch["target"]
+        if train:
+            inputs = augment(batch["key"], inputs)
+        outputs, updated, _ = _applied(model, params, extra, prepare(inputs), key, train)
+
+        def mean(measure):
+            values = measure(outputs, targets)
+            return masked_mean(values.mean(tuple(range(1, values.ndim))), batch["mask"])
+
+        reported = {name: mean(measure) for name, measure in (reports or {}).items()}
+        return mean(elementwise), updated, reported
+
+    return _drawn(model, input_shape, initializer), loss
+
+
+def _drawn(
+    model: nn.Module,
+    input_shape: tuple[int, ...],
+    initializer: nn.initializers.Initializer | None,
+) -> Init:
+    """What draws the parameters of a model, and what it carries beside them."""
+
+    def init(key):
+        variables = dict(model.init(key, jnp.zeros((1, *input_shape), jnp.float32), train=False))
+        variables.pop(SOWN, None)
+        params = variables.pop("params")
+        return redraw(key, params, initializer) if initializer else params, variables
+
+    return init
+
+
+def _applied(
+    model: nn.Module, params: Any, extra: Any, inputs: jax.Array, key: Any, train: bool
+) -> tuple[jax.Array, Any, dict[str, Any]]:
+    """A model's outputs, what it carries to the next step, and in training what it has sown."""
+    applied: Any = model.apply(
+        {"params": params, **extra},
+        inputs,
+        train=train,
+        rngs={"dropout": key},
+        mutable=[*extra, SOWN] if train else [],
+    )
+    outputs, updated = applied
+    sown = updated.pop(SOWN, {}) if train else {}
+    return outputs, updated if train else extra, sown
 
 
 def language_modeling(
