@@ -211,7 +211,7 @@ def beam_search(
         coverage = jnp.zeros((batch, beam, source_mask.shape[1]))
 
     def score(log_probs, lengths, coverage):
-        scores = log_probs / ((5.0 + lengths) / 6.0) ** length_penalty
+        scores = log_probs / ((5.0 + lengths.astype(jnp.float32)) / 6.0) ** length_penalty
         if coverage is None or source_mask is None:
             return scores
         counts = source_mask[:, None, None].astype(bool)

@@ -328,7 +328,7 @@ def translation(model: nn.Module, go: int, eos: int) -> tuple[Init, Loss]:
 
     def loss(params, extra, batch, key, hparams, train):
         target = batch["target"]
-        is_token = (target != decoding.PAD) * batch["mask"][:, None]
+        is_token = jnp.where(target != decoding.PAD, batch["mask"][:, None], 0)
         inputs = jnp.concatenate([jnp.full_like(target[:, :1], go), target[:, :-1]], 1)
         apply = functools.partial(model.apply, {"params": params}, rngs={"dropout": key})
         source = batch["source"], batch["source_length"]
@@ -343,7 +343,7 @@ def translation(model: nn.Module, go: int, eos: int) -> tuple[Init, Loss]:
         if not train:
             step: Any = functools.partial(apply, encoded, method="step")
             decoded = decoding.greedy(step, carry, go, eos, target.shape[1])
-            exact = (decoded.tokens == target).all(1)
+            exact = (decoded.tokens == target).all(1).astype(jnp.float32)
             reported["exact_match"] = masked_mean(exact, batch["mask"])
         return mean, extra, reported
 
@@ -365,7 +365,8 @@ def negative_sampling(logits: jax.Array, mask: jax.Array) -> jax.Array:
     """
     signs = jnp.ones(logits.shape[-1:]).at[0].set(-1.0)
     signs = signs.reshape((1,) * (logits.ndim - 1) + signs.shape)
-    return jnp.sum(mask * jax.nn.softplus(signs * logits.astype(jnp.float32)), -1)
+    losses = jax.nn.softplus(signs * logits.astype(jnp.float32))
+    return jnp.sum(jnp.where(mask, losses, 0), -1)
 
 
 def word_prediction(model: nn.Module) -> tuple[Init, Loss]:
@@ -386,7 +387,7 @@ def word_prediction(model: nn.Module) -> tuple[Init, Loss]:
     def loss(params, extra, batch, key, hparams, train):
         word, negative = batch["word"][:, None], batch["negative"]
         targets = jnp.concatenate([word, negative], 1)
-        counted = jnp.concatenate([jnp.ones(word.shape), negative != word], 1)
+        counted = jnp.concatenate([jnp.ones(word.shape, bool), negative != word], 1)
         scored: Any = model.apply(
             {"params": params}, batch["context"], batch["context_mask"], targets
         )

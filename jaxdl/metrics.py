@@ -19,4 +19,4 @@ def accuracy(logits: jax.Array, labels: jax.Array, mask: jax.Array, k: int = 1) 
         hits = jnp.argmax(logits, -1) == labels
     else:
         hits = jnp.any(jax.lax.top_k(logits, k)[1] == labels[:, None], axis=-1)
-    return Mean(jnp.sum(hits * mask), jnp.sum(mask))
+    return Mean(jnp.sum(jnp.where(hits, mask, 0)), jnp.sum(mask))

@@ -95,7 +95,7 @@ def redraw(key: jax.Array, params: Any, initializer: nn.initializers.Initializer
         if name.split("/")[-1] != "kernel":
             return leaf
         own = jax.random.fold_in(key, np.uint32(zlib.crc32(name.encode())))
-        wide = jnp.promote_types(leaf.dtype, jnp.float32)  # orthogonal has no narrower form
+        wide = np.promote_types(leaf.dtype, jnp.float32)  # orthogonal has no narrower form
         return initializer(own, leaf.shape, wide).astype(leaf.dtype)
 
     return jax.tree.map_with_path(draw, params)
@@ -174,7 +174,7 @@ class LocalResponseNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Apply the layer."""
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        wide = x.astype(np.promote_types(x.dtype, jnp.float32))
         beyond = (self.size // 2, (self.size - 1) // 2)
         squares = jnp.pad(wide**2, [(0, 0)] * (x.ndim - 1) + [beyond])
         # Shifted slices, which XLA fuses into one pass over the maps.
@@ -194,7 +194,9 @@ def adaptive_avg_pool(x: jax.Array, output_size: tuple[int, int]) -> jax.Array:
     if x.shape[1:3] == output_size:
         return x
     rows, columns = (averages(h, n) for h, n in zip(x.shape[1:3], output_size, strict=True))
-    means = jnp.einsum("bhwc,ih,jw->bijc", x, rows, columns, precision=jax.lax.Precision.HIGHEST)
+    wide = x.astype(np.promote_types(x.dtype, jnp.float32))
+    operands = wide, rows.astype(wide.dtype), columns.astype(wide.dtype)
+    means = jnp.einsum("bhwc,ih,jw->bijc", *operands, precision=jax.lax.Precision.HIGHEST)
     return means.astype(x.dtype)
 
 

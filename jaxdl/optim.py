@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxdl import methods
@@ -244,9 +245,19 @@ def optimizer(
             chain.append(optax.partition(both, decay_mask))
         if decay is not None and name not in _DECAY_MASKS:
             chain.append(optax.add_decayed_weights(-rate * decay, mask))
-        return optax.chain(*chain)
+        return _promoting(optax.chain(*chain))
 
     return build
+
+
+def _promoting(transform: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The same under strict promotion of types, where optax multiplies rates with its counts."""
+
+    def update(updates, state, params=None):
+        with jax.numpy_dtype_promotion("standard"):
+            return transform.update(updates, state, params)
+
+    return optax.GradientTransformation(transform.init, update)
 
 
 def _clips(
@@ -311,7 +322,9 @@ def ema_update(shadow: Any, value: Any, decay: Any, num_updates: Any = None) -> 
     def average(old, new):
         if not jnp.issubdtype(jnp.result_type(old), jnp.inexact):
             return new
-        return (old + (1 - decay) * (new - old)).astype(old.dtype)
+        wide = np.promote_types(old.dtype, jnp.float32)
+        start = old.astype(wide)
+        return (start + (1 - decay) * (new.astype(wide) - start)).astype(old.dtype)
 
     return jax.tree.map(average, shadow, value)
 

@@ -45,7 +45,8 @@ def _elementwise(
             raise InputError("this method computes new parameters: give update the present ones")
         rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
         count = optax.safe_increment(state.count)
-        stepped = jax.tree.map(functools.partial(step, rate, count), grads, params, *state.sums)
+        times = count.astype(jnp.float32)
+        stepped = jax.tree.map(functools.partial(step, rate, times), grads, params, *state.sums)
         place = lambda i, like: jax.tree.map(
             lambda old, new: new[i].astype(old.dtype), like, stepped
         )

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -216,7 +217,8 @@ def schedule(
         factor = optax.join_schedules([lambda step: rise(step) * warm(0), warm], [warmup_steps])
 
     def scheduled(hparams, step):
-        now = factor(step)
+        with jax.numpy_dtype_promotion("standard"):  # optax multiplies rates with steps
+            now = factor(step)
         moved = {"learning_rate": hparams["learning_rate"] * now}
         if least_momentum is not None:
             if "momentum" not in hparams:

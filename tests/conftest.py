@@ -23,7 +23,9 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.abspath(".pytest_cach
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import jax
+import optax
 import pytest
+from flax import linen
 
 from jaxdl import hosts, parallel
 from jaxdl.writers import Writer
@@ -31,6 +33,27 @@ from jaxdl.writers import Writer
 ROOT = Path(__file__).parent.parent
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+def lenient(function):
+    """The same where types are mixed, as Flax and optax themselves do within."""
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        with jax.numpy_dtype_promotion("standard"):
+            return function(*args, **kwargs)
+
+    return call
+
+
+for module, name in (
+    (linen, "avg_pool"),
+    (linen.normalization, "_compute_stats"),
+    (linen.normalization, "_normalize"),
+    (optax.tree, "bias_correction"),
+):
+    setattr(module, name, lenient(getattr(module, name)))
 
 
 def xla_flags(devices):

@@ -164,8 +164,9 @@ def init(model: Any, x: Any) -> Any:
     return jax.jit(functools.partial(model.init, train=False))(key, x)
 
 
+@functools.cache
 def init_shapes(model: Any, image: tuple[int, ...]) -> Any:
-    """Return the shapes and types of the model's variables."""
+    """Return the shapes and types of the model's variables, which are not to be changed."""
     x = jax.ShapeDtypeStruct((2, *image), jnp.float32)
     return jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
 

@@ -27,6 +27,11 @@ SMALL = ("--epochs=2", "--eval_every=40", "--checkpoint_every=20", "--log_every=
 SMALL = (*SMALL, "--nohistograms")
 
 
+# A quick method, without what slows learning down.
+QUICKLY = ("--optimizer=adam", "--learning_rate=0.003", "--l2_penalty=0", "--warmup_epochs=0")
+QUICKLY = (*QUICKLY, "--augment=", "--eval_every=100000", "--nohistograms")
+
+
 def assert_same_state(a, b):
     a, b = checkpoint.load(a), checkpoint.load(b)
     for name in a:
@@ -105,9 +110,8 @@ def test_resnet_learns_and_leaves_the_whole_record(command, experiment):
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["lenet5", "lenet5_1998"])
 def test_lenet_learns(experiment, model):
-    rate = {"lenet5": 0.02, "lenet5_1998": 0.005}[model]
-    flags = (f"--model={model}", f"--learning_rate={rate}", "--epochs=8", "--workdir=run")
-    experiment("lenet", *flags, "--validation=0.1")
+    flags = (*QUICKLY, f"--model={model}", "--epochs=4", "--validation=0.1", "--workdir=run")
+    experiment("lenet", *flags)
     summary = json.loads((experiment.folder / "run" / "summary.json").read_text())
     assert summary["test/accuracy"] > 0.93
     assert summary["examples"] == {"train": 1293, "validation": 144, "test": 360}
@@ -115,12 +119,12 @@ def test_lenet_learns(experiment, model):
 
 
 SMALLEST = {
-    "alexnet": ("--width=16", "--epochs=10"),
-    "densenet": ("--growth_rate=6", "--epochs=3", "--image_size=8"),
-    "inception": ("--width=0.125", "--epochs=4", "--image_size=8"),
-    "mlp": ("--width=64", "--epochs=15", "--dropout=0"),
-    "nin": ("--width=32", "--epochs=10", "--image_size=16"),
-    "vgg": ("--width=8", "--epochs=4"),
+    "alexnet": ("--width=8", "--epochs=2", "--dropout=0"),
+    "densenet": ("--growth_rate=4", "--epochs=2", "--image_size=8"),
+    "inception": ("--width=0.125", "--epochs=3", "--image_size=8", "--dropout=0"),
+    "mlp": ("--width=64", "--epochs=4", "--dropout=0"),
+    "nin": ("--width=16", "--epochs=3", "--image_size=16", "--dropout=0"),
+    "vgg": ("--width=4", "--epochs=2", "--dropout=0"),
 }
 
 
@@ -128,7 +132,7 @@ SMALLEST = {
 @pytest.mark.parametrize("name", SMALLEST)
 def test_the_other_networks_learn(experiment, name):
     """Far above the tenth of a guess; the recipes in experiments/flags/ say what they reach."""
-    experiment(name, *SMALLEST[name], "--workdir=run", "--eval_every=100000")
+    experiment(name, *QUICKLY, *SMALLEST[name], "--workdir=run")
     summary = json.loads((experiment.folder / "run" / "summary.json").read_text())
     # One processor's rounding moves these by 0.1: 0.60 and 0.71 were seen of one command.
     assert summary["test/accuracy"] > 0.4
@@ -535,7 +539,7 @@ def test_the_learning_rate_is_cut_on_a_plateau_and_stays_cut(experiment):
 
 @pytest.mark.slow
 def test_cross_validation_trains_each_fold_and_goes_on(command):
-    flags = (*SMALL, "--folds=3", "--workdir=cv")
+    flags = (*SMALL, "--folds=2", "--workdir=cv")
     process = command.start("lenet", *flags)
     folds = 0
     for line in process.stdout:
@@ -551,16 +555,17 @@ def test_cross_validation_trains_each_fold_and_goes_on(command):
     assert done.stderr == ""
     folds = [
         json.loads((command.folder / "cv" / f"fold{i}" / "summary.json").read_text())
-        for i in range(3)
+        for i in range(2)
     ]
-    assert [fold["examples"] for fold in folds] == [{"train": 958, "test": 479}] * 3
+    sizes = [{"train": 718, "test": 719}, {"train": 719, "test": 718}]
+    assert [fold["examples"] for fold in folds] == sizes
     accuracies = [fold["test/accuracy"] for fold in folds]
     assert len(set(accuracies)) > 1
     summary = json.loads((command.folder / "cv" / "summary.json").read_text())
     assert summary["test/accuracy"] == pytest.approx(np.mean(accuracies))
     assert summary["test/accuracy_std"] == pytest.approx(np.std(accuracies, ddof=1))
     assert f"test/accuracy: {np.mean(accuracies):.4g} +- " in done.stdout
-    command("lenet", *SMALL, "--folds=3", "--fold=1", "--workdir=alone")
+    command("lenet", *SMALL, "--folds=2", "--fold=1", "--workdir=alone")
     assert_same_state(command.folder / "alone", command.folder / "cv" / "fold1")
 
 

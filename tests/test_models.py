@@ -143,7 +143,9 @@ def test_norms_take_their_momentum_and_epsilon(name):
     def built(**kwargs):
         norms.clear()
         with linen.intercept_methods(look):
-            init_shapes(models.create(name, **family.small, **kwargs), family.small_image)
+            init_shapes.__wrapped__(
+                models.create(name, **family.small, **kwargs), family.small_image
+            )
         return set(norms)
 
     by_default = built()

@@ -206,7 +206,8 @@ def test_own_methods_compose(name):
 
     half = jax.tree.map(lambda p: p.astype(jnp.bfloat16), PARAMS)
     transform = method(jnp.float32(0.1))
-    updates, state = transform.update(GRADS, transform.init(half), half)
+    with jax.numpy_dtype_promotion("standard"):
+        updates, state = transform.update(GRADS, transform.init(half), half)
     types = {leaf.dtype for leaf in jax.tree.leaves((updates, state.sums))}
     assert types == {jnp.dtype(jnp.bfloat16)}
     with pytest.raises(InputError, match="give update the present ones"):

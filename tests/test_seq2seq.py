@@ -378,17 +378,17 @@ def test_the_loss_counts_tokens_and_exact_matches():
     for row in range(15):
         for t in range(T):
             if (token := batch["target"][row, t]) != PAD:
-                nats -= log_probs[row, t, token]
+                nats -= float(log_probs[row, t, token])
                 right += log_probs[row, t].argmax() == token
                 count += 1
-    assert mean.count == measured["token_accuracy"].count == count
+    assert mean.count == measured["token_accuracy"].count == float(count)
     np.testing.assert_allclose(mean.total, nats, rtol=1e-5)
-    assert measured["token_accuracy"].total == right
+    assert measured["token_accuracy"].total == float(right)
     assert measured["exact_match"].count == 15
-    assert measured["exact_match"].total == matches
+    assert measured["exact_match"].total == float(matches)
     # With a single other token it is no match.
     batch["target"][0, 0] = 3 + (batch["target"][0, 0] - 2) % (TARGET - 3)
-    assert run(batch, train=False)[2]["exact_match"].total == matches - 1
+    assert run(batch, train=False)[2]["exact_match"].total == float(matches - 1)
     trained, _, in_training = run(batch_with_keys(batch), train=True)
     assert "exact_match" not in in_training
     assert trained.count == count

@@ -34,7 +34,7 @@ def linear_task(**options):
         init,
         loss,
         lambda h: optax.sgd(h["learning_rate"]),
-        lambda h, step: h | {"learning_rate": h["learning_rate"] / (1 + step)},
+        lambda h, step: h | {"learning_rate": h["learning_rate"] / jnp.float32(1 + step)},
         **options,
     )
 

@@ -16,7 +16,7 @@ import tiny
 from experiments.harness import cli, run_folder, training
 from experiments.harness.problem import Best, Learner, Problem, View
 from experiments.harness.run import RunFlags
-from jaxdl import InputError, checkpoint, hosts, parallel
+from jaxdl import InputError, augment, checkpoint, hosts, parallel
 from jaxdl.writers import Writer, read_rows
 
 
@@ -63,7 +63,7 @@ def build(config, mesh, batches=None, examples=None, best=None, inputs=None, sho
     def passes(split):
         return [jax.device_put(b, sharding) for b in tiny.batches()[:3]]
 
-    first = lambda key, batch: batch["image"][:4] / np.float32(255)
+    first = lambda key, batch: augment.as_float(batch["image"][:4])
     examples = examples or {"train": 160, "test": 48}
     steps = config.run.steps or round(config.run.epochs * 10)
     return Problem(

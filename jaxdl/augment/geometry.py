@@ -96,7 +96,8 @@ def affine(
     matrix, center, offset = (jnp.asarray(x, jnp.float32) for x in (matrix, center, offset))
     center, offset = center[:, None, None], offset[:, None, None]
     # Accelerators would round the coordinates to a few bits.
-    source = jnp.einsum("ij,jhw->ihw", matrix, _grid(image) - center - offset, precision="highest")
+    place = _grid(image).astype(jnp.float32) - center - offset
+    source = jnp.einsum("ij,jhw->ihw", matrix, place, precision="highest")
     return _resample(image, source + center, order)
 
 
@@ -172,7 +173,7 @@ def elastic(alpha: float, sigma: float) -> Augment:
         noise = jax.random.uniform(key, (2, height, width), minval=-1.0, maxval=1.0)
         rows, columns = _smoothing(height, sigma), _smoothing(width, sigma)
         field = jnp.einsum("ij,ajk,lk->ail", rows, noise, columns, precision="highest")
-        return _resample(image, _grid(image) + alpha * field)
+        return _resample(image, _grid(image).astype(jnp.float32) + alpha * field)
 
     return each_image(distort)
 

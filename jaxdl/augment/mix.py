@@ -80,8 +80,8 @@ def cutmix(alpha: float) -> Mix:
     def draw_share(key, image):
         share_key, center_key = jax.random.split(key)
         side = jnp.sqrt(1 - jax.random.beta(share_key, alpha, alpha))
-        size = jnp.floor(side * jnp.asarray(image.shape[:2])).astype(jnp.int32)
+        size = jnp.floor(side * jnp.asarray(image.shape[:2], jnp.float32)).astype(jnp.int32)
         pasted = inside_box(image, random_pixel(center_key, image), size)
-        return 1.0 - pasted
+        return jnp.where(pasted, 0.0, 1.0)
 
     return _mix(draw_share)

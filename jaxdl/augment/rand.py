@@ -55,7 +55,7 @@ def posterize(image: jax.Array, bits: Any) -> jax.Array:
 
 def solarize(image: jax.Array, threshold: Any) -> jax.Array:
     """What is at least the `threshold`, one of 256 levels, turned into its negative."""
-    return jnp.where(_levels(image) < threshold, image, 1 - image)
+    return jnp.where(_levels(image).astype(jnp.float32) < threshold, image, 1 - image)
 
 
 def _rotate(image: jax.Array, degrees: Any) -> jax.Array:
