@@ -21,11 +21,12 @@ from jax.sharding import Mesh
 
 from experiments.harness import run_folder, training
 from experiments.harness.cli import flag, require
+from experiments.harness.corpus import CorpusFlags
 from experiments.harness.method import MethodFlags, supervised_task, warmup_steps
 from experiments.harness.problem import Best, Build, Learner, Problem, View
 from experiments.harness.run import RunFlags
 from jaxdl import InputError, losses, parallel
-from jaxdl.data.text import CharVocabulary, TextPipeline, read_corpus
+from jaxdl.data.text import CharVocabulary, TextPipeline
 from jaxdl.models.language_model import LanguageModel, generate, language_model
 from jaxdl.nn import tabulate
 from jaxdl.recurrent import GATES
@@ -35,10 +36,8 @@ from jaxdl.writers import Writer
 
 @dataclasses.dataclass(frozen=True)
 class TextFlags:
-    """Which text, and how it is read."""
+    """How a text is read."""
 
-    text: str = flag("", "a file, a folder, or tfds:NAME; empty for Python's standard library")
-    data_dir: str = flag("", "where TFDS sets are; TFDS's own place when empty", part_of_run=False)
     level: str = flag("byte", "what a token is", ("byte", "char"))
     sequence_length: int = flag(64, "tokens of each stream in a step: how far gradients flow back")
     context: int = flag(128, "tokens that evaluation reads before those it counts")
@@ -91,6 +90,7 @@ class Config:
         checkpoint_every=500,
         modes=("train", "eval", "sample"),
     )
+    corpus: CorpusFlags = CorpusFlags()
     text: TextFlags = TextFlags()
     network: NetworkFlags = NetworkFlags()
     method: MethodFlags = MethodFlags(optimizer="adam", learning_rate=0.003, clip_global_norm=1.0)
@@ -200,7 +200,7 @@ class Writing(View):
 
 def build(config: Config, mesh: Mesh) -> Problem:
     """The Problem of predicting each token of a text."""
-    corpus = read_corpus(config.text.text, config.text.data_dir or None)
+    corpus = config.corpus.read()
     vocabulary = CharVocabulary.of(config.text.level, corpus)
     inputs = {
         "vocabulary": vocabulary.characters,  # null for bytes
@@ -234,7 +234,7 @@ def build(config: Config, mesh: Mesh) -> Problem:
         return tabulate(model, tokens, train=False)
 
     return Problem(
-        title=f"{config.network.kind} learning {config.text.text or 'the standard library'}",
+        title=f"{config.network.kind} learning {config.corpus.name}",
         learner=Learner(task, config.method.hparams, steps, config.method.in_words(warmup), table),
         feed=pipeline,
         splits=tuple(splits),

@@ -21,12 +21,12 @@ from jax.sharding import Mesh
 
 from experiments.harness import run_folder, training
 from experiments.harness.cli import flag, require
+from experiments.harness.corpus import CorpusFlags
 from experiments.harness.method import MethodFlags, supervised_task
 from experiments.harness.problem import Best, Build, Learner, Problem, View
 from experiments.harness.run import RunFlags
 from jaxdl import InputError, losses, parallel
 from jaxdl.data import words as data
-from jaxdl.data.text import read_corpus
 from jaxdl.models import word2vec
 from jaxdl.models.word2vec import Word2Vec
 from jaxdl.nn import tabulate
@@ -40,10 +40,8 @@ PROJECTED = 10_000  # words that TensorBoard's projector, which runs in a browse
 
 @dataclasses.dataclass(frozen=True)
 class WordFlags:
-    """Which text, and what a network is asked about its words."""
+    """What a network is asked about the words of a text."""
 
-    text: str = flag("", "a file, a folder, or tfds:NAME; empty for Python's standard library")
-    data_dir: str = flag("", "where TFDS sets are; TFDS's own place when empty", part_of_run=False)
     model: str = flag("skipgram", "what predicts what", ("skipgram", "cbow"))
     features: int = flag(100, "numbers in the vector of each word")
     min_count: int = flag(5, "words that are rarer than this are left out")
@@ -91,6 +89,7 @@ class Config:
         checkpoint_every=2000,
         modes=("train", "eval", "neighbours", "analogies", "export"),
     )
+    corpus: CorpusFlags = CorpusFlags()
     words: WordFlags = WordFlags()
     method: MethodFlags = MethodFlags(optimizer="adagrad", learning_rate=0.1, schedule="linear")
     show: ShowFlags = ShowFlags()
@@ -146,7 +145,7 @@ class Probes(View):
 
 def build(config: Config, mesh: Mesh) -> Problem:
     """The Problem of predicting words from those around them."""
-    corpus = read_corpus(config.words.text, config.words.data_dir or None)
+    corpus = config.corpus.read()
     tokens = {split: data.tokenize(text) for split, text in corpus.items()}
     vocabulary = data.WordVocabulary.of(tokens["train"], config.words.min_count)
     splits = {split: vocabulary.encode(each) for split, each in tokens.items()}
@@ -187,9 +186,8 @@ def build(config: Config, mesh: Mesh) -> Problem:
         targets = jnp.zeros((1, 1 + config.words.negatives), jnp.int32)
         return tabulate(model, around, jnp.ones(around.shape), targets)
 
-    source = config.words.text or "the standard library"
     return Problem(
-        title=f"{config.words.model} learning the words of {source}",
+        title=f"{config.words.model} learning the words of {config.corpus.name}",
         learner=Learner(task, config.hparams, steps, config.method.in_words(), table),
         feed=pipeline,
         splits=tuple(splits),

@@ -33,7 +33,7 @@ HARNESS = """
 recipes problem
 cli
 run run_folder augmentation
-image_data method summaries translation
+image_data method summaries translation corpus
 training classification
 study yardstick
 artist
