@@ -350,7 +350,7 @@ def test_alexnet_paper_starts_as_the_paper_says():
     params = init(models.create("alexnet_paper", width=24), np.zeros((1, 67, 67, 3)))["params"]
     with_ones = {"conv2", "conv4", "conv5", "fc6", "fc7"}
     for name, layer in params.items():
-        assert (layer["bias"] == (name in with_ones)).all()
+        assert (layer["bias"] == float(name in with_ones)).all()
         assert np.std(layer["kernel"]) == pytest.approx(0.01, rel=0.1)
 
 

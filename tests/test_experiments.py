@@ -107,10 +107,10 @@ def test_resnet_learns_and_leaves_the_whole_record(command, experiment):
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["lenet5", "lenet5_1998"])
 def test_lenet_learns(experiment, model):
-    flags = (*QUICKLY, f"--model={model}", "--epochs=4", "--validation=0.1", "--workdir=run")
+    flags = (*QUICKLY, f"--model={model}", "--epochs=3", "--validation=0.1", "--workdir=run")
     experiment("lenet", *flags)
     summary = json.loads((experiment.folder / "run" / "summary.json").read_text())
-    assert summary["test/accuracy"] > 0.93
+    assert summary["test/accuracy"] > 0.75
     assert summary["examples"] == {"train": 1293, "validation": 144, "test": 360}
     assert summary["eval/loss"] != summary["test/loss"]
 
