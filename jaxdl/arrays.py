@@ -86,7 +86,7 @@ def fit(
 ) -> "Fitted":
     """Fits a model to arrays in memory, on all devices.
 
-    Floats of 64 bits are cast to 32, the only ones that JAX keeps by default, and other integers
+    All floats are cast to float32 (JAX by default keeps no 64 bits), and bools and integers other
     than uint8 to int32. uint8 are pixels, which the model gets as floats in [0, 1]; int32 are
     tokens or counts, and reach it as they are. Ctrl-C ends the fit after a step: what it has come
     to is returned, with `stopped`.
@@ -103,8 +103,8 @@ def fit(
         minimized, for targets of any shape.
       epochs: passes over the training rows; give these, or `steps`.
       steps: updates in all.
-      batch_size: rows a step, over all devices; by default 32, or what there is where that is less
-        or does not divide over the devices.
+      batch_size: rows a step, over all devices; by default 32 or, of fewer rows, all, and never
+        more than divides over the devices.
       optimizer: a key of `optim.OPTIMIZERS`.
       learning_rate: its peak.
       schedule: a key of `schedules.SCHEDULES`, of the learning rate after warm-up.
@@ -118,12 +118,13 @@ def fit(
       std: what that is divided by.
       channel: whether x [N, H, W] are images; False for sequences of vectors, [N, T, F].
       augment: (keys [B], x) -> x, in training only, before `mean` and `std`; see `jaxdl.augment`.
-      workdir: a folder for checkpoints, metrics and curves; the same call goes on where it stopped,
-        exactly, and one with more steps further. Without it no file is written.
+      workdir: a folder for checkpoints, metrics and curves. The same call goes on where it stopped,
+        exactly; one with more steps goes further, by a schedule of their length. What differs is
+        refused, but for functions, which are not compared. Without it no file is written.
       log_every: steps between reports of the training metrics; by default an epoch's.
       eval_every: steps between evaluations on the validation rows; by default an epoch's.
       checkpoint_every: steps between checkpoints, beside those after evaluations.
-      devices: which to use; by default all.
+      devices: which to use; by default all, but no more than there are training rows.
       quiet: prints nothing and shows no bar.
       **arguments: by the names of the flags: what the optimizer takes (`momentum`, `b1`, ...),
         penalties (`l1_penalty`, `l2_penalty`, `weight_decay`, `decay_all`), clipping (`clip_value`,
@@ -146,8 +147,9 @@ def fit(
         *(model, loss, inputs, y), channel=channel, scale=(mean, std), transform=augment
     )
     splits = forms.splits_of(form, inputs, y, validation, seed)
-    mesh, rows = parallel.data_mesh(devices), len(splits["train"])
-    size = batch_size or max(min(BATCH_SIZE, rows) // mesh.size, 1) * mesh.size
+    rows = len(splits["train"])
+    mesh = parallel.data_mesh(devices or jax.devices()[:rows])
+    size = batch_size or min(BATCH_SIZE, rows) // mesh.size * mesh.size or mesh.size
     parallel.check_batch_size(size, mesh)
     sharding = parallel.batch_sharding(mesh)
     feed = data.RowPipeline(splits, size, name="x", seed=seed, sharding=sharding)

@@ -248,15 +248,14 @@ def to_numbers(what: str, values: Any) -> np.ndarray:
     require(array.ndim > 0 and array.size > 0, f"{what} of shape {array.shape}", "at least one row")
     if array.dtype == np.uint8:
         return array
-    if np.issubdtype(array.dtype, np.integer):
+    if array.dtype == bool or np.issubdtype(array.dtype, np.integer):
         low, high = array.min(), array.max()
         held = np.iinfo(np.int32)
         fits = held.min <= low and high <= held.max
         require(bool(fits), f"{what} of {low}..{high}", "integers of at most 32 bits")
         return array.astype(np.int32)
-    is_number = array.dtype == bool or jnp.issubdtype(array.dtype, jnp.floating)
     accepted = "numbers; np.unique(names, return_inverse=True) makes them of names"
-    require(is_number, f"{what} of {array.dtype}", accepted)
+    require(jnp.issubdtype(array.dtype, jnp.floating), f"{what} of {array.dtype}", accepted)
     with np.errstate(over="ignore"):
         array = array.astype(np.float32)
     finite = np.isfinite(array)

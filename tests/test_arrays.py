@@ -237,6 +237,15 @@ def test_several_labels_at_once():
     assert measured["loss"] == pytest.approx(expected, rel=1e-4)
 
 
+def test_few_rows_on_many_devices():
+    """The exclusive or, whose classes are no integers but yes and no."""
+    x = np.array([[0, 0], [0, 1], [1, 0], [1, 1]], bool)
+    model = mlp(num_classes=2, width=8, depth=1, activation="tanh")
+    fitted = arrays.fit(model, x, x.sum(1) == 1, steps=200, learning_rate=0.05, quiet=True)
+    assert fitted.predict(x).tolist() == [0, 1, 1, 0]
+    assert len(fitted.state.step.sharding.device_set) == 4
+
+
 def test_sequences_of_tokens():
     x = np.random.default_rng(0).integers(0, 16, (64, 6))
     y = (x == 3).any(1).astype(int)
