@@ -342,9 +342,11 @@ def load(
     given = f"a model with outputs {forms.rows_of(outputs)}"
     require(outputs == form.output_shape, given, f"{there}, as that in {folder}")
     mesh = parallel.data_mesh(devices)
-    parts = form.parts(model, loss or _missing if own else form.loss)
-    # It only evaluates: how it was optimized does not matter.
-    task = parallel.jit(supervised(*parts, optim.optimizer("sgd")), mesh)
+    init, of_batch = form.parts(model, loss or _missing if own else form.loss)
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    # It only evaluates: how it was drawn and optimized does not matter.
+    zeros = lambda key: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    task = parallel.jit(supervised(zeros, of_batch, optim.optimizer("sgd")), mesh)
     tree = checkpoint.load(folder)
     opt_state, tree["opt_state"] = tree["opt_state"], {}
     template = task.init(jax.random.key(0), tree["hparams"])._replace(opt_state=())

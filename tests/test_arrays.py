@@ -93,6 +93,7 @@ def by_arrays(images, labels, **changes):
     return quickly(TRIMMED, images, labels, **given)
 
 
+@pytest.mark.slow
 def test_a_run_by_flags_and_one_by_arrays_end_alike(experiment, environment):
     flags = [f"--{name}={value}" for name, value in FLAGS.items()]
     network = ["--width=16", "--batch_norm", "--image_size=8", "--nohistograms"]
@@ -253,6 +254,7 @@ def test_sequences_of_tokens():
     assert fitted.evaluate(x, y)["accuracy"] == 1
 
 
+@pytest.mark.slow
 def test_a_function_as_the_loss(tmp_path):
     """Of targets of its own shape: classes at every place of a sequence."""
 
@@ -338,6 +340,7 @@ def test_validation_rows_of_ones_own_are_what_is_measured(capsys):
 # Folders
 
 
+@pytest.mark.slow
 def test_what_is_saved_is_loaded_and_goes_on(tmp_path):
     x, y = IMAGES[FEW], LABELS[FEW]
     settings = {"optimizer": "momentum", "learning_rate": 0.1, "validation": 0.25}
@@ -356,6 +359,7 @@ def test_what_is_saved_is_loaded_and_goes_on(tmp_path):
     assert_same_arrays(further.state.opt_state, whole.state.opt_state)
 
 
+@pytest.mark.slow
 def test_folders_of_other_runs_are_refused(tmp_path):
     x, y = IMAGES[FEW], LABELS[FEW]
     run, fit = tmp_path / "run", functools.partial(quickly, TRIMMED, x, y, steps=3)
