@@ -253,11 +253,11 @@ def to_numbers(what: str, values: Any) -> np.ndarray:
         held = np.iinfo(np.int32)
         fits = held.min <= low and high <= held.max
         require(bool(fits), f"{what} of {low}..{high}", "integers of at most 32 bits")
-        return array.astype(np.int32)
+        return array.astype(np.int32, copy=False)
     accepted = "numbers; np.unique(names, return_inverse=True) makes them of names"
     require(jnp.issubdtype(array.dtype, jnp.floating), f"{what} of {array.dtype}", accepted)
     with np.errstate(over="ignore"):
-        array = array.astype(np.float32)
+        array = array.astype(np.float32, copy=False)
     finite = np.isfinite(array)
     if not finite.all():
         first = tuple(map(int, np.argwhere(~finite)[0]))
