@@ -444,6 +444,7 @@ def _record(
 def _opened(folder: Path, form: Form, settings: Mapping[str, Any]) -> Iterator[Checkpoints]:
     """Holds a folder for a run of these settings, which is new or the one that goes on."""
     text = json.dumps({"form": dataclasses.asdict(form), "settings": settings}, default=float)
+    require(folder.is_dir() or not folder.exists(), f"{folder}, a file", "a folder")
     with checkpoint.lock(folder):
         if checkpoint.steps(folder):
             there, here = _read(folder), json.loads(text)

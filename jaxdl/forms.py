@@ -274,7 +274,7 @@ def _scale(mean: Any, std: Any, channels: int) -> tuple[tuple[float, ...], tuple
         ("mean", 0.0 if mean is None else mean),
         ("std", 1 if std is None else std),
     ):
-        found = np.atleast_1d(to_numbers(name, np.atleast_1d(value)))
+        found = to_numbers(name, np.atleast_1d(value))
         fits = found.ndim == 1 and len(found) in (1, channels)
         accepted = f"one number, or one for each of {channels}, the last axis of x"
         require(fits, f"{name} of shape {found.shape}", accepted)

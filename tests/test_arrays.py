@@ -369,6 +369,7 @@ def test_folders_of_other_runs_are_refused(tmp_path):
         (lambda: quickly(TRIMMED, x, y[::-1], steps=3, workdir=run), "^checksum of train"),
         (lambda: fit(workdir=run, steps=2), r"^2 steps: expected at least 3, which"),
         (lambda: quickly(other, x, y, steps=3, workdir=run), "is of another model or optimizer"),
+        (lambda: fitted.save(tmp_path / "file"), r"file, a file: expected a folder$"),
         (lambda: fitted.save(run), r"run, which holds a run: expected a folder without one$"),
         (
             lambda: arrays.load(run, other),
