@@ -199,6 +199,7 @@ def fit(
     histograms: bool = True,
     unit: str = "images",
     profile: tuple[Path, int] | None = None,
+    quiet: bool = False,
 ) -> Result:
     """Trains from `state.step` to `steps`, on whatever devices `task` was prepared for.
 
@@ -232,6 +233,7 @@ def fit(
         peak is known the share of it, `model_flops_utilization`.
       profile: (folder, n): write a profiler trace of n steps, after the first `COMPILING`; of fewer
         where the run ends before.
+      quiet: prints nothing and shows no bar.
 
     Returns:
       The final state, the last metrics under `train/` and `eval/`, and the signal that stopped it.
@@ -246,7 +248,7 @@ def fit(
     with (
         _stop_signal() as stop_asked,
         contextlib.closing(stream),
-        Progress(steps, start, quiet=not hosts.is_first()) as progress,
+        Progress(steps, start, quiet=quiet or not hosts.is_first()) as progress,
         _Trace(profile, start) as trace,
     ):
         reports = _Reports(state, steps, log_every, unit, writer, progress, checkpoints)

@@ -121,19 +121,20 @@ MIX_STREAM = 2**31 - 1
 
 def classification(
     model: nn.Module,
-    image_shape: tuple[int, int, int],
+    image_shape: tuple[int, ...],
     normalize: Callable[[Any], jax.Array],
     augment: Callable[[Any, Any], jax.Array] = lambda key, images: images,
     example_loss: ExampleLoss = cross_entropy,
     aux_weight: float = 0.0,
     mix: MixLabels | None = None,
     initializer: nn.initializers.Initializer | None = None,
+    input_dtype: Any = jnp.float32,
 ) -> tuple[Init, Loss]:
-    """The parts of `task.supervised` for classifying images.
+    """The parts of `task.supervised` for classifying images, or rows of any other shape.
 
     Args:
       model: called as `model.apply(variables, images, train=...)`, returns logits [B, C].
-      image_shape: (height, width, channels).
+      image_shape: (height, width, channels), or the shape of one row.
       normalize: uint8 or float images [B, H, W, C] -> floats as the model wants them.
       augment: (keys [B], images) -> images, in training only, before `normalize`.
       example_loss: (logits, labels, label_smoothing) -> losses [B].
@@ -142,6 +143,7 @@ def classification(
       mix: (keys [B], images, labels [B], mask [B]) -> (images, targets [B, C]), in training only,
         after `augment`; made of `augment.mixup` or `augment.cutmix`.
       initializer: draws every kernel in the place of the network's own (`jaxdl.nn.redraw`).
+      input_dtype: of what `normalize` returns: an integer type for tokens.
 
     Returns:
       (init, loss). `loss` reads `image` uint8 [B, H, W, C], `label` int [B], `mask` [B] and the
@@ -165,7 +167,7 @@ def classification(
         reported = {"accuracy": metrics.accuracy(logits, batch["label"], mask)}
         return masked_mean(losses, mask), updated, reported
 
-    return _drawn(model, image_shape, initializer), loss
+    return _drawn(model, image_shape, initializer, input_dtype), loss
 
 
 def prediction(
@@ -176,6 +178,7 @@ def prediction(
     augment: Callable[[Any, Any], jax.Array] = lambda key, inputs: inputs,
     reports: Mapping[str, ElementwiseLoss] | None = None,
     initializer: nn.initializers.Initializer | None = None,
+    input_dtype: Any = jnp.float32,
 ) -> tuple[Init, Loss]:
     """The parts of `task.supervised` for predicting values: regression, or labels that are many.
 
@@ -189,6 +192,7 @@ def prediction(
       augment: (keys [B], inputs) -> inputs, in training only, before `prepare`.
       reports: what else is measured of each value, by its name.
       initializer: draws every kernel in the place of the network's own (`jaxdl.nn.redraw`).
+      input_dtype: of what `prepare` returns: an integer type for tokens.
 
     Returns:
       (init, loss). `loss` reads `input` [B, ...], `target` as the outputs and `mask` [B], keeps
@@ -209,18 +213,19 @@ def prediction(
         reported = {name: mean(measure) for name, measure in (reports or {}).items()}
         return mean(elementwise), updated, reported
 
-    return _drawn(model, input_shape, initializer), loss
+    return _drawn(model, input_shape, initializer, input_dtype), loss
 
 
 def _drawn(
     model: nn.Module,
     input_shape: tuple[int, ...],
     initializer: nn.initializers.Initializer | None,
+    input_dtype: Any,
 ) -> Init:
     """What draws the parameters of a model, and what it carries beside them."""
 
     def init(key):
-        variables = dict(model.init(key, jnp.zeros((1, *input_shape), jnp.float32), train=False))
+        variables = dict(model.init(key, jnp.zeros((1, *input_shape), input_dtype), train=False))
         variables.pop(SOWN, None)
         params = variables.pop("params")
         return redraw(key, params, initializer) if initializer else params, variables

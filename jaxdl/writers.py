@@ -14,13 +14,16 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
-from jaxdl import files
+from jaxdl import files, require
+
+if TYPE_CHECKING:  # it takes a second to import
+    from matplotlib.figure import Figure
 
 Row = dict[str, float | None]
 PANELS_IN_A_ROW = 5
@@ -73,14 +76,17 @@ class Writer:
     metrics.jsonl that could not be written are written with the next that can.
 
     Args:
-      workdir: the run's folder; None writes nothing, as on the hosts beside the first.
+      workdir: the run's folder; None writes no file, as on the hosts beside the first.
       step: where the run goes on. What an earlier life of it wrote of later steps is dropped, for
         those steps are run again.
+
+    Attributes:
+      rows: those of metrics.jsonl so far, also where there is no file.
     """
 
     def __init__(self, workdir: str | Path | None, step: int = 0):
         self._workdir = None if workdir is None else Path(workdir)
-        self._rows: list[Row] = []
+        self.rows: list[Row] = []
         self._said: set[str] = set()
         if self._workdir is None:
             return
@@ -88,7 +94,7 @@ class Writer:
         self._sound = False  # whether metrics.jsonl holds all rows but those still to come
         with self.sparing("metrics.jsonl not read"):
             self._sound = True  # what cannot be read is not written over
-            self._rows = [row for row in read_rows(self._workdir) if (row["step"] or 0) <= step]
+            self.rows = [row for row in read_rows(self._workdir) if (row["step"] or 0) <= step]
             self._sound = False
         if not self._sound:
             self._write_rows()
@@ -122,11 +128,11 @@ class Writer:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Appends one row, `{"step": step, **values}`, and the same scalars to TensorBoard."""
-        if self._workdir is None:
-            return
         with self.sparing("a row of metrics not written"):
             numbers = {name: float(value) for name, value in values.items()}
-            self._rows.append({"step": step} | {k: json_ready(v) for k, v in numbers.items()})
+            self.rows.append({"step": step} | {k: json_ready(v) for k, v in numbers.items()})
+            if self._workdir is None:
+                return
             self._write_rows()
             with self.sparing("TensorBoard's scalars not written"):
                 self._events.scalars(step, numbers)
@@ -137,7 +143,7 @@ class Writer:
         path = self._workdir / "metrics.jsonl"
         with self.sparing("metrics.jsonl not written"):
             sound, self._sound = self._sound and path.exists(), False
-            lines = [json.dumps(row) + "\n" for row in (self._rows[-1:] if sound else self._rows)]
+            lines = [json.dumps(row) + "\n" for row in (self.rows[-1:] if sound else self.rows)]
             if sound:
                 _append(path, "".join(lines).encode())
             else:
@@ -202,13 +208,13 @@ class Writer:
 
     def curves(self) -> None:
         """Draws curves.png: a panel for each kind of metric, its training and evaluation lines."""
-        names = {name for row in self._rows for name in row if "/" in name}
-        if self._workdir is None or not names:
+        if self._workdir is None or not _names(self.rows):
             return
         with self.sparing("curves.png not drawn"):
-            drawn = _curves(self._rows, names)
+            drawn = io.BytesIO()
+            draw_curves(self.rows).savefig(drawn, dpi=100)
             with files.replacing(self._workdir / "curves.png") as file:
-                file.write(drawn)
+                file.write(drawn.getvalue())
 
 
 class Events:
@@ -279,10 +285,21 @@ def _append(path: Path, data: bytes) -> None:
             raise
 
 
-def _curves(rows: Sequence[Row], names: set[str]) -> bytes:
-    """The picture of these metrics, as a PNG file."""
+def _names(rows: Sequence[Row]) -> set[str]:
+    """What can be drawn of rows: metrics that have the prefix of a split."""
+    return {name for row in rows for name in row if "/" in name}
+
+
+def draw_curves(rows: Sequence[Row]) -> "Figure":
+    """A matplotlib figure with a panel for each kind of metric, its lines those of the splits.
+
+    Raises:
+      InputError: there is no metric in the rows.
+    """
     from matplotlib.figure import Figure
 
+    names = _names(rows)
+    require(bool(names), "curves of no metric", "at least one row of metrics")
     kinds = sorted({name.split("/", 1)[1] for name in names}, key=_panel_order)
     columns = min(len(kinds), PANELS_IN_A_ROW)
     lines = -(-len(kinds) // columns)
@@ -302,9 +319,7 @@ def _curves(rows: Sequence[Row], names: set[str]) -> bytes:
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
         axes.legend()
-    file = io.BytesIO()
-    figure.savefig(file, dpi=100)
-    return file.getvalue()
+    return figure
 
 
 def _panel_order(kind: str) -> tuple[bool, str]:

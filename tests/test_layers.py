@@ -22,8 +22,9 @@ methods proximal
 metrics augment optim schedules transfer fidelity pictures trees
 losses | metrics
 adversarial
-parallel checkpoint writers cost pretrained bottleneck
+parallel checkpoint writers cost pretrained bottleneck forms
 loop
+arrays
 """
 
 

@@ -42,26 +42,44 @@ def hold_out(dataset: Dataset, share: float, seed: int, split: str = "validation
             "a share of train can be split off only from a set without one"
         )
     train = dataset.splits["train"]
-    order, classes = _by_class(dataset, seed)
+    kept, taken = draw_share(_classes(dataset), share, seed, split)
+    parts: dict[str, Source] = {"train": _Subset(train, kept), split: _Subset(train, taken)}
+    return dataset._replace(splits=dataset.splits | parts)
+
+
+def draw_share(
+    classes: np.ndarray, share: float, seed: int, split: str = "validation"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws the examples that `hold_out` moves, of their classes alone.
+
+    Args:
+      classes: int [N], from 0; all 0 for a share of examples without classes.
+      share: the part of the examples to draw, in (0, 1).
+      seed: which examples.
+      split: what becomes of them, as an error says.
+
+    Returns:
+      The indices of those that stay and of those drawn, both ascending.
+
+    Raises:
+      InputError: either part would be empty.
+    """
+    order, classes = _in_order(classes, seed)
     counts = np.bincount(classes)
     wanted = share * counts
     taken = np.floor(wanted).astype(int)
     # The greatest remainders are rounded up, but no class is emptied.
     most = np.minimum(np.ceil(wanted), counts - 1)
     for label in np.argsort(taken - wanted, kind="stable"):
-        if taken.sum() < round(share * len(train)) and taken[label] < most[label]:
+        if taken.sum() < round(share * len(classes)) and taken[label] < most[label]:
             taken[label] += 1
     chosen = _rank(classes) < taken[classes]
-    if not 0 < chosen.sum() < len(train):
+    if not 0 < chosen.sum() < len(classes):
         raise InputError(
-            f"{split} share {share} of {len(train)} train examples leaves a part empty; "
+            f"{split} share {share} of {len(classes)} train examples leaves a part empty; "
             "expected a share between 0 and 1 that gives both parts an example"
         )
-    parts: dict[str, Source] = {
-        "train": _Subset(train, np.sort(order[~chosen])),
-        split: _Subset(train, np.sort(order[chosen])),
-    }
-    return dataset._replace(splits=dataset.splits | parts)
+    return np.sort(order[~chosen]), np.sort(order[chosen])
 
 
 def select_classes(dataset: Dataset, class_names: Sequence[str]) -> Dataset:
@@ -165,9 +183,18 @@ def fold(dataset: Dataset, folds: int, number: int, seed: int) -> Dataset:
 
 def _by_class(dataset: Dataset, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """The train examples class by class, at random within each, and the class of each of them."""
-    classes = np.zeros(len(dataset.splits["train"]), int)
+    return _in_order(_classes(dataset), seed)
+
+
+def _classes(dataset: Dataset) -> np.ndarray:
+    """The class of every train example; all 0 in a set without classes."""
     if dataset.class_names:
-        classes = _checked_labels(dataset, "train")
+        return _checked_labels(dataset, "train")
+    return np.zeros(len(dataset.splits["train"]), int)
+
+
+def _in_order(classes: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Examples class by class, at random within each, and the class of each of them."""
     order = np.random.default_rng(seed).permutation(len(classes))
     order = order[np.argsort(classes[order], kind="stable")]
     return order, classes[order]
