@@ -14,6 +14,7 @@ FLOORS = """
 jaxdl published
 nn recurrent attention hosts files
 data.order data.rows data.images data.sources data.folders data.subsets data.digits | data
+data.tables
 data.reading data.pipeline data.image_pipeline data.ring data.text data.pairs data.words | data
 branches
 models
@@ -33,7 +34,7 @@ HARNESS = """
 recipes problem
 cli
 run run_folder augmentation
-image_data method summaries translation
+image_data method summaries table_data translation
 training classification
 study yardstick
 artist
