@@ -1,6 +1,8 @@
 """Linear models by the house's Task: closed forms, scikit-learn's, and the perceptron's theory."""
 
 import functools
+import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,15 +10,15 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_diabetes, load_digits
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.svm import SVC
 from threadpoolctl import threadpool_limits
 
+from experiments.studies import perceptron
+from experiments.studies.perceptron import clouds, logic
 from jaxdl import InputError, losses, optim
 from jaxdl.data.tables import Standardization
 from jaxdl.models import linear
 from jaxdl.task import supervised
-
-XOR = np.float32([[0, 0], [0, 1], [1, 0], [1, 1]])
-SIGNS = {"and": [-1, -1, -1, 1], "or": [-1, 1, 1, 1], "xor": [-1, 1, 1, -1]}
 
 
 def descend(init, loss, batch, optimizer, steps, **hparams):
@@ -99,78 +101,83 @@ def test_the_perceptron_criterion_by_hand():
         losses.perceptron(outputs, targets[0])
 
 
-def learned(x, y, passes):
-    """The weights [passes, N, F + 1] before each example, and whether each was a mistake."""
-    model = linear.Perceptron()
-    task = supervised(
-        *losses.prediction(model, x.shape[1:], losses.perceptron), optim.optimizer("sgd")
-    )
-    rows = {"input": x[:, None], "target": y[:, None, None], "mask": np.ones((len(x), 1))}
-    rows = jax.tree.map(jnp.float32, rows)
-
-    def step(state, row):
-        before = state.params["fc"]
-        wrong = model.apply({"params": state.params}, row["input"], train=False) * row["target"]
-        return task.train(state, row)[0], (
-            jnp.append(before["kernel"], before["bias"]),
-            wrong[0, 0] <= 0,
-        )
-
-    @jax.jit
-    def run():
-        state = task.init(jax.random.key(0), {"learning_rate": jnp.float32(1)})
-        once = lambda state, _: jax.lax.scan(step, state, rows)
-        return jax.lax.scan(once, state, length=passes)[1]
-
-    return map(np.asarray, run())
-
-
-def clouds(seed, margin, count=60):
-    """Points [N, 2] of two classes that a line through none of them separates by a margin."""
-    rng = np.random.default_rng(seed)
-    normal = rng.normal(size=3)
-    normal /= np.linalg.norm(normal)
-    x = np.float32(rng.uniform(-1, 1, (20 * count, 2)))
-    side = x @ normal[:2] + normal[2]
-    kept = np.flatnonzero(np.abs(side) >= margin)[:count]
-    return x[kept], np.sign(side[kept])
-
-
 @pytest.mark.parametrize("name", ["and", "or", "xor", "clouds"])
 def test_descending_the_criterion_is_rosenblatts_rule(name):
-    x, y = clouds(0, 0.1) if name == "clouds" else (XOR, np.float32(SIGNS[name]))
-    found, wrong = learned(x, y, passes=10)
-    weights, expected, mistakes = np.zeros(x.shape[1] + 1, np.float32), [], []
-    for _ in range(10):
-        for row, sign in zip(np.c_[x, np.ones(len(x), np.float32)], y, strict=True):
-            expected.append(weights)
-            mistakes.append(sign * (row @ weights) <= 0)
-            if mistakes[-1]:
-                weights = weights + np.float32(sign) * row
-    np.testing.assert_allclose(found.reshape(len(expected), -1), expected, atol=1e-6)
-    np.testing.assert_array_equal(wrong.ravel(), mistakes)
-    assert np.any(mistakes)
+    """Of two trainings at once, each on rows of its own."""
+    both = [clouds(0.1, 30, seed) if name == "clouds" else logic(name, seed) for seed in (0, 3)]
+    course = perceptron.train(both, passes=6)
+    for examples, weights, wrong in zip(both, course.weights, course.mistakes, strict=True):
+        rows = np.c_[examples.inputs, np.ones(len(examples.inputs), np.float32)]
+        by_hand, expected, mistakes = np.zeros(3, np.float32), [], []
+        for _ in range(6):
+            for row, sign in zip(rows, examples.classes, strict=True):
+                expected.append(by_hand)
+                mistakes.append(sign * (row @ by_hand) <= 0)
+                if mistakes[-1]:
+                    by_hand = by_hand + sign * row
+        np.testing.assert_allclose(weights.reshape(-1, 3), expected, atol=1e-6)
+        np.testing.assert_array_equal(wrong.ravel(), mistakes)
+        assert np.any(mistakes)
+    assert (course.weights[0] != course.weights[1]).any()
 
 
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("margin", [0.3, 0.1])
-def test_mistakes_on_separable_classes_are_within_novikoffs_bound(seed, margin):
-    x, y = clouds(seed, margin)
-    _, wrong = learned(x, y, passes=int(3 / margin**2))
-    radius = np.linalg.norm(np.c_[x, np.ones(len(x))], axis=1).max()
-    assert 0 < wrong.sum() <= (radius / margin) ** 2
-    assert not wrong[-1].any()
+def test_margins_and_bounds_by_hand():
+    found = logic("and", 0)
+    assert found.margin == pytest.approx(0.5 / np.sqrt(4.25))
+    assert found.bound == pytest.approx(3 * 4.25 / 0.25)
+    assert logic("or", 0).margin == pytest.approx(1 / 3)
+    assert logic("xor", 0).bound == np.inf
+    for seed in range(4):
+        found = clouds(0.2, 50, seed)
+        assert len(found.inputs) == 50
+        assert set(found.classes) == {-1, 1}
+        assert 0.2 <= found.margin < 0.3
+        assert np.abs(found.inputs).max() <= 1
+        svm = SVC(kernel="linear", C=1e6).fit(found.inputs, found.classes)
+        assert svm.score(found.inputs, found.classes) == 1
 
 
-def test_the_perceptron_goes_in_circles_on_xor_and_learns_and_and_or():
-    for name in ("and", "or"):
-        _, wrong = learned(XOR, np.float32(SIGNS[name]), passes=20)
-        assert wrong[0].any()
-        assert not wrong[-1].any(), name
-    weights, wrong = learned(XOR, np.float32(SIGNS["xor"]), passes=20)
-    assert wrong.any(axis=1).all()
-    # From the second pass on, each begins where the one before began.
-    np.testing.assert_array_equal(weights[1:-1], weights[2:])
+def test_mistakes_on_what_is_separable_are_within_novikoffs_bound():
+    setups = [[clouds(margin, 40, seed) for seed in range(3)] for margin in (0.4, 0.15)]
+    setups += [[logic(name, seed) for seed in range(3)] for name in ("and", "or")]
+    for examples in setups:
+        bound = max(each.bound for each in examples)
+        course = perceptron.train(examples, int(bound) + 1)
+        for each, wrong in zip(examples, course.mistakes, strict=True):
+            assert 0 < wrong.sum() <= each.bound
+        assert not course.mistakes[:, -1].any()
+
+
+def test_the_perceptron_goes_in_circles_on_xor():
+    examples = [logic("xor", seed) for seed in range(4)]
+    course = perceptron.train(examples, passes=20)
+    assert course.mistakes.any(2).all()
+    for weights in course.weights:
+        every = perceptron.period(weights)
+        assert every is not None
+        np.testing.assert_array_equal(weights[10 + every], weights[10])
+    starts = np.float32([0, 1, 2, 3, 1, 2, 3, 1]).reshape(-1, 1, 1)
+    assert perceptron.period(starts) == 3
+    assert perceptron.period(starts[:4]) is None
+
+
+def test_the_study_tells_what_it_counted(experiment):
+    flags = ["--workdir=study", "--seeds=2", "--points=12", "--margins=0.4", "--passes=5"]
+    printed = experiment("studies.perceptron", *flags).stdout
+    record = json.loads((experiment.folder / "study" / "table.json").read_text())["measured"]
+    assert list(record) == ["and", "or", "xor", "margin 0.4"]
+    examples = [logic("and", seed) for seed in (0, 1)]
+    course = perceptron.train(examples, 52)
+    assert record["and"]["mistakes"] == [int(wrong.sum()) for wrong in course.mistakes]
+    last = [int(np.flatnonzero(wrong.any(1)).max()) + 1 for wrong in course.mistakes]
+    assert record["and"]["passes"] == last
+    assert record["xor"]["mistakes"] == [None, None]
+    assert re.search(r"\| xor +\| none +\| none +\| no end +\| all; weights repeat", printed)
+    assert (experiment.folder / "study" / "perceptron.png").stat().st_size > 10_000
+    refused = experiment("studies.perceptron", *flags, "--points=13", check=False)
+    assert "holds a study with --points=12, not 13" in refused.stderr
+    refused = experiment("studies.perceptron", "--margins=0.9", check=False)
+    assert refused.stderr == "error: --margins=0.9: it must be from 0.01 to 0.5\n"
 
 
 def test_a_perceptron_classifies_by_the_sign():
