@@ -48,7 +48,7 @@ def test_least_squares_and_ridge_are_their_closed_forms(l2_penalty):
     init, loss = losses.prediction(linear.linear(1), (10,))
     decay = {"l2_penalty": l2_penalty} if l2_penalty else {}
     # The greatest eigenvalue of the Hessian is 8, the least 0.017.
-    found = descend(init, loss, batch, "momentum", 5000, learning_rate=0.2, momentum=0.95, **decay)[
+    found = descend(init, loss, batch, "momentum", 2000, learning_rate=0.2, momentum=0.95, **decay)[
         "fc"
     ]
     if l2_penalty:

@@ -56,10 +56,10 @@ def test_missing_values_are_dropped_or_filled_in(houses, capsys):
     dropped = table_data.load(read(regression.Config, [*flags, "--missing=drop"]))
     np.testing.assert_array_equal(dropped.targets[:, 0], [100, 150])
     assert not dropped.lacking.any()
-    assert capsys.readouterr().err.endswith("(first in line 7); 3 rows are left out\n")
+    assert capsys.readouterr().err.endswith("(first in line 7); rows left out: 3\n")
     filled = table_data.load(read(regression.Config, [*flags, "--missing=mean"]))
     np.testing.assert_array_equal(filled.targets[:, 0], [100, 150, 120, 130])
-    assert capsys.readouterr().err.endswith("; 1 rows are left out; other values are filled in\n")
+    assert capsys.readouterr().err.endswith("; means fill in; rows left out: 1\n")
     standard = Standardization.of(filled.inputs)
     np.testing.assert_allclose(standard.mean, [60, 1 / 3, 2 / 3])
     # The mean of what is known, and of a category its shares.

@@ -82,8 +82,8 @@ def load(config: Any) -> Numbers:
         )
     left_out = numbers.lacking if flags.missing == "drop" else np.isnan(numbers.targets[:, 0])
     if hosts.is_first():
-        filled = "" if flags.missing == "drop" else "; other values are filled in"
-        print(f"{lacking}; {left_out.sum()} rows are left out{filled}", file=sys.stderr)
+        filled = "; means fill in" if flags.missing == "mean" else ""
+        print(f"{lacking}{filled}; rows left out: {left_out.sum()}", file=sys.stderr)
     return numbers.rows(~left_out)
 
 
