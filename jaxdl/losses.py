@@ -78,6 +78,24 @@ def huber(outputs: jax.Array, targets: jax.Array, delta: float = 1.0) -> jax.Arr
     return optax.huber_loss(outputs, targets, delta=delta)
 
 
+def perceptron(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+    """The perceptron criterion of each value: how far a weighted sum is on the wrong side of 0.
+
+    A sum of 0 is on the wrong side too: its slope is that of a mistake, so that perceptrons learn
+    from weights of zero on. Descent by single examples at a rate of 1 is Rosenblatt's rule.
+
+    Args:
+      outputs: weighted sums [...].
+      targets: as them, -1 or 1.
+
+    Returns:
+      max(0, -targets outputs), float32 [...].
+    """
+    _require_alike(outputs, targets)
+    agreement = outputs.astype(jnp.float32) * targets.astype(jnp.float32)
+    return jnp.where(agreement <= 0, -agreement, 0.0)
+
+
 def _require_alike(outputs: jax.Array, targets: jax.Array) -> None:
     given = f"targets of shape {targets.shape}"
     require(outputs.shape == targets.shape, given, f"{outputs.shape}, as the outputs'")

@@ -30,6 +30,7 @@ CIFAR = Family((32, 32, 3), (12, 9, 3), {"num_classes": 7, "width": 4})
 ALEXNET = Family((224, 224, 3), (67, 75, 3), {"num_classes": 7, "width": 4})
 ALEXNET_PAPER = Family((227, 227, 3), (67, 75, 3), {"num_classes": 7, "width": 6})
 VGG = Family((224, 224, 3), (32, 41, 3), {"num_classes": 7, "width": 4})
+LINEAR = Family((28, 28, 1), (6, 5, 3), {"num_classes": 7})
 MLP = Family((28, 28, 1), (6, 5, 3), {"num_classes": 7, "width": 16, "batch_norm": True})
 NIN = Family((224, 224, 3), (41, 46, 3), {"num_classes": 7, "width": 12})
 NIN_CIFAR = Family((32, 32, 3), (12, 9, 3), {"num_classes": 7, "width": 24})
@@ -62,6 +63,7 @@ MODELS = {
     "inception_resnet_v2": (55_843_464, INCEPTION),
     "lenet5": (61_706, LENET),
     "lenet5_1998": (60_000, LENET),
+    "linear": (784 * 10 + 10, LINEAR),
     "mlp": (784 * 256 + 256 + 256 * 256 + 256 + 256 * 10 + 10, MLP),
     "nin": (7_595_176, NIN),
     "nin_cifar": (966_986, NIN_CIFAR),
@@ -118,7 +120,7 @@ DEEPER = {
 
 # Small networks of most families, for the fast part, in which the others have their parity tests.
 QUICK = {
-    *("alexnet", "lenet5", "lenet5_1998", "mlp", "nin_cifar"),
+    *("alexnet", "lenet5", "lenet5_1998", "linear", "mlp", "nin_cifar"),
     *("resnet20_cifar", "vgg11_bn"),
 }
 

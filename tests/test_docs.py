@@ -171,10 +171,11 @@ def test_commands_and_links_lead_somewhere(path):
 def test_the_list_of_commands_tells_each_by_its_kind():
     kinds = {kind: " ".join(found) for kind, found in experiments_main.listed().items()}
     assert kinds == {
-        "trains": "alexnet char_rnn densenet gan inception lenet mlp nin resnet seq2seq transfer "
-        "vgg word2vec",
+        "trains": "alexnet char_rnn densenet gan inception lenet mlp nin regression resnet seq2seq "
+        "transfer vgg word2vec",
         "tools": "benchmark compare pixels predict schedule summary",
-        "studies": "studies.checkerboard studies.mode_collapse studies.recurrent studies.transfer",
+        "studies": "studies.checkerboard studies.mode_collapse studies.perceptron "
+        "studies.recurrent studies.transfer",
     }
 
 

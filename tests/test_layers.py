@@ -14,6 +14,7 @@ FLOORS = """
 jaxdl published
 nn recurrent attention hosts files
 data.order data.rows data.images data.sources data.folders data.subsets data.digits | data
+data.tables
 data.reading data.pipeline data.image_pipeline data.ring data.text data.pairs data.words | data
 branches
 models
@@ -34,7 +35,7 @@ HARNESS = """
 recipes problem
 cli
 run run_folder augmentation
-image_data method summaries translation corpus
+image_data table_data corpus method summaries translation
 training classification
 study yardstick
 artist

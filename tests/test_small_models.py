@@ -27,6 +27,10 @@ ACTIVATIONS = {
     "elu": lambda z: np.where(z > 0, z, np.expm1(z)),
     "selu": lambda z: 1.0507009873554805 * np.where(z > 0, z, 1.6732632423543772 * np.expm1(z)),
     "gelu": lambda z: z * norm.cdf(z),
+    "silu": lambda z: z / (1 + np.exp(-z)),
+    "softplus": lambda z: np.log1p(np.exp(z)),
+    "relu6": lambda z: np.clip(z, 0, 6),
+    "hard_tanh": lambda z: np.clip(z, -1, 1),
 }
 
 

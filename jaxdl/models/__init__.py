@@ -18,10 +18,21 @@ import flax.linen as nn
 import numpy as np
 
 from jaxdl import InputError
-from jaxdl.models import alexnet, densenet, googlenet, inception, lenet, mlp, nin, resnet, vgg
+from jaxdl.models import (
+    alexnet,
+    densenet,
+    googlenet,
+    inception,
+    lenet,
+    linear,
+    mlp,
+    nin,
+    resnet,
+    vgg,
+)
 from jaxdl.published import Published, Weights
 
-FAMILIES = (alexnet, densenet, googlenet, inception, lenet, mlp, nin, resnet, vgg)
+FAMILIES = (alexnet, densenet, googlenet, inception, lenet, linear, mlp, nin, resnet, vgg)
 
 
 def _merged(table: str) -> dict[str, Any]:

@@ -28,6 +28,10 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "elu": nn.elu,
     "selu": nn.selu,
     "gelu": partial(nn.gelu, approximate=False),
+    "silu": nn.silu,  # also called swish
+    "softplus": nn.softplus,
+    "relu6": nn.relu6,
+    "hard_tanh": nn.hard_tanh,
 }
 
 
