@@ -33,6 +33,8 @@ MOST_BYTES = 2**30
 """The greatest Hessian that `hessian` makes."""
 AT_ONCE = 16
 """How many products `hessian` and `trace` make in one pass over the data."""
+GUARDS = 2
+"""Vectors beside the first k: of one alone, chance may leave the greatest eigenvalue's out."""
 
 Function = Callable[..., Any]
 """(params) -> a scalar; (params, batch) -> Mean where there are batches."""
@@ -131,7 +133,10 @@ def _operator(f: Function, params: Any, batches: Batches | None) -> _Operator:
 
     def products(vectors):
         product = functools.partial(compiled, params, vectors.astype(flat.dtype))
-        return np.asarray(mean_over(product, batches or (lambda: [{}])))
+        found = np.asarray(mean_over(product, batches or (lambda: [{}])))
+        if not np.isfinite(found).all():
+            raise FloatingPointError("a product with the Hessian is not finite at these parameters")
+        return found
 
     return _Operator(flat.size, flat.dtype, products)
 
@@ -168,6 +173,7 @@ def hessian(f: Function, params: Any, *, batches: Batches | None = None) -> np.n
 
     Raises:
       InputError: it takes more than `MOST_BYTES`; or as `mean_over`.
+      FloatingPointError: a product is not finite.
     """
     operator = _operator(f, params, batches)
     size = operator.size
@@ -279,7 +285,7 @@ def top_eigenvalues(
     seed: int = 0,
     batches: Batches | None = None,
 ) -> Eigenvalues:
-    """The greatest eigenvalues of the Hessian of f, by `lanczos` on k random vectors.
+    """The greatest eigenvalues of the Hessian of f, by `lanczos` on k + `GUARDS` random vectors.
 
     The first of them is the sharpness.
 
@@ -289,7 +295,7 @@ def top_eigenvalues(
       k: how many, from 1 to P; an eigenvalue counts as often as it occurs.
       tolerance: of the errors, as a share of the eigenvalue that is the greatest in magnitude. The
         values are better than that: they err by about the square of it.
-      steps: of k products each, at most; what has not converged by then says so by its error.
+      steps: of a product with each vector, at most; what has not converged says so by its error.
       seed: of the vectors.
       batches: gives the batches that f is the mean over, once in each step.
 
@@ -298,12 +304,14 @@ def top_eigenvalues(
 
     Raises:
       InputError: k, steps or tolerance out of range; or as `mean_over`.
+      FloatingPointError: a product is not finite.
     """
     operator = _operator(f, params, batches)
     require(1 <= k <= operator.size, f"k={k}", f"1 to {operator.size}, the number of parameters")
     require(steps >= 1, f"steps={steps}", "at least 1")
     require(tolerance > 0, f"tolerance={tolerance}", "more than 0")
-    start = np.random.default_rng(seed).standard_normal((k, operator.size))
+    width = min(k + GUARDS, operator.size)
+    start = np.random.default_rng(seed).standard_normal((width, operator.size))
 
     def done(found):
         bound = tolerance * np.abs(found.values).max()
@@ -376,6 +384,7 @@ def spectrum(
 
     Raises:
       InputError: probes or steps below 1; or as `mean_over`.
+      FloatingPointError: a product is not finite.
     """
     operator = _operator(f, params, batches)
     for name, value in (("probes", probes), ("steps", steps)):
@@ -421,6 +430,7 @@ def trace(
 
     Raises:
       InputError: fewer than 2 probes; or as `mean_over`.
+      FloatingPointError: a product is not finite.
     """
     require(probes >= 2, f"probes={probes}", "at least 2")
     operator, rng, found = _operator(f, params, batches), np.random.default_rng(seed), []
