@@ -1,6 +1,7 @@
 """`jaxdl.curvature` against NumPy's eigenvalues, and the tool and the study that stand on it."""
 
 import functools
+import json
 
 import flax.linen as nn
 import jax
@@ -9,7 +10,11 @@ import numpy as np
 import optax
 import pytest
 from jax.flatten_util import ravel_pytree
+from scipy.special import softmax
 
+from experiments import curvature as tool
+from experiments.harness import classification, study
+from experiments.studies import descent
 from jaxdl import InputError, curvature, parallel
 from jaxdl.models.language_model import language_model
 from jaxdl.models.mlp import mlp
@@ -58,7 +63,7 @@ class Sequential(nn.Module):
 class Perceptron(nn.Module):
     @nn.compact
     def __call__(self, x):
-        return mlp(num_classes=3, width=4, depth=2, activation="tanh")(x, train=False)
+        return mlp(num_classes=3, width=3, depth=2, activation="tanh")(x, train=False)
 
 
 INPUTS = {
@@ -67,7 +72,8 @@ INPUTS = {
     "lstm": (Sequential("lstm"), (6, 4, 2)),
     "gru": (Sequential("gru"), (6, 4, 2)),
 }
-networks = pytest.mark.parametrize("name", INPUTS)
+LSTM = pytest.param("lstm", marks=pytest.mark.slow)
+networks = pytest.mark.parametrize("name", ["mlp", "cnn", LSTM, "gru"])
 LABELS = np.array([0, 1, 2, 2, 1, 0])
 
 
@@ -139,7 +145,7 @@ def test_logistic_regression_by_hand():
     f = lambda params: loss(outputs(params))
     CLOSE(curvature.hessian(f, params), wanted, atol=1e-7)
     product = lambda v: curvature.gauss_newton_product(outputs, loss, params, v)
-    CLOSE(jax.vmap(product)(jnp.eye(4)), wanted, atol=1e-7)
+    CLOSE(jax.jit(jax.vmap(product))(jnp.eye(4)), wanted, atol=1e-7)
     CLOSE(curvature.top_eigenvalues(f, params, 4).values, np.linalg.eigvalsh(wanted)[::-1])
 
 
@@ -230,7 +236,7 @@ def test_gauss_newton_by_the_jacobian(name):
         logits = lambda params: model.apply({"params": params}, x)
     flat, unravel = ravel_pytree(params)
     jacobian = jax.jit(jax.jacrev(lambda flat: logits(unravel(flat)).ravel()))(flat)
-    outputs = logits(params)
+    outputs = jax.jit(logits)(params)
     of_loss = curvature.hessian(lambda z: cross_entropy(z.reshape(outputs.shape)), outputs.ravel())
     product = lambda v: curvature.gauss_newton_product(
         lambda flat: logits(unravel(flat)), cross_entropy, flat, v
@@ -240,15 +246,16 @@ def test_gauss_newton_by_the_jacobian(name):
     assert np.linalg.eigvalsh(found).min() > -1e-6
 
 
-@pytest.mark.parametrize("kind", ["lstm", "gru"])
+@pytest.mark.parametrize("kind", [LSTM, "gru"])
 def test_a_recurrent_layer_differentiates_twice_either_way(kind):
     """Its own derivative, differentiated, is the plain loop's."""
     model, shape = INPUTS[kind]
     x = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
     _, params, logits = network(kind)
     plain = model.clone(forward_mode=True)
-    CLOSE(plain.apply({"params": params}, x), logits(params), atol=1e-6)
-    f = lambda params: cross_entropy(plain.apply({"params": params}, x))
+    of_plain = jax.jit(lambda params: plain.apply({"params": params}, x))
+    CLOSE(of_plain(params), jax.jit(logits)(params), atol=1e-6)
+    f = lambda params: cross_entropy(of_plain(params))
     np.testing.assert_allclose(curvature.hessian(f, params), dense(kind), atol=1e-6)
     assert np.abs(dense(kind)).max() > 1e-2
 
@@ -256,9 +263,9 @@ def test_a_recurrent_layer_differentiates_twice_either_way(kind):
 def test_a_language_model_has_a_forward_mode():
     model = language_model(5, kind="gru", features=3, layers=1, forward_mode=True)
     tokens = jnp.zeros((2, 3), jnp.int32)
-    params = model.init(jax.random.key(0), tokens, train=False)
+    params = jax.jit(functools.partial(model.init, train=False))(jax.random.key(0), tokens)
     logits = lambda params: model.apply(params, tokens, train=False)[0]
-    _, tangents = jax.jvp(logits, (params,), (params,))
+    _, tangents = jax.jit(lambda params: jax.jvp(logits, (params,), (params,)))(params)
     assert float(jnp.abs(tangents).max()) > 0
 
 
@@ -292,8 +299,8 @@ def test_batches_sum_to_the_whole_on_any_devices():
         )
         found = curvature.top_eigenvalues(regression, params, 2, **of_batches)
         CLOSE(found.values, np.linalg.eigvalsh(wanted)[:-3:-1])
-        for measure in (curvature.trace, curvature.spectrum):
-            CLOSE(measure(regression, params, **of_batches)[0], measure(alone, params)[0])
+        of_spread = curvature.trace(regression, params, probes=16, **of_batches)
+        CLOSE(of_spread, curvature.trace(alone, params, probes=16))
     # A mean of the batches' means is another.
     means = [curvature.hessian(lambda p, b=b: regression(p, b).value, params) for b in batches]
     assert np.abs(np.mean(means, 0) - wanted).max() > 1e-3
@@ -303,6 +310,7 @@ def test_other_products_are_summed_over_batches_too():
     params, v = {"w": jnp.linspace(-1, 1, 6)}, {"w": jnp.arange(6.0)}
     batches = [rows(16, seed) for seed in range(3)]
 
+    @jax.jit
     def product(batch):
         outputs = lambda params: jnp.tanh(batch["x"] @ params["w"])
         loss = lambda z: ((z - batch["y"]) ** 2 * batch["mask"]).sum()
@@ -311,7 +319,7 @@ def test_other_products_are_summed_over_batches_too():
 
     found = curvature.mean_over(product, lambda: batches)["w"]
     parts = [product(batch) for batch in batches]
-    CLOSE(found, sum(p.total["w"] for p in parts) / (5 + 6 + 7))
+    CLOSE(found, np.sum([part.total["w"] for part in parts], 0) / (5 + 6 + 7))
 
 
 def test_a_loss_is_compiled_once():
@@ -364,7 +372,10 @@ SQUARED = lambda params, batch: Mean(jnp.sum(params**2) * batch["n"], batch["n"]
         (lambda: curvature.top_eigenvalues(SQUARES, jnp.ones(3), tolerance=0), "tolerance=0"),
         (lambda: curvature.spectrum(SQUARES, jnp.ones(3), probes=0), "probes=0"),
         (lambda: curvature.spectrum(SQUARES, jnp.ones(3), steps=0), "steps=0"),
-        (lambda: curvature.spectrum(SQUARES, jnp.ones(3)).density([0.0], 0), "width=0"),
+        (
+            lambda: curvature.Spectrum(np.zeros((1, 1)), np.ones((1, 1))).density(np.zeros(1), 0),
+            "width=0",
+        ),
         (lambda: curvature.trace(SQUARES, jnp.ones(3), probes=1), "probes=1: expected at least 2"),
         (lambda: curvature.trace(SQUARED, jnp.ones(3), batches=list), "hold no example"),
         (lambda: curvature.trace(SQUARED, jnp.ones(3), batches=lambda: [{"n": 0.0}]), "no example"),
@@ -381,3 +392,228 @@ def test_what_cannot_be_measured_is_told(measure, message):
 def test_what_is_not_finite_is_told():
     with pytest.raises(FloatingPointError, match="not finite"):
         curvature.top_eigenvalues(lambda x: jnp.sum(x**4), jnp.array([1.0, np.nan]))
+
+
+# The tool
+
+
+@pytest.fixture(scope="module")
+def regression_run(tmp_path_factory, run_in):
+    """A run of softmax regression on digits of 8x8, whose Hessian is known."""
+    folder = tmp_path_factory.mktemp("curvature")
+    flags = ["--workdir=run", "--depth=0", "--image_size=8", "--optimizer=momentum"]
+    flags += ["--schedule=constant", "--warmup_epochs=0", "--learning_rate=0.05", "--steps=60"]
+    run_in(folder, "mlp", *flags, "--batch_size=200", "--per_class=30", "--nohistograms")
+    return folder
+
+
+def softmax_hessian(workdir):
+    """By hand: the mean over the training images of (diag(p) - p p^T) by x x^T."""
+    trained = classification.load_trained(workdir)
+    pipeline = classification.make_pipeline(trained.config, parallel.data_mesh(jax.devices()[:1]))
+    images = np.concatenate([b["image"][b["mask"] > 0] for b in pipeline.evaluate("train")])
+    x = (images.reshape(len(images), -1) / 255 - 0.5) / 0.5
+    x = np.concatenate([np.ones((len(x), 1)), x], 1)  # the bias comes first
+    fc = trained.variables["params"]["fc"]
+    p = softmax(x @ np.concatenate([fc["bias"][None], fc["kernel"]]), -1)
+    of_logits = np.eye(10) * p[:, None] - p[:, :, None] * p[:, None]
+    hessian = np.einsum("ni,nab,nj->iajb", x, of_logits, x, optimize=True) / len(x)
+    return hessian.reshape(650, 650)
+
+
+@pytest.mark.slow
+def test_the_tool_measures_a_run(regression_run, run_in):
+    """All of the training set, on one device and on two, against the Hessian by hand."""
+    measured = []
+    few = ["--workdir=run", "--eigenvalues=3", "--probes=1", "--steps=40", "--trace_probes=32"]
+    for devices, flags in ((1, []), (2, ["--out=other"])):
+        done = run_in(regression_run, "curvature", *few, *flags, devices=devices)
+        folder = regression_run / ("other" if flags else "run")
+        assert (folder / "curvature.png").stat().st_size > 10_000
+        measured.append(json.loads((folder / "curvature.json").read_text()))
+    hessian = softmax_hessian(regression_run / "run")
+    wanted = np.linalg.eigvalsh(hessian)[::-1]
+    for found in measured:
+        CLOSE(found["eigenvalues"], wanted[:3])
+        assert found["sharpness"] == found["eigenvalues"][0]
+        assert abs(found["trace"] - wanted.sum()) < 4 * found["trace_error"]
+        assert (found["examples"], found["parameters"], found["step"]) == (300, 650, 60)
+        assert found["rates"]["greatest"] == pytest.approx(
+            {"rate": 0.05, "two_over_rate": 40, "limit": 76}
+        )
+    CLOSE(measured[0]["trace"], measured[1]["trace"])
+    assert (
+        f"sharpness {wanted[0]:.4g}; of the last learning rate, 0.05: 2 / rate is 40" in done.stdout
+    )
+    assert "and momentum converges on a quadratic below 76" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_tool_draws_examples(regression_run, run_in):
+    """The run's first ones in training, the same each time; a network that has no rate to tell."""
+    few = ["--eigenvalues=1", "--probes=1", "--steps=3", "--trace_probes=2"]
+    run_in(regression_run, "curvature", "--workdir=run", "--out=few", "--examples=230", *few)
+    found = json.loads((regression_run / "few" / "curvature.json").read_text())
+    config, problem, state = tool.restore(regression_run / "run")
+    batches = problem.feed.train()
+    first, second = next(batches), next(batches)
+    images = np.concatenate([first["image"], second["image"][:30]])
+    labels = np.concatenate([first["label"], second["label"][:30]])
+    logits = (images.reshape(230, -1) / 255 - 0.5) / 0.5 @ state.params["fc"]["kernel"]
+    logits += state.params["fc"]["bias"]
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    assert found["loss"] == pytest.approx(float(losses.mean()), rel=1e-5)
+    assert found["examples"] == 230
+    assert tool.edges_of(config, state, regression_run / "run").keys() == {"greatest", "last"}
+
+
+def test_a_method_with_steps_of_its_own_has_no_edge():
+    found = {"loss": 0.1, "examples": 5, "parameters": 3, "step": 2, "sharpness": 4.0}
+    found |= {"eigenvalues": [4.0], "errors": [0.01], "trace": 6.0, "trace_error": 0.5}
+    assert tool.tell(found, "adam", {}).splitlines() == [
+        "loss 0.1 over 5 training examples, of 3 parameters at step 2",
+        "greatest eigenvalues: 4 (± 0.01)",
+        "trace: 6 ± 0.5",
+        "sharpness 4; the steps of adam are none that 2 / rate bounds",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ((), "--workdir=: it must be a run's"),
+        (("--workdir=none",), "no run in none"),
+        (("--workdir=text",), "holds a run of experiments.word2vec: no classifier"),
+        (("--workdir=folds",), "folds holds folds; give the --workdir of one of them"),
+        (("--workdir=empty",), "empty"),
+        (("--workdir=text", "--out=file"), "--out=file: it must be a folder"),
+        (("--workdir=text", "--eigenvalues=0"), "--eigenvalues=0: it must be at least 1"),
+        (("--workdir=text", "--trace_probes=1"), "--trace_probes=1: it must be at least 2"),
+        (("--workdir=text", "--tolerance=0"), "--tolerance=0.0: it must be more than 0"),
+        (("--workdir=text", "more"), "'more' is no flag"),
+    ],
+)
+def test_what_the_tool_refuses(flags, message, tmp_path, experiment):
+    (tmp_path / "file").touch()
+    for name, of_run in {
+        "text": "--experiment=word2vec",
+        "folds": "--experiment=mlp\n--folds=3",
+        "empty": "--experiment=mlp",
+    }.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "flags.txt").write_text(f"{of_run}\n")
+    done = experiment("curvature", *flags, check=False)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_the_tool_refuses_more_than_there_is(regression_run, run_in):
+    for flag, accepted in (("--examples=301", "1 to 300"), ("--eigenvalues=651", "1 to 650")):
+        done = run_in(regression_run, "curvature", "--workdir=run", flag, check=False)
+        assert done.returncode == 1
+        assert accepted in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+# The study
+
+
+@pytest.mark.slow
+def test_the_study_finds_what_the_textbooks_say(experiment):
+    """Small: a hundred digits, at a rate that reaches the edge and at one that does not."""
+    few = ["--workdir=new", "--seeds=1", "--examples=100", "--width=16"]
+    experiment("studies.descent", *few, "--learning_rates=0.5,1.75", "--steps=800", "--every=40")
+    record = json.loads((experiment.folder / "new" / "table.json").read_text())
+    for of_method in record["quadratics"].values():
+        last = {share: distances[0][-1] for share, distances in of_method.items()}
+        half = {
+            share: distances[0][len(distances[0]) // 2] for share, distances in of_method.items()
+        }
+        assert last["0.5"] < 1e-4
+        assert last["0.99"] < 0.3 * half["0.99"]
+        assert last["1.0"] == pytest.approx(half["1.0"], rel=1e-2)
+        assert last["1.01"] > 3 * half["1.01"]
+    kinds = {
+        name: [point["kind"] for point in f] for name, f in record["stationary_points"].items()
+    }
+    assert kinds["x² - y²"] == ["saddle"]
+    assert kinds["x³ - 3xy²"] == ["undecided"]
+    assert kinds["Rosenbrock"] == ["minimum"]
+    slow, fast = record["digits"]["0.5"], record["digits"]["1.75"]
+    assert slow["greatest"][0] < 0.5
+    assert slow["rises"] == [0]
+    assert fast["start"][0] < 1
+    assert fast["last"][0] == pytest.approx(1, abs=0.1)
+    assert fast["rises"][0] > 0
+    assert fast["loss"][0] < slow["loss"][0]
+    folder = experiment.folder / "new"
+    assert all((folder / f"{name}.png").stat().st_size > 10_000 for name in ("quadratic", "edge"))
+    assert (
+        "| Himmelblau        | 4       | 4      | 1       | 0         | 9 of 9"
+        in (folder / "table.md").read_text()
+    )
+
+
+def test_stationary_points_are_told_by_their_eigenvalues():
+    found = descent.stationary_points(descent.FUNCTIONS["Himmelblau"], starts=60)
+    kinds = [point.kind for point in found]
+    assert {kind: kinds.count(kind) for kind in kinds} == {"minimum": 4, "saddle": 4, "maximum": 1}
+    assert all(map(descent.agrees, found))
+    # Himmelblau 1972, "Applied nonlinear programming": one of its minima, and its maximum.
+    places = np.array([point.place for point in found])
+    for place, kind in (((3, 2), "minimum"), ((-0.270845, -0.923039), "maximum")):
+        nearest = np.abs(places - place).sum(1).argmin()
+        np.testing.assert_allclose(places[nearest], place, atol=1e-4)
+        assert kinds[nearest] == kind
+
+
+def test_kinds_by_hand():
+    kinds = {(1, 2): "minimum", (-1, 2): "saddle", (-2, -1): "maximum", (0, 2): "undecided"}
+    for eigenvalues, kind in kinds.items():
+        assert descent.kind_of(np.array(eigenvalues)) == kind
+    agrees = lambda kind, lower: descent.agrees(descent.Point([0, 0], kind, [], lower))
+    assert agrees("minimum", 0)
+    assert agrees("maximum", 1)
+    assert agrees("saddle", 0.5)
+    assert agrees("undecided", 0)
+    assert not agrees("minimum", 0.1)
+    assert not agrees("saddle", 1)
+    assert not agrees("maximum", 0.9)
+
+
+def test_an_edge_by_hand():
+    sharpness = np.array([[1.0, 2, 3, 5, 4, 4, 4, 4]])
+    losses = np.array([[9.0, 8, 7, 6, 5, 4, 3, 4]])
+    assert descent.edge(0.5, descent.Descent(sharpness, losses)) == {
+        "start": [0.25],
+        "greatest": [1.25],
+        "last": [1.0],
+        "rises": [1.0],
+        "loss": [4.0],
+    }
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--learning_rates=",), "--learning_rates=: it must be one or more numbers above 0"),
+        (("--learning_rates=1,1",), "it must be one or more numbers above 0, each once"),
+        (("--steps=70",), "--steps=70: it must be a multiple of --every=50"),
+        (("--examples=2000",), "--examples=2000: it must be 1 to 1437"),
+        (("--width=0",), "--width=0: it must be at least 1"),
+        (("--depth=-1",), "--depth=-1: it must be at least 0"),
+    ],
+)
+def test_what_the_study_refuses(flags, message):
+    with pytest.raises(InputError, match=message):
+        study.read(descent.Config, flags)
+
+
+def test_a_descent_that_diverges_is_told():
+    flags = ["--learning_rates=1000", "--examples=20", "--width=2", "--steps=50", "--seeds=1"]
+    config = study.read(descent.Config, flags)
+    with pytest.raises(InputError, match=r"--learning_rates=1000.0: seed 0 diverged; take less"):
+        descent.on_digits(config)
