@@ -423,36 +423,31 @@ def softmax_hessian(workdir):
 
 @pytest.mark.slow
 def test_the_tool_measures_a_run(regression_run, run_in):
-    """All of the training set, on one device and on two, against the Hessian by hand."""
-    measured = []
-    few = ["--workdir=run", "--eigenvalues=3", "--probes=1", "--steps=40", "--trace_probes=32"]
-    for devices, flags in ((1, []), (2, ["--out=other"])):
-        done = run_in(regression_run, "curvature", *few, *flags, devices=devices)
-        folder = regression_run / ("other" if flags else "run")
-        assert (folder / "curvature.png").stat().st_size > 10_000
-        measured.append(json.loads((folder / "curvature.json").read_text()))
-    hessian = softmax_hessian(regression_run / "run")
-    wanted = np.linalg.eigvalsh(hessian)[::-1]
-    for found in measured:
-        CLOSE(found["eigenvalues"], wanted[:3])
-        assert found["sharpness"] == found["eigenvalues"][0]
-        assert abs(found["trace"] - wanted.sum()) < 4 * found["trace_error"]
-        assert (found["examples"], found["parameters"], found["step"]) == (300, 650, 60)
-        assert found["rates"]["greatest"] == pytest.approx(
-            {"rate": 0.05, "two_over_rate": 40, "limit": 76}
-        )
-    CLOSE(measured[0]["trace"], measured[1]["trace"])
-    assert (
-        f"sharpness {wanted[0]:.4g}; of the last learning rate, 0.05: 2 / rate is 40" in done.stdout
+    """All of the training set, against the Hessian by hand."""
+    few = ["--eigenvalues=3", "--probes=1", "--steps=40", "--trace_probes=32"]
+    done = run_in(regression_run, "curvature", "--workdir=run", *few)
+    folder = regression_run / "run"
+    assert (folder / "curvature.png").stat().st_size > 10_000
+    found = json.loads((folder / "curvature.json").read_text())
+    wanted = np.linalg.eigvalsh(softmax_hessian(folder))[::-1]
+    CLOSE(found["eigenvalues"], wanted[:3])
+    assert found["sharpness"] == found["eigenvalues"][0]
+    assert abs(found["trace"] - wanted.sum()) < 4 * found["trace_error"]
+    assert (found["examples"], found["parameters"], found["step"]) == (300, 650, 60)
+    of_greatest = {"rate": 0.05, "two_over_rate": 40, "limit": 76}
+    assert found["rates"]["greatest"] == pytest.approx(of_greatest)
+    said = (
+        f"sharpness {wanted[0]:.4g}; of the last learning rate, 0.05: 2 / rate is 40, and momentum"
     )
-    assert "and momentum converges on a quadratic below 76" in done.stdout
+    assert f"{said} converges on a quadratic below 76" in done.stdout
 
 
 @pytest.mark.slow
 def test_the_tool_draws_examples(regression_run, run_in):
-    """The run's first ones in training, the same each time; a network that has no rate to tell."""
+    """The run's first ones in training, here spread over two devices."""
     few = ["--eigenvalues=1", "--probes=1", "--steps=3", "--trace_probes=2"]
-    run_in(regression_run, "curvature", "--workdir=run", "--out=few", "--examples=230", *few)
+    few += ["--workdir=run", "--out=few", "--examples=230"]
+    run_in(regression_run, "curvature", *few, devices=2)
     found = json.loads((regression_run / "few" / "curvature.json").read_text())
     config, problem, state = tool.restore(regression_run / "run")
     batches = problem.feed.train()
@@ -460,7 +455,7 @@ def test_the_tool_draws_examples(regression_run, run_in):
     images = np.concatenate([first["image"], second["image"][:30]])
     labels = np.concatenate([first["label"], second["label"][:30]])
     logits = (images.reshape(230, -1) / 255 - 0.5) / 0.5 @ state.params["fc"]["kernel"]
-    logits += state.params["fc"]["bias"]
+    logits += state.params["fc"]["bias"][None]
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     assert found["loss"] == pytest.approx(float(losses.mean()), rel=1e-5)
     assert found["examples"] == 230
@@ -485,7 +480,7 @@ def test_a_method_with_steps_of_its_own_has_no_edge():
         (("--workdir=none",), "no run in none"),
         (("--workdir=text",), "holds a run of experiments.word2vec: no classifier"),
         (("--workdir=folds",), "folds holds folds; give the --workdir of one of them"),
-        (("--workdir=empty",), "empty"),
+        pytest.param(("--workdir=empty",), "no checkpoint", marks=pytest.mark.slow),
         (("--workdir=text", "--out=file"), "--out=file: it must be a folder"),
         (("--workdir=text", "--eigenvalues=0"), "--eigenvalues=0: it must be at least 1"),
         (("--workdir=text", "--trace_probes=1"), "--trace_probes=1: it must be at least 2"),
@@ -525,7 +520,7 @@ def test_the_tool_refuses_more_than_there_is(regression_run, run_in):
 def test_the_study_finds_what_the_textbooks_say(experiment):
     """Small: a hundred digits, at a rate that reaches the edge and at one that does not."""
     few = ["--workdir=new", "--seeds=1", "--examples=100", "--width=16"]
-    experiment("studies.descent", *few, "--learning_rates=0.5,1.75", "--steps=800", "--every=40")
+    experiment("studies.descent", *few, "--learning_rates=0.5,1.75", "--steps=800", "--every=80")
     record = json.loads((experiment.folder / "new" / "table.json").read_text())
     for of_method in record["quadratics"].values():
         last = {share: distances[0][-1] for share, distances in of_method.items()}
