@@ -9,7 +9,9 @@
 
 The input's part of the gates is one product for the whole sequence, before the loop over time. The
 loop's own derivative is written here (`recur`), so that the gradient of the weights is one product
-as well, after the loop backward; automatic differentiation would add it up step by step.
+as well, after the loop backward; automatic differentiation would add it up step by step. That
+derivative is of reverse mode, and may itself be differentiated in any mode, as products with a
+Hessian are (`jaxdl.curvature.hvp`); for forward mode there is `Recurrent.forward_mode`.
 """
 
 from collections.abc import Mapping
@@ -83,11 +85,13 @@ class Recurrent(nn.Module):
         what `residual` adds is not dropped.
       dtype, param_dtype: the type of the products and outputs, and the type parameters are stored
         in. Gates and states are float32.
+      forward_mode: leaves the derivative of the loop over time to JAX, so that `jax.jvp` and what
+        is built on it (`jaxdl.curvature.gauss_newton_product`) work on the network itself. The
+        results are the same, and gradients slower; without it derivatives begin by reverse mode.
 
     State: `params`, in `layer0` and so on, and for the other direction `layer0_reverse` ...:
     `input_kernel` [F, G x H], `hidden_kernel` [H, G x H] and `bias` [G x H], of the G gates in the
     order above, and b' as `hidden_bias` [H]. Dropout draws from the stream `dropout` in training.
-    Derivatives are by reverse mode, and first ones only.
     """
 
     kind: str
@@ -98,6 +102,7 @@ class Recurrent(nn.Module):
     dropout: float = 0.0
     dtype: Dtype = jnp.float32
     param_dtype: Dtype = jnp.float32
+    forward_mode: bool = False
 
     def initial_carry(self, batch_size: int) -> Carry:
         """Return the state that sequences start from: zeros, float32."""
@@ -151,6 +156,7 @@ class Recurrent(nn.Module):
                     reverse,
                     self.dtype,
                     self.param_dtype,
+                    self.forward_mode,
                     name=f"layer{i}{'_reverse' if reverse else ''}",
                 )
                 output, state = layer(x, states[len(after)], mask)
@@ -184,6 +190,7 @@ class Layer(nn.Module):
     reverse: bool
     dtype: Dtype
     param_dtype: Dtype
+    forward_mode: bool
 
     @nn.compact
     def __call__(self, x: jax.Array, state: Any, mask: jax.Array | None) -> tuple[jax.Array, Any]:
@@ -201,7 +208,8 @@ class Layer(nn.Module):
             for name, (initializer, shape) in shapes.items()
         }
         before = state if self.kind == "lstm" else (state,)
-        states, last = recur(self.kind, self.reverse, self.dtype, params, x, before, mask)
+        arguments = self.kind, self.reverse, self.dtype, params, x, before, mask
+        states, last = recur_forward(*arguments)[0] if self.forward_mode else recur(*arguments)
         outputs = states if mask is None else jnp.where(mask, states, 0)
         return outputs.astype(self.dtype), last if self.kind == "lstm" else last[0]
 

@@ -19,7 +19,7 @@ data.reading data.pipeline data.image_pipeline data.ring data.text data.pairs da
 branches
 models
 task decoding
-methods proximal
+methods proximal curvature
 metrics augment optim schedules transfer fidelity pictures trees
 losses | metrics
 adversarial

@@ -34,6 +34,7 @@ class LanguageModel(Typed):
       embedding: numbers that stand for a token; 0 for one-hot vectors. They are drawn with
         variance 1.
       dropout: rate on the embedding, between the layers and before the logits.
+      forward_mode: as of `jaxdl.recurrent.Recurrent`.
       dtype, param_dtype: see `jaxdl.nn.Typed`. The carry is float32.
 
     Shapes: tokens int [B, T], and the carry of the tokens before them (None for none: zeros), to
@@ -55,6 +56,7 @@ class LanguageModel(Typed):
     layers: int = 2
     embedding: int = 64
     dropout: float = 0.0
+    forward_mode: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what makes no language model."""
@@ -92,6 +94,7 @@ class LanguageModel(Typed):
             self.features,
             self.layers,
             dropout=self.dropout,
+            forward_mode=self.forward_mode,
             name="recurrent",
             **self.types,
         )
