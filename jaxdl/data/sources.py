@@ -61,8 +61,8 @@ def load(name: str, data_dir: str | None = None) -> Dataset:
     Args:
       name: `digits` (prepares itself on first use); a TFDS name, `name/config` or `name:version`
         prepared as ArrayRecord (the newest version unless one is named); `idx:FOLDER` with
-        train-images-idx3-ubyte, train-labels-idx1-ubyte and likewise t10k-, the test split, as MNIST
-        and its kin come (a dot may stand before idx; gzipped or not); or `folder:PATH` with
+        train-images-idx3-ubyte, train-labels-idx1-ubyte and likewise t10k-, the test split, as
+        MNIST and its kin come (a dot may stand before idx; gzipped or not); or `folder:PATH` with
         PATH/train/CLASS/*.jpg and likewise `validation` (or `val`) and `test`, or with
         PATH/CLASS/*.jpg, which is then the train split. A folder's classes are its sorted
         directory names. Images without classes lie in PATH/train and so on themselves, or all
@@ -126,7 +126,9 @@ def from_arrays(
             raise InputError(
                 f"{name}: the train labels are {np.asarray(labels).dtype}; expected integers"
             )
-        class_names = [str(label) for label in range(int(np.max(labels, initial=-1)) + 1)]
+        # Labels of uint8, too, are compared with -1.
+        largest = int(np.max(np.int64(labels), initial=-1))
+        class_names = [str(label) for label in range(largest + 1)]
     splits: dict[str, Source] = {}
     for split, pair in given.items():
         if pair is None:
