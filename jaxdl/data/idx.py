@@ -36,7 +36,7 @@ def load(root: pathlib.Path) -> Dataset:
       InputError: a file is missing, cut or of another kind, or they do not fit together.
     """
     images, labels = _read_split(root, "train")
-    is_fashion = hashlib.sha256(labels).hexdigest() == FASHION_DIGEST
+    is_fashion = hashlib.sha256(labels.tobytes()).hexdigest() == FASHION_DIGEST
     is_tested = any(_find(root, f"t10k-{end}") for end in FILES)
     return from_arrays(
         images,
