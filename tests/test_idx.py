@@ -80,6 +80,10 @@ def test_images_of_their_own_size_reach_the_device_as_they_are(tmp_path):
     found = [image for part in parts.values() for batch in part for image in batch["image"]]
     found = [np.asarray(image).tobytes() for image in found[:40]]
     assert sorted(found) == sorted(image.tobytes() for image in images)
+    Preprocess(28, 1)(images[0, ..., None])[:] = 0
+    assert images[0].any()  # what was written into is a copy
+    for cut in (Preprocess(28, 1, 0.875), Preprocess(28, 1, random_crop=True)):
+        assert (cut(images[0], np.random.default_rng(0))[..., 0] != images[0]).any()
 
 
 def test_fashion_is_known_by_its_labels(tmp_path, monkeypatch):
