@@ -120,7 +120,7 @@ class MeasureFlags:
 class Config:
     """Trains a generator against a discriminator, by default on handwritten digits.
 
-    --dataset is digits, ring, folder:PATH (with classes or without), or a prepared TFDS set.
+    --dataset is digits, ring, folder:PATH (with classes or without), idx:FOLDER, or a TFDS set.
     """
 
     run: RunFlags = RunFlags(

@@ -25,7 +25,7 @@ from jaxdl import InputError, augment, data
 class Config:
     """Measures the pixels of a data set's training images: --dataset=NAME"""
 
-    dataset: str = flag("digits", "digits, folder:PATH, or the name of a prepared TFDS set")
+    dataset: str = flag("digits", "digits, folder:PATH, idx:FOLDER, or a prepared TFDS set")
     data_dir: str = flag("", "where TFDS sets are; TFDS's own place when empty")
     image_size: int = flag(32, "height and width that images are resized to, in pixels")
     crop_share: float = flag(1.0, "share of the resized image that the crop keeps")

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = """
 jaxdl published
 nn recurrent attention hosts files
-data.order data.rows data.images data.sources data.folders data.subsets data.digits | data
+data.order data.rows data.images data.sources data.folders data.idx data.subsets data.digits | data
 data.tables
 data.reading data.pipeline data.image_pipeline data.ring data.text data.pairs data.words | data
 branches

@@ -1,4 +1,4 @@
-"""Where images come from: TFDS sets prepared as ArrayRecord, image folders, plain arrays.
+"""Where images come from: TFDS sets prepared as ArrayRecord, folders, files of MNIST's, arrays.
 
 Every split is a `Source`: random access by index, picklable (worker processes get a copy), and
 undecoded, so that one damaged image is one damaged image and not a dead run.
@@ -60,14 +60,16 @@ def load(name: str, data_dir: str | None = None) -> Dataset:
 
     Args:
       name: `digits` (prepares itself on first use); a TFDS name, `name/config` or `name:version`
-        prepared as ArrayRecord (the newest version unless one is named); or `folder:PATH` with
+        prepared as ArrayRecord (the newest version unless one is named); `idx:FOLDER` with
+        train-images-idx3-ubyte, train-labels-idx1-ubyte and likewise t10k-, the test split, as
+        MNIST and its kin come (a dot may stand before idx; gzipped or not); or `folder:PATH` with
         PATH/train/CLASS/*.jpg and likewise `validation` (or `val`) and `test`, or with
         PATH/CLASS/*.jpg, which is then the train split. A folder's classes are its sorted
         directory names. Images without classes lie in PATH/train and so on themselves, or all
         in PATH. What is no image is counted on stderr. The images are gray if all of the train
         split are whose headers are read, `folders.HEADERS` of them at most, else RGB.
       data_dir: where TFDS keeps its sets; by default TFDS's own choice, $TFDS_DATA_DIR or
-        ~/tensorflow_datasets. Folders do not use it.
+        ~/tensorflow_datasets. Folders and idx files do not use it.
 
     Raises:
       InputError: the set is not there or not usable; the message says what to do.
@@ -76,6 +78,10 @@ def load(name: str, data_dir: str | None = None) -> Dataset:
         from jaxdl.data import folders
 
         return folders.load(pathlib.Path(name.removeprefix("folder:")).expanduser())
+    if name.startswith("idx:"):
+        from jaxdl.data import idx
+
+        return idx.load(pathlib.Path(name.removeprefix("idx:")).expanduser())
     from tensorflow_datasets.core import constants
 
     root = pathlib.Path(data_dir or constants.get_default_data_dir()).expanduser()
@@ -120,7 +126,9 @@ def from_arrays(
             raise InputError(
                 f"{name}: the train labels are {np.asarray(labels).dtype}; expected integers"
             )
-        class_names = [str(label) for label in range(int(np.max(labels, initial=-1)) + 1)]
+        # Labels of uint8, too, are compared with -1.
+        largest = int(np.max(np.int64(labels), initial=-1))
+        class_names = [str(label) for label in range(largest + 1)]
     splits: dict[str, Source] = {}
     for split, pair in given.items():
         if pair is None:
@@ -349,8 +357,8 @@ def find_version(name: str, root: pathlib.Path) -> pathlib.Path:
     match = re.fullmatch(r"(\w+(?:/[\w.+-]+)?)(?::([\d*]+\.[\d*]+\.[\d*]+))?", name)
     if not match:
         raise InputError(
-            f"dataset {name!r} is not a name; expected digits, folder:PATH, or a TFDS name such as "
-            f"mnist, imagenet_resized/32x32 or mnist:3.0.1{_guess(name, root)}"
+            f"dataset {name!r} is not a name; expected digits, folder:PATH, idx:FOLDER, or a TFDS "
+            f"name such as mnist, imagenet_resized/32x32 or mnist:3.0.1{_guess(name, root)}"
         )
     set_name, wanted = match.groups()
     prepared = [path.parent for path in (root / set_name).glob("*/features.json")]
@@ -388,7 +396,8 @@ def _listed_sets() -> set[str]:
 def _guess(name: str, root: pathlib.Path) -> str:
     """What may have been meant by a name of no set, to end a message."""
     if name and pathlib.Path(name).expanduser().is_dir():
-        return f"; did you mean folder:{name}?"
+        is_idx = any(pathlib.Path(name).expanduser().glob("train-images?idx3-ubyte*"))
+        return f"; did you mean {'idx' if is_idx else 'folder'}:{name}?"
     depths = ("*/*/features.json", "*/*/*/features.json")
     prepared = {path.relative_to(root).parts[0] for depth in depths for path in root.glob(depth)}
     known = ["digits", *sorted(prepared | _listed_sets())]
