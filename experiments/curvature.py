@@ -101,7 +101,7 @@ def batches_of(config: Config, problem: Problem) -> Callable[[], Iterable[Batch]
     with contextlib.closing(problem.feed.train()) as drawn:  # within a pass, each example once
         for batch in drawn:
             rows = np.arange(len(batch["mask"])) < left
-            few.append(batch | {"mask": batch["mask"] * rows})
+            few.append(batch | {"mask": batch["mask"] * rows.astype(np.float32)})
             left -= len(rows)
             if left <= 0:
                 break

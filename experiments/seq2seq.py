@@ -342,7 +342,7 @@ def build(config: Config, mesh: Mesh) -> Problem:
         def schedule(hparams, step):
             now = method(hparams, step)
             if config.network.scheduled_sampling:
-                now["sampling_rate"] = hparams["sampling_rate"] * step / steps
+                now["sampling_rate"] = hparams["sampling_rate"] * jnp.float32(step) / steps
             return now
 
         return supervised_task(

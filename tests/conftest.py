@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import gc
 import io
 import os
 import runpy
@@ -32,6 +33,7 @@ from jaxdl.writers import Writer
 
 ROOT = Path(__file__).parent.parent
 
+gc.set_threshold(200_000, 50, 1000)  # tracing makes millions of objects, of which few are garbage
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 

@@ -13,7 +13,7 @@ import pytest
 from flax import traverse_util
 from golden.weights import weight
 
-from jaxdl.models import densenet, inception
+from jaxdl.models import densenet, inception, resnet
 
 
 class Family(NamedTuple):
@@ -145,8 +145,17 @@ def shallow_inception(stages: Any, *args: Any) -> Any:
     return functools.partial(inception.Inception, table, *args)
 
 
+def shallow_resnet(whole: Any) -> Any:
+    """Return the network of the same blocks, of which the first stage alone has two."""
+    return functools.partial(whole.func, (2, 1, 1, 1), *whole.args[1:])
+
+
 # The same blocks as in these rows, and fewer of them, for the tests that compile.
 SHALLOW = {
+    **{
+        name: shallow_resnet(resnet.MODELS[name])
+        for name in ("plain18", "resnet18", "resnet18_v2", "resnet50", "resnet50_v2")
+    },
     "densenet100_bc_cifar": functools.partial(densenet.DenseNet, (2,) * 3, True),
     "densenet121": functools.partial(densenet.DenseNet, (1, 2, 2, 1)),
     "inception_v2": shallow_inception(inception.v2_stages, 0, inception.SMALLEST_V2),

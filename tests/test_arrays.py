@@ -60,7 +60,7 @@ class Shapes(nn.Module):
     @nn.compact
     def __call__(self, x, *, train):
         assert x.ndim == self.rank
-        return nn.Dense(2)(x.reshape(len(x), -1))
+        return nn.Dense(2)(x.reshape(len(x), -1).astype(jnp.float32))
 
 
 TRIMMED = mlp(num_classes=10, width=16, batch_norm=True, dropout=0.2)

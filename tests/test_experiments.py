@@ -70,21 +70,21 @@ def whole(tmp_path_factory, environment):
 
 def test_resnet_learns_and_leaves_the_whole_record(command, experiment):
     """The one real command that trains in the fast part; what it left is looked at from here."""
-    done = command("resnet", "--epochs=4", "--width=8", "--workdir=run", "--eval_every=60")
+    done = command("resnet", "--epochs=2", "--width=8", "--workdir=run", "--eval_every=30")
     assert done.stderr == ""
     first, *_, last = done.stdout.splitlines()
     by = "by nesterov with l2_penalty 0.0005 and 45 steps of warm-up"
     start = f"resnet20_cifar learning digits {by} on 1 cpu device: 67,906 parameters"
     assert first.startswith(start)
-    assert "1437 train, 360 test images, 180 steps, in run" in first
+    assert "1437 train, 360 test images, 90 steps, in run" in first
     assert last.startswith("test: loss")
     run = command.folder / "run"
     summary = json.loads((run / "summary.json").read_text())
-    assert summary["test/accuracy"] == summary["eval/accuracy"] >= 0.9
-    assert summary["step"] == 180
+    assert summary["test/accuracy"] == summary["eval/accuracy"] >= 0.7
+    assert summary["step"] == 90
     assert summary["versions"]["jax"]
     assert summary["wall_seconds"] > 0
-    assert summary["best_step"] in (60, 120, 180)
+    assert summary["best_step"] in (30, 60, 90)
     assert summary["best_split"] == "test"
     best = f"best checkpoint, by accuracy on the test split: step {summary['best_step']}"
     assert done.stdout.splitlines()[-2] == best
@@ -92,16 +92,16 @@ def test_resnet_learns_and_leaves_the_whole_record(command, experiment):
     assert {"train/loss", "train/accuracy", "train/learning_rate", "images_per_second"} <= set(
         rows[0]
     )
-    assert [r["step"] for r in rows if "eval/accuracy" in r] == [60, 120, 180]
+    assert [r["step"] for r in rows if "eval/accuracy" in r] == [30, 60, 90]
     assert (run / "curves.png").is_file()
     assert list((run / "tensorboard").glob("events*"))
     assert "--model=resnet20_cifar\n" in (run / "flags.txt").read_text()
-    assert (run / "checkpoints" / "180").is_dir()
+    assert (run / "checkpoints" / "90").is_dir()
 
-    evaluated = experiment("resnet", "--mode=eval", "--workdir=run", "--parallel=pmap", devices=4)
-    assert f"accuracy {summary['test/accuracy']:.4g}" in evaluated.stdout
-    train = experiment("resnet", "--mode=eval", "--workdir=run", "--split=train").stdout
-    assert "(1437 images)" in train
+    flags = ("--mode=eval", "--workdir=run", "--split=train", "--parallel=pmap")
+    evaluated = experiment("resnet", *flags, devices=2).stdout
+    assert evaluated.startswith("train at step 90: ")
+    assert "(1437 images)" in evaluated
 
 
 @pytest.mark.slow
@@ -194,17 +194,18 @@ def test_damaged_newest_checkpoint_is_passed_over(experiment, finished, done):
 @pytest.mark.slow
 def test_eight_devices_go_on_on_one_and_the_reverse(experiment):
     flags = ("--epochs=1", "--log_every=100", "--checkpoint_every=20", "--steps=30")
-    experiment("lenet", *flags, "--workdir=one")
+    flags = (*flags, "--optimizer=nesterov", "--learning_rate=0.05", "--dropout=0")
+    experiment("mlp", *flags, "--workdir=one")
     for first, second in ((8, 1), (1, 8)):
         workdir = f"--workdir=from{first}"
-        process = experiment("lenet", *flags, workdir, "--parallel=pmap", devices=first)
+        process = experiment("mlp", *flags, workdir, "--parallel=pmap", devices=first)
         assert f"{first} cpu device" in process.stdout
         newest = experiment.folder / f"from{first}" / "checkpoints" / "30"
         subprocess.run(["rm", "-r", newest], check=True)
-        again = experiment("lenet", *flags, workdir, devices=second)
+        again = experiment("mlp", *flags, workdir, devices=second)
         assert "steps 20 to 30" in again.stdout
-        ours = checkpoint.load(experiment.folder / f"from{first}")["params"]["f6"]["kernel"]
-        alone = checkpoint.load(experiment.folder / "one")["params"]["f6"]["kernel"]
+        ours = checkpoint.load(experiment.folder / f"from{first}")["params"]["fc2"]["kernel"]
+        alone = checkpoint.load(experiment.folder / "one")["params"]["fc2"]["kernel"]
         np.testing.assert_allclose(ours, alone, atol=1e-4)
 
 
@@ -322,17 +323,18 @@ def test_corrupt_image_in_a_folder(command):
 def test_two_hosts_equal_one(command, two_hosts):
     """Two real processes of two devices each train as one process does."""
     flags = ("--steps=12", "--log_every=4", "--eval_every=6", "--checkpoint_every=6", "--epochs=1")
-    command("lenet", *flags, "--workdir=one")
-    first, second = two_hosts("lenet", *flags, "--workdir=two")
+    flags = (*flags, "--optimizer=nesterov", "--learning_rate=0.05", "--dropout=0")
+    command("mlp", *flags, "--workdir=one")
+    first, second = two_hosts("mlp", *flags, "--workdir=two")
     assert "4 cpu devices" in first
     assert second == ""
     one, two = (
         json.loads((command.folder / n / "summary.json").read_text()) for n in ("one", "two")
     )
     assert two["eval/loss"] == pytest.approx(one["eval/loss"], rel=1e-4)
-    ours = checkpoint.load(command.folder / "two")["params"]["c5"]["kernel"]
+    ours = checkpoint.load(command.folder / "two")["params"]["fc2"]["kernel"]
     np.testing.assert_allclose(
-        ours, checkpoint.load(command.folder / "one")["params"]["c5"]["kernel"], atol=1e-5
+        ours, checkpoint.load(command.folder / "one")["params"]["fc2"]["kernel"], atol=1e-5
     )
 
 

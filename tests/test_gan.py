@@ -18,7 +18,8 @@ TINY = ("--image_size=16", "--width=4", "--discriminator_width=4", "--batch_size
 # By plain gradient descent: Adam makes much of rounding where a gradient is nearly zero.
 DESCENT = ("--optimizer=sgd", "--learning_rate=0.1")
 FEW = (*TINY, "--steps=4", "--eval_every=2", "--checkpoint_every=2", "--log_every=1")
-FEW = (*FEW, "--nohistograms", "--per_class=20")
+FEW = (*FEW, "--nohistograms")
+DIGITS = (*FEW, "--per_class=20")
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +126,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(experiment, classi
         flags = (*flags, "--image_size=8", "--width=16", "--discriminator_width=8", "--steps=4")
         flags += ("--batch_size=16", "--eval_every=2", "--checkpoint_every=2", classifier)
     else:
-        flags = (*FEW, *flags, classifier)
+        flags = (*DIGITS, *flags, classifier)
     experiment("gan", *flags, "--workdir=whole")
     whole, parts = experiment.folder / "whole", experiment.folder / "parts"
     shutil.copytree(whole, parts)
@@ -147,7 +148,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(experiment, classi
 def one(tmp_path_factory, run_in, classifier):
     """The folder of a run on one device."""
     folder = tmp_path_factory.mktemp("one")
-    run_in(folder, "gan", *FEW, *DESCENT, classifier, "--workdir=run")
+    run_in(folder, "gan", *DIGITS, *DESCENT, classifier, "--workdir=run")
     return folder / "run"
 
 
@@ -156,7 +157,7 @@ def test_eight_devices_learn_and_measure_what_one_does(experiment, classifier, o
     begun, ended = (checkpoint.load(one, step)["params"]["generator"]["project"] for step in (2, 4))
     moved = np.abs(begun["kernel"] - ended["kernel"]).max()
     assert moved > 50 * 1e-5  # far beyond the tolerance
-    flags = (*FEW, *DESCENT, classifier)
+    flags = (*DIGITS, *DESCENT, classifier)
     for way in ("jit", "pmap"):
         experiment("gan", *flags, f"--parallel={way}", f"--workdir={way}", devices=8)
         assert_same_state(one, experiment.folder / way, 1e-5)
@@ -173,7 +174,7 @@ def assert_same_summary(*folders):
 @pytest.mark.slow
 def test_two_hosts_learn_and_measure_what_one_does(tmp_path, classifier, one, two_hosts):
     """Real processes: each reads its rows, both measure, and the first alone shows."""
-    first, second = two_hosts("gan", *FEW, *DESCENT, classifier, "--workdir=two")
+    first, second = two_hosts("gan", *DIGITS, *DESCENT, classifier, "--workdir=two")
     assert "4 cpu devices" in first
     assert second == ""
     assert_same_state(one, tmp_path / "two", 1e-5)
@@ -201,7 +202,7 @@ def test_early_stopping_goes_back_and_shows_that_state(experiment, classifier):
 @pytest.mark.slow
 def test_bfloat16_and_a_finished_run_given_again(experiment, classifier):
     """Parameters stay float32, and what a run came to is written anew where it is missing."""
-    flags = (*FEW, classifier, "--precision=bfloat16", "--workdir=run")
+    flags = (*DIGITS, classifier, "--precision=bfloat16", "--workdir=run")
     experiment("gan", *flags)
     leaves = jax.tree.leaves(checkpoint.load(experiment.folder / "run")["params"])
     assert {leaf.dtype for leaf in leaves} == {np.dtype(np.float32)}
@@ -355,7 +356,7 @@ def test_a_classifier_of_other_classes_or_none_at_all_is_refused(experiment, cla
         "two": "the classifier in two knows the classes 3, 8; the data has 0, 1, 2, 3",
         "drawn": "drawn holds a run of experiments.gan: no classifier",
     }.items():
-        done = experiment("gan", *FEW, f"--classifier={run}", "--workdir=run", check=False)
+        done = experiment("gan", *DIGITS, f"--classifier={run}", "--workdir=run", check=False)
         assert done.returncode == 1
         assert message in done.stderr
         assert done.stderr.count("\n") == 1
