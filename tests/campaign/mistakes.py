@@ -405,6 +405,7 @@ resnet --dataset=DIGITS => DIGITS
 resnet --dataset=mnist --data_dir=file => file
 resnet --dataset=../images => ../images
 resnet --dataset=folder: => folder
+resnet --dataset=idx:missing => train-images-idx3-ubyte
 resnet --dataset=folder:missing => missing
 resnet --dataset=folder:file => file
 resnet --dataset=folder:emptied => emptied
