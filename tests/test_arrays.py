@@ -114,6 +114,7 @@ def test_a_run_by_flags_and_one_by_arrays_end_alike(experiment, environment):
     assert fitted.history["step"] == [4, 6, 8, 12]
 
 
+@pytest.mark.slow
 def test_a_fit_that_was_stopped_goes_on_to_the_same_end(tmp_path, monkeypatch, capsys):
     fit = functools.partial(by_arrays, IMAGES[:200], LABELS[:200], quiet=False)
     whole = fit()

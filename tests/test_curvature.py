@@ -73,7 +73,8 @@ INPUTS = {
     "gru": (Sequential("gru"), (6, 4, 2)),
 }
 LSTM = pytest.param("lstm", marks=pytest.mark.slow)
-networks = pytest.mark.parametrize("name", ["mlp", "cnn", LSTM, "gru"])
+GRU = pytest.param("gru", marks=pytest.mark.slow)
+networks = pytest.mark.parametrize("name", ["mlp", "cnn", LSTM, GRU])
 LABELS = np.array([0, 1, 2, 2, 1, 0])
 
 
@@ -246,7 +247,7 @@ def test_gauss_newton_by_the_jacobian(name):
     assert np.linalg.eigvalsh(found).min() > -1e-6
 
 
-@pytest.mark.parametrize("kind", [LSTM, "gru"])
+@pytest.mark.parametrize("kind", [LSTM, GRU])
 def test_a_recurrent_layer_differentiates_twice_either_way(kind):
     """Its own derivative, differentiated, is the plain loop's."""
     model, shape = INPUTS[kind]

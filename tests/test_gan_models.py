@@ -31,9 +31,7 @@ def flat(tree):
 
 
 def init(model, inputs, labels=LABELS):
-    # unsafe_rbg because threefry is slow to compile; which numbers are drawn does not matter.
-    key = jax.random.key(0, impl="unsafe_rbg")
-    return jax.jit(partial(model.init, train=False))(key, inputs, labels)
+    return jax.jit(partial(model.init, train=False))(jax.random.key(0), inputs, labels)
 
 
 def training(model, variables, inputs, labels=LABELS, key=None):
