@@ -75,7 +75,7 @@ def test_one_key_is_split_for_the_images(apply):
     np.testing.assert_array_equal(apply(KEY, images), apply(jax.random.split(KEY, 16), images))
 
 
-@pytest.mark.parametrize("name", MIXES)
+@pytest.mark.parametrize("name", ["mixup", pytest.param("cutmix", marks=pytest.mark.slow)])
 def test_contract_of_mixes(name):
     """That of the others, where an image may see the one before it."""
     apply = MIXES[name]

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks import slow
 
 from experiments import char_rnn
 from experiments.harness import cli, run_folder
@@ -88,7 +89,7 @@ def test_dropout_is_for_training_alone():
 # The loss: carried state and where it may flow.
 
 
-@pytest.mark.parametrize("kind", ["rnn", "lstm", "gru"])
+@pytest.mark.parametrize("kind", [slow("rnn"), "lstm", slow("gru")])
 def test_steps_with_carried_state_are_one_long_forward_pass(kind):
     model = model_of(kind, layers=2)
     init, loss = losses.language_modeling(model, 3)
@@ -187,7 +188,7 @@ def test_one_device_eight_pmap_and_parts_train_the_same():
     assert (np.abs(carry).max(axis=1) > 0).all()  # every stream has left something
 
 
-@pytest.mark.parametrize("kind", ["rnn", "lstm", "gru"])
+@pytest.mark.parametrize("kind", [slow("rnn"), "lstm", slow("gru")])
 def test_windows_with_enough_context_equal_one_forward_pass(kind):
     model = model_of(kind)
     init, loss = losses.language_modeling(model, 4)
@@ -233,7 +234,7 @@ def test_of_one_choice_samples_are_greedy(kind):
     assert len(set(text[0].tolist())) > 2  # not one token over and over
 
 
-@pytest.mark.parametrize(("temperature", "top_k"), [(1.0, None), (0.5, None), (2.0, 4)])
+@pytest.mark.parametrize(("temperature", "top_k"), [slow(1.0, None), slow(0.5, None), (2.0, 4)])
 def test_frequencies_are_those_of_the_softmax(temperature, top_k):
     """A model that always has the same logits."""
     model = model_of()

@@ -150,6 +150,7 @@ def test_logistic_regression_by_hand():
     CLOSE(curvature.top_eigenvalues(f, params, 4).values, np.linalg.eigvalsh(wanted)[::-1])
 
 
+@pytest.mark.slow
 def test_a_hessian_by_differences():
     """Of a perceptron that NumPy computes in float64."""
     f, params, _ = network("mlp")

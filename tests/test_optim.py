@@ -181,7 +181,7 @@ def test_contract(name):
     assert_same(step(traced, restored, params), step(traced, state, params))
 
 
-@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("name", [pytest.param("rprop", marks=pytest.mark.slow), *OWN[1:]])
 def test_own_methods_compose(name):
     """With injected hyperparameters, schedules, masks, chains and other types of parameters."""
     method = optim.OPTIMIZERS[name]

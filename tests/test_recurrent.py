@@ -128,7 +128,8 @@ def test_torch(case):
     assert_close(found, golden)
 
 
-@slow_kinds
+@pytest.mark.slow
+@kinds
 def test_padding_changes_no_result(kind):
     model, params = drawn(kind, 2, bidirectional=True)
     x, lengths = sequences(batch=4), [3, 6, 3, 0]
@@ -167,7 +168,7 @@ def test_padding_changes_no_result(kind):
     assert_close(empty(last), empty(start), atol=0)
 
 
-@kinds
+@slow_kinds
 def test_one_step_at_a_time(kind):
     model, params = drawn(kind, 2)
     x = sequences()

@@ -141,7 +141,7 @@ def test_shortcut_must_be_known():
         models.create("resnet20_cifar", shortcut="C")
 
 
-@pytest.mark.parametrize("block", [resnet.Block, resnet.PreActBlock])
+@pytest.mark.parametrize("block", [resnet.Block, slow(resnet.PreActBlock)])
 def test_zero_init_last_starts_at_zero_and_leaves_it(block):
     model: Any = tiny(block, zero_init_last=True)
     x = np.random.default_rng(0).standard_normal((4, 6, 6, 3), np.float32)

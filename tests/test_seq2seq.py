@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks import slow
 
 from jaxdl import InputError, decoding, losses, optim, parallel, task
 from jaxdl.attention import Attention
@@ -216,7 +217,7 @@ def test_every_parameter_has_a_gradient(attention, score):
         assert np.abs(gradient).max() > 0, jax.tree_util.keystr(path)
 
 
-@pytest.mark.parametrize("attention", ["none", "luong", "bahdanau"])
+@pytest.mark.parametrize("attention", [slow("none"), "luong", slow("bahdanau")])
 def test_bfloat16_is_close_and_its_logits_are_float32(attention):
     model, variables = small(attention)
     logits, _ = apply(model, variables, *tokens(), train=False)
@@ -226,7 +227,7 @@ def test_bfloat16_is_close_and_its_logits_are_float32(attention):
     assert np.abs(half - logits).max() < 0.05 * np.abs(logits).max()
 
 
-@pytest.mark.parametrize("attention", ["luong", "bahdanau"])
+@pytest.mark.parametrize("attention", ["luong", slow("bahdanau")])
 def test_dropout_acts_in_training_alone(attention):
     model, variables = small(attention, dropout=0.5)
     run = functools.partial(apply, model, variables, *tokens())
@@ -241,9 +242,7 @@ def test_dropout_acts_in_training_alone(attention):
     assert np.abs(np.diff(masked, axis=1)).max(-1).min() > 1e-4
 
 
-@pytest.mark.parametrize(
-    "attention", ["none", "luong", pytest.param("bahdanau", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("attention", [slow("none"), "luong", slow("bahdanau")])
 class TestScheduledSampling:
     keys = property(lambda self: jax.random.split(jax.random.key(3), B))
 

@@ -146,6 +146,7 @@ def test_what_is_not_of_the_run_is_refused(finished, book, tmp_path):
         run_folder.check_inputs(config.run.workdir, problem.inputs)
 
 
+@pytest.mark.slow
 def test_cbow_learns_the_same_kinds(book):
     """In one process: the neighbours of each animal are animals."""
     tokens = words.tokenize(book.read_text())
