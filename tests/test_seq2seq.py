@@ -300,10 +300,11 @@ def test_what_stands_in_is_drawn_from_the_models_own_guess():
 
     def spy(call, args, kwargs, context):
         if context.module.name == "target_embedding" and context.method_name == "__call__":
-            jax.debug.callback(lambda x: seen.append(np.asarray(x)), args[0], ordered=True)
+            if not isinstance(args[0], jax.core.Tracer):  # Flax looks at shapes first
+                seen.append(np.asarray(args[0]))
         return call(*args, **kwargs)
 
-    with nn.intercept_methods(spy):
+    with jax.disable_jit(), nn.intercept_methods(spy):
         source, lengths = np.full((many, 2), 5), np.full(many, 2)
         apply(
             model,
@@ -315,7 +316,6 @@ def test_what_stands_in_is_drawn_from_the_models_own_guess():
             keys=keys,
             sampling_rate=1.0,
         )
-    jax.effects_barrier()
     first, second = seen
     assert (first == 4).all()
     assert set(second.ravel()) == {3, 6}
