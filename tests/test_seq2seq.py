@@ -299,9 +299,12 @@ def test_what_stands_in_is_drawn_from_the_models_own_guess():
     keys = jax.random.split(jax.random.key(0), many)
 
     def spy(call, args, kwargs, context):
-        if context.module.name == "target_embedding" and context.method_name == "__call__":
-            if not isinstance(args[0], jax.core.Tracer):  # Flax looks at shapes first
-                seen.append(np.asarray(args[0]))
+        is_embedding = (context.module.name, context.method_name) == (
+            "target_embedding",
+            "__call__",
+        )
+        if is_embedding and not isinstance(args[0], jax.core.Tracer):  # Flax looks at shapes first
+            seen.append(np.asarray(args[0]))
         return call(*args, **kwargs)
 
     with jax.disable_jit(), nn.intercept_methods(spy):
