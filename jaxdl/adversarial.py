@@ -422,10 +422,9 @@ def _decisions(loss: AdversarialLoss, real_logits: Any, fake_logits: Any, mask: 
     """How often examples are told for what they are, where the logits mean a decision."""
     if loss.boundary is None:
         return {}
-    share = lambda told: masked_mean(told.astype(jnp.float32), mask)
     return {
-        "real_accuracy": share(real_logits > loss.boundary),
-        "fake_accuracy": share(fake_logits <= loss.boundary),
+        "real_accuracy": masked_mean(real_logits > loss.boundary, mask),
+        "fake_accuracy": masked_mean(fake_logits <= loss.boundary, mask),
     }
 
 

@@ -144,7 +144,13 @@ def fit(
     _check_numbers(counts, epochs, seed, label_smoothing)
     inputs = forms.to_inputs("x", x, channel)
     form = forms.describe(
-        *(model, loss, inputs, y), channel=channel, scale=(mean, std), transform=augment
+        model,
+        loss,
+        inputs,
+        y,
+        channel=channel,
+        scale=(mean, std),
+        transform=augment,
     )
     splits = forms.splits_of(form, inputs, y, validation, seed)
     rows = len(splits["train"])
@@ -164,14 +170,21 @@ def fit(
     task = parallel.jit(supervised(*parts, method.optimizer, method.schedule), mesh)
     state = task.init(jax.random.key(seed), jax.tree.map(jnp.float32, method.hparams))
     settings = {
-        **{"batch_size": size, "seed": seed, "warmup_steps": warmup_steps},
-        **{"optimizer": optimizer, "schedule": schedule, **arguments, **method.hparams},
+        "batch_size": size,
+        "seed": seed,
+        "warmup_steps": warmup_steps,
+        "optimizer": optimizer,
+        "schedule": schedule,
+        **arguments,
+        **method.hparams,
         **{f"rows of {split}": len(table) for split, table in splits.items()},
         **{f"checksum of {split}": forms.checksum(table) for split, table in splits.items()},
     }
     with _record(workdir, form, settings, state, last) as (state, checkpoints, writer):
         result = loop.fit(
-            *(task, state, feed.train),
+            task,
+            state,
+            feed.train,
             steps=last,
             measure=_measure(task, feed) if "validation" in splits else None,
             eval_every=eval_every or epoch,
@@ -418,7 +431,9 @@ def _method(
     return _Method(
         optim.optimizer(optimizer, **{k: v for k, v in arguments.items() if k in around}),
         schedules.schedule(
-            *(schedule, steps, warmup_steps),
+            schedule,
+            steps,
+            warmup_steps,
             **{k.removeprefix("schedule_"): v for k, v in arguments.items() if k in scheduled},
         ),
         hparams,

@@ -102,8 +102,8 @@ def _require_alike(outputs: jax.Array, targets: jax.Array) -> None:
 
 
 def masked_mean(values: jax.Array, mask: jax.Array) -> Mean:
-    """The Mean of `values` [B] over the examples whose `mask` [B] is 1."""
-    return Mean(jnp.sum(values * mask), jnp.sum(mask))
+    """The Mean of `values` [B], numbers or yes and no, over the examples whose `mask` [B] is 1."""
+    return Mean(jnp.sum(values.astype(mask.dtype) * mask), jnp.sum(mask))
 
 
 SOWN = "intermediates"
@@ -366,7 +366,7 @@ def translation(model: nn.Module, go: int, eos: int) -> tuple[Init, Loss]:
         if not train:
             step: Any = functools.partial(apply, encoded, method="step")
             decoded = decoding.greedy(step, carry, go, eos, target.shape[1])
-            exact = (decoded.tokens == target).all(1).astype(jnp.float32)
+            exact = (decoded.tokens == target).all(1)
             reported["exact_match"] = masked_mean(exact, batch["mask"])
         return mean, extra, reported
 

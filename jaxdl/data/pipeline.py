@@ -111,10 +111,10 @@ class StreamPipeline:
         return self._examples[split]
 
     def _train_stream(self) -> Stream:
-        raise NotImplementedError
+        raise NotImplementedError  # each kind of data has its own
 
     def _eval_stream(self, split: str) -> Stream:
-        raise NotImplementedError
+        raise NotImplementedError  # each kind of data has its own
 
     def _batches(self, split: str, stream: Stream, start: int) -> Generator[Batch, None, None]:
         for step in _steps(stream, start):

@@ -27,8 +27,8 @@ for name in ("nms", "qnms"):
     if not hasattr(torch.ops.torchvision, name):
         operators.define(f"{name}(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor")
 
-import torchvision  # noqa: E402
-from torchvision.models import densenet, vgg  # noqa: E402
+import torchvision  # noqa: E402 (it needs those operators)
+from torchvision.models import densenet, vgg  # noqa: E402 (it needs those operators)
 
 CLASSES = 10
 

@@ -21,9 +21,9 @@ for name in ("nms", "qnms"):
     if not hasattr(torch.ops.torchvision, name):
         operators.define(f"{name}(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor")
 
-import timm  # noqa: E402
-import torchvision  # noqa: E402
-from torchvision import transforms  # noqa: E402
+import timm  # noqa: E402 (it needs those operators)
+import torchvision  # noqa: E402 (it needs those operators)
+from torchvision import transforms  # noqa: E402 (it needs those operators)
 
 TORCHVISION = (
     *("alexnet", "googlenet", "inception_v3"),
