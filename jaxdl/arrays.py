@@ -144,13 +144,7 @@ def fit(
     _check_numbers(counts, epochs, seed, label_smoothing)
     inputs = forms.to_inputs("x", x, channel)
     form = forms.describe(
-        model,
-        loss,
-        inputs,
-        y,
-        channel=channel,
-        scale=(mean, std),
-        transform=augment,
+        model, loss, inputs, y, channel=channel, scale=(mean, std), transform=augment
     )
     splits = forms.splits_of(form, inputs, y, validation, seed)
     rows = len(splits["train"])
@@ -169,14 +163,9 @@ def fit(
     parts = form.parts(model, loss, augment)
     task = parallel.jit(supervised(*parts, method.optimizer, method.schedule), mesh)
     state = task.init(jax.random.key(seed), jax.tree.map(jnp.float32, method.hparams))
-    settings = {
-        "batch_size": size,
-        "seed": seed,
-        "warmup_steps": warmup_steps,
-        "optimizer": optimizer,
-        "schedule": schedule,
-        **arguments,
-        **method.hparams,
+    settings: dict[str, Any] = {"batch_size": size, "seed": seed, "warmup_steps": warmup_steps}
+    settings |= {"optimizer": optimizer, "schedule": schedule, **arguments, **method.hparams}
+    settings |= {
         **{f"rows of {split}": len(table) for split, table in splits.items()},
         **{f"checksum of {split}": forms.checksum(table) for split, table in splits.items()},
     }
