@@ -445,8 +445,8 @@ def _reason(error: Exception) -> str:
 def _mute_closed_loops() -> None:
     """Keeps failed reads and saves from printing a traceback for each array that was under way.
 
-    Orbax closes its event loop at the first error; the others then find it closed, some of them
-    only later, and their complaints reach nobody but the interpreter.
+    Orbax closes its event loop at the first error. The others then find it closed, some of them
+    only later, and complain to the interpreter; or they have failed too, which asyncio logs.
     """
     before = sys.unraisablehook
 
@@ -455,6 +455,8 @@ def _mute_closed_loops() -> None:
             before(unraisable)
 
     sys.unraisablehook = heard
+    of_orbax = lambda record: "/orbax/" in logging.Formatter().format(record)
+    logging.getLogger("asyncio").addFilter(lambda record: not of_orbax(record))
 
 
 def _check_room(folder: Path, size: int) -> None:

@@ -1,5 +1,6 @@
 """Checkpoints: whole, exact, on any number of devices, and honest about damage."""
 
+import asyncio
 import gc
 import os
 import resource
@@ -261,6 +262,27 @@ with checkpoint.Checkpoints("run") as checkpoints:
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("\n") == 1
     assert "set aside as 1.damaged" in done.stderr
+
+
+def test_of_failed_reads_asyncio_tells_those_of_others_alone(run, caplog):
+    """Where several arrays of a checkpoint fail at once, one error alone is retrieved."""
+
+    def abandon(path):
+        code = compile("async def read(): raise ValueError('DATA_LOSS')", path, "exec")
+        scope = {}
+        exec(code, scope)
+        loop = asyncio.new_event_loop()
+        failed = [loop.create_task(scope["read"]())]
+        loop.run_until_complete(asyncio.wait(failed))
+        failed.clear()
+        gc.collect()
+        loop.close()
+
+    checkpoint.load(run[0])
+    abandon("/packages/orbax/checkpoint/serialization.py")
+    assert not caplog.records
+    abandon("/home/someone/server.py")
+    assert "exception was never retrieved" in caplog.text
 
 
 def test_a_full_disk_is_told_at_once_and_loses_nothing(tmp_path, monkeypatch):
