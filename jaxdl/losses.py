@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxdl import decoding, metrics, require
@@ -102,8 +103,10 @@ def _require_alike(outputs: jax.Array, targets: jax.Array) -> None:
 
 
 def masked_mean(values: jax.Array, mask: jax.Array) -> Mean:
-    """The Mean of `values` [B], numbers or yes and no, over the examples whose `mask` [B] is 1."""
-    return Mean(jnp.sum(values.astype(mask.dtype) * mask), jnp.sum(mask))
+    """The Mean of `values` [B] over the examples whose `mask` [B] is 1; either may be booleans."""
+    wide = np.promote_types(values.dtype, jnp.float32)
+    counted = mask.astype(wide)
+    return Mean(jnp.sum(values.astype(wide) * counted), jnp.sum(counted))
 
 
 SOWN = "intermediates"

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdl import InputError, losses, optim
+from jaxdl import InputError, losses, metrics, optim
 from jaxdl.nn import Normed
 from jaxdl.task import supervised
 
@@ -75,3 +75,13 @@ def test_prediction_counts_rows_and_carries_statistics():
     after, _ = jax.jit(task.train)(state, batch)
     mean = after.extra["batch_stats"]["bn"]["mean"]
     assert np.abs(mean - state.extra["batch_stats"]["bn"]["mean"]).max() > 1e-3
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.int32, bool])
+def test_a_mask_of_any_type_leaves_losses_what_they_are(dtype):
+    values, mask = jnp.array([0.5, 2.0, 4.0]), jnp.array([1, 0, 1]).astype(dtype)
+    assert losses.masked_mean(values, mask).value == 2.25
+    slopes = jax.grad(lambda values: losses.masked_mean(values, mask).total)(values)
+    assert slopes.tolist() == [1.0, 0.0, 1.0]
+    hits = metrics.accuracy(jnp.eye(3), jnp.array([0, 1, 1]), mask)
+    assert (hits.total, hits.count) == (1, 2)
