@@ -7,13 +7,14 @@ Tables are made of named tuples, which say what there is; the modules below them
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jaxdl.nn import ModuleDef
+from jaxdl.pooling import avg_pool, max_pool
 
 
 class Conv(NamedTuple):
@@ -88,10 +89,10 @@ def residual(scale: float, **branches: Branch) -> Mixed:
 def pool(spec: Pool, x: jax.Array) -> jax.Array:
     """Apply the pool."""
     strides = (spec.stride, spec.stride)
-    padding: Any = [(1, 1), (1, 1)] if spec.padded else "VALID"  # flax's annotation says str
+    padding = [(1, 1), (1, 1)] if spec.padded else "VALID"
     if spec.kind == "max":
-        return nn.max_pool(x, (3, 3), strides, padding)
-    return nn.avg_pool(x, (3, 3), strides, padding, spec.count_include_pad)
+        return max_pool(x, (3, 3), strides, padding)
+    return avg_pool(x, (3, 3), strides, padding, spec.count_include_pad)
 
 
 def depthwise(spec: Depthwise, conv: ModuleDef, x: jax.Array, name: str) -> jax.Array:
@@ -184,7 +185,7 @@ class AuxHead(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Return the auxiliary logits."""
         if self.pooled:
-            x = nn.avg_pool(x, (5, 5), (3, 3))
+            x = avg_pool(x, (5, 5), (3, 3))
         x = self.conv_norm(Conv(128), name="conv0")(x)
         x = self.conv_norm(Conv(768, 5, padded=False), name="conv1")(x)
         return self.dense(self.num_classes, name="fc")(x.mean(axis=(1, 2)))

@@ -183,6 +183,13 @@ def _convolution(lhs: Any, kernel: Any, output: Any, params: Mapping[str, Any]) 
     return count
 
 
+def _ours(images: Any, kernel: Any, params: Mapping[str, Any]) -> int:
+    """Of an operation of `jaxdl.conv`: whichever of its three arrays are the kernel and images."""
+    g = params["geometry"]
+    positions = math.prod(map(min, g.image, g.output))
+    return math.prod(images.shape[:-3]) * positions * math.prod(kernel.shape[-4:])
+
+
 def _dot(lhs: Any, rhs: Any, output: Any, params: Mapping[str, Any]) -> int:
     (contracted, _), _ = params["dimension_numbers"]
     return output.size * math.prod(lhs.shape[axis] for axis in contracted)
@@ -190,6 +197,9 @@ def _dot(lhs: Any, rhs: Any, output: Any, params: Mapping[str, Any]) -> int:
 
 _MULTIPLY_ADDS: dict[str, Callable[[Any, Any, Any, Mapping[str, Any]], int]] = {
     "conv_general_dilated": _convolution,
+    "convolution": lambda x, kernel, y, params: _ours(x, kernel, params),
+    "convolution_image_gradient": lambda dy, kernel, dx, params: _ours(dy, kernel, params),
+    "convolution_kernel_gradient": lambda x, dy, kernel, params: _ours(x, kernel, params),
     "dot_general": _dot,
 }
 

@@ -15,9 +15,13 @@ import numpy as np
 from flax.typing import Dtype
 
 from jaxdl import InputError
+from jaxdl.conv import convolve
 
 # Makes a layer of which all but the sizes and the name is already set.
 ModuleDef = Callable[..., Any]
+
+Convolution: ModuleDef = partial(nn.Conv, conv_general_dilated=convolve)
+"""Flax's convolution, which is quicker on CPUs (see `jaxdl.conv`)."""
 
 INITIALIZERS: dict[str, tuple[nn.initializers.Initializer, float]] = {
     **{

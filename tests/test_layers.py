@@ -12,7 +12,9 @@ ROOT = Path(__file__).parent.parent
 # are named behind the bar.
 FLOORS = """
 jaxdl published
-nn recurrent attention hosts files
+lowering
+conv pooling recurrent attention hosts files
+nn
 data.order data.rows data.images data.sources data.folders data.idx data.subsets data.digits | data
 data.tables
 data.reading data.pipeline data.image_pipeline data.ring data.text data.pairs data.words | data

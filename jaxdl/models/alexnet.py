@@ -17,8 +17,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdl import InputError
+from jaxdl import InputError, pooling
 from jaxdl.nn import (
+    Convolution,
     LocalResponseNorm,
     ModuleDef,
     Typed,
@@ -32,7 +33,7 @@ he_normal = nn.initializers.he_normal()
 normal, ones = nn.initializers.normal(0.01), nn.initializers.ones
 
 # Windows of 3 at a stride of 2 overlap, which the paper found to overfit less (section 3.4).
-max_pool = partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2))
+max_pool = partial(pooling.max_pool, window_shape=(3, 3), strides=(2, 2))
 
 
 class AlexNet(Typed):
@@ -68,7 +69,7 @@ class AlexNet(Typed):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Return the logits of a batch of images."""
         check_image_size(self, x, 15 if self.small_images else 63, 15)
-        conv: ModuleDef = partial(nn.Conv, kernel_init=he_normal, **self.types)
+        conv: ModuleDef = partial(Convolution, kernel_init=he_normal, **self.types)
         dense: ModuleDef = partial(nn.Dense, kernel_init=he_normal, **self.types)
         dropout: ModuleDef = partial(nn.Dropout, self.dropout, deterministic=not train)
         w = self.width
@@ -137,7 +138,7 @@ class AlexNetOf2012(Typed):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Return the logits of a batch of images."""
         check_image_size(self, x, 15 if self.small_images else 67, 15)
-        conv: ModuleDef = partial(nn.Conv, kernel_init=normal, **self.types)
+        conv: ModuleDef = partial(Convolution, kernel_init=normal, **self.types)
         grouped: ModuleDef = partial(conv, feature_group_count=2, bias_init=ones)
         dense: ModuleDef = partial(nn.Dense, kernel_init=normal, **self.types)
         dropout: ModuleDef = partial(nn.Dropout, self.dropout, deterministic=not train)

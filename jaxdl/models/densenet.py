@@ -16,13 +16,13 @@ arXiv:1608.06993).
 
 import dataclasses
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdl.nn import ModuleDef, Normed, check_image_size
+from jaxdl.nn import Convolution, ModuleDef, Normed, check_image_size
+from jaxdl.pooling import avg_pool, max_pool
 from jaxdl.published import CONV, DENSE, NORM, TORCHVISION, Published, Rows, Weights
 
 he_normal = nn.initializers.he_normal()
@@ -71,7 +71,7 @@ class Transition(nn.Module):
         """Apply the layer."""
         y = nn.relu(self.norm(name="norm")(x))
         y = self.dropout()(self.conv(x.shape[-1] // 2, (1, 1), name="conv")(y))
-        return nn.avg_pool(y, (2, 2), (2, 2))
+        return avg_pool(y, (2, 2), (2, 2))
 
 
 class DenseNet(Normed):
@@ -117,7 +117,7 @@ class DenseNet(Normed):
         # Every transition halves what is left, rounding down; the stem quarters it, rounding up.
         least = 2 ** (len(self.block_sizes) - 1)
         check_image_size(self, x, least if self.small_images else 4 * least - 3, least)
-        conv: ModuleDef = partial(nn.Conv, use_bias=False, kernel_init=he_normal, **self.types)
+        conv: ModuleDef = partial(Convolution, use_bias=False, kernel_init=he_normal, **self.types)
         norm = self.norm(train)
         dropout: ModuleDef = partial(nn.Dropout, self.dropout, deterministic=not train)
         layer = partial(
@@ -129,8 +129,7 @@ class DenseNet(Normed):
         else:
             x = conv(2 * self.growth_rate, (7, 7), strides=2, padding=3, name="conv0")(x)
             x = nn.relu(norm(name="norm0")(x))
-            padding: Any = ((1, 1), (1, 1))  # flax takes such pairs, though its annotation says str
-            x = nn.max_pool(x, (3, 3), (2, 2), padding)
+            x = max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
 
         for i, num_layers in enumerate(self.block_sizes, start=1):
             for j in range(1, num_layers + 1):

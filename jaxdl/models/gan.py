@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdl import InputError
-from jaxdl.nn import ModuleDef, Typed
+from jaxdl.nn import Convolution, ModuleDef, Typed
 
 IMAGE_SIZES = (16, 32, 64)
 SMALLEST_MAP = 4
@@ -143,8 +143,8 @@ class DCGANGenerator(Typed):
             return nn.ConvTranspose(features, kernel, strides=(2, 2), **kwargs)(x)
         if self.upsampling == "resize":
             x = x.repeat(2, axis=1).repeat(2, axis=2)
-            return nn.Conv(features, kernel, **kwargs)(x)
-        return pixel_shuffle(nn.Conv(4 * features, kernel, **kwargs)(x))
+            return Convolution(features, kernel, **kwargs)(x)
+        return pixel_shuffle(Convolution(4 * features, kernel, **kwargs)(x))
 
 
 class DCGANDiscriminator(Typed):
@@ -205,7 +205,7 @@ class DCGANDiscriminator(Typed):
             raise InputError(
                 f"{type(self).__name__} takes images of {sizes} pixels, not {height}x{width}"
             )
-        conv: ModuleDef = partial(nn.Conv, kernel_init=dcgan_init, **self.types)
+        conv: ModuleDef = partial(Convolution, kernel_init=dcgan_init, **self.types)
         kernel = (self.kernel_size, self.kernel_size)
         norms: dict[str, ModuleDef] = {
             "batch": partial(batch_norm, train=train, axis_name=self.axis_name, **self.types),

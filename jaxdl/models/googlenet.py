@@ -21,6 +21,7 @@ from flax.typing import Dtype
 
 from jaxdl import InputError
 from jaxdl.nn import (
+    Convolution,
     LocalResponseNorm,
     ModuleDef,
     Normed,
@@ -28,6 +29,7 @@ from jaxdl.nn import (
     check_image_size,
     flatten,
 )
+from jaxdl.pooling import avg_pool, max_pool
 from jaxdl.published import CONV, DENSE, HALVES, TORCHVISION, Images, Published, Rows, Weights
 
 he_normal = nn.initializers.he_normal()
@@ -73,8 +75,8 @@ def ceil_max_pool(x: jax.Array, size: int, stride: int) -> jax.Array:
     This is the `ceil_mode` of torch and the way of Caffe. At the paper's sizes 'SAME' does the
     same; at odd ones it would pad before the first pixel too.
     """
-    padding: Any = [(0, (size - side) % stride) for side in x.shape[1:3]]  # flax says str
-    return nn.max_pool(x, (size, size), (stride, stride), padding)
+    padding = [(0, (size - side) % stride) for side in x.shape[1:3]]
+    return max_pool(x, (size, size), (stride, stride), padding)
 
 
 class BasicConv(nn.Module):
@@ -123,7 +125,7 @@ class Inception(nn.Module):
         branch2 = self.basic_conv(f.conv3x3, 3, name="branch2_1")(branch2)
         branch3 = self.basic_conv(f.conv5x5_reduce, 1, name="branch3_0")(x)
         branch3 = self.basic_conv(f.conv5x5, self.conv5x5_size, name="branch3_1")(branch3)
-        branch4 = nn.max_pool(x, (3, 3), padding="SAME")
+        branch4 = max_pool(x, (3, 3), padding="SAME")
         branch4 = self.basic_conv(f.pool_proj, 1, name="branch4_1")(branch4)
         return jnp.concatenate([branch1, branch2, branch3, branch4], axis=-1)
 
@@ -209,7 +211,9 @@ class GoogLeNet(Normed):
         use_aux = self.aux_logits and self.num_classes > 0 and (train or self.is_initializing())
         self.check_image_size(x, use_aux)
 
-        conv: ModuleDef = partial(nn.Conv, use_bias=self.paper, kernel_init=he_normal, **self.types)
+        conv: ModuleDef = partial(
+            Convolution, use_bias=self.paper, kernel_init=he_normal, **self.types
+        )
         norm = self.norm(train)
         dense: ModuleDef = partial(nn.Dense, **self.types)
 
@@ -245,10 +249,7 @@ class GoogLeNet(Normed):
             x = inception(features, name)(x)
             if use_aux and name in AUX_HEADS:
                 i = AUX_HEADS[name]
-                if self.paper:
-                    maps = nn.avg_pool(x, (5, 5), (3, 3))
-                else:
-                    maps = adaptive_avg_pool(x, (4, 4))
+                maps = avg_pool(x, (5, 5), (3, 3)) if self.paper else adaptive_avg_pool(x, (4, 4))
                 aux_logits = aux_head(f"aux{i}")(maps, train=train)
                 self.sow("intermediates", f"aux_logits{i}", aux_logits.astype(jnp.float32))
         self.sow("intermediates", "inception4", x)

@@ -43,7 +43,7 @@ from jaxdl.branches import (
     residual,
     valid,
 )
-from jaxdl.nn import ModuleDef, Normed, check_image_size
+from jaxdl.nn import Convolution, ModuleDef, Normed, check_image_size
 from jaxdl.published import CONV, DENSE, HALVES, TIMM, TORCHVISION, Images, Published, Rows, Weights
 
 he_normal = nn.initializers.he_normal()
@@ -118,7 +118,7 @@ class Inception(Normed):
             least = AUX_SMALLEST[self.small_images]
             check_image_size(self, x, least, AUX_SMALLEST[1], "the auxiliary head of ")
 
-        conv: ModuleDef = partial(nn.Conv, use_bias=False, kernel_init=he_normal, **self.types)
+        conv: ModuleDef = partial(Convolution, use_bias=False, kernel_init=he_normal, **self.types)
         norm = self.norm(train)
         dense: ModuleDef = partial(nn.Dense, **self.types)
         conv_norm: ModuleDef = partial(ConvNorm, width=self.width, conv=conv, norm=norm)

@@ -14,7 +14,9 @@ import numpy as np
 from flax.linen.dtypes import promote_dtype
 
 from jaxdl import InputError
-from jaxdl.nn import ModuleDef, Typed
+from jaxdl.conv import NHWC, convolve
+from jaxdl.nn import Convolution, ModuleDef, Typed
+from jaxdl.pooling import avg_pool
 from jaxdl.published import Published
 
 
@@ -46,13 +48,13 @@ class LeNet5(Typed):
         """Return the logits of a batch of images."""
         if x.shape[1:3] != (32, 32):
             raise InputError(f"lenet5 takes images [B, 32, 32, C], not {list(x.shape)}")
-        conv: ModuleDef = partial(nn.Conv, kernel_size=(5, 5), padding="VALID", **self.types)
+        conv: ModuleDef = partial(Convolution, kernel_size=(5, 5), padding="VALID", **self.types)
         dense: ModuleDef = partial(nn.Dense, **self.types)
 
         x = nn.tanh(conv(6, name="c1")(x))
-        x = nn.avg_pool(x, (2, 2), strides=(2, 2))
+        x = avg_pool(x, (2, 2), strides=(2, 2))
         x = nn.tanh(conv(16, name="c3")(x))
-        x = nn.avg_pool(x, (2, 2), strides=(2, 2))
+        x = avg_pool(x, (2, 2), strides=(2, 2))
         x = nn.tanh(conv(120, name="c5")(x))
         x = x.squeeze((1, 2))
         x = nn.tanh(dense(84, name="f6")(x))
@@ -133,7 +135,7 @@ class Subsample(Typed):
         coefficient = self.param("coefficient", uniform_by_fan_in(4), maps, self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, maps, self.param_dtype)
         x, coefficient, bias = promote_dtype(x, coefficient, bias, dtype=self.dtype)
-        x = 4 * nn.avg_pool(x, (2, 2), strides=(2, 2))
+        x = 4 * avg_pool(x, (2, 2), strides=(2, 2))
         return squash(x * coefficient.reshape(1, 1, 1, -1) + bias.reshape(1, 1, 1, -1))
 
 
@@ -156,9 +158,7 @@ class TableConv(Typed):
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
         full = jnp.zeros((5, 5, 6, 16), kernel.dtype)
         full = full.at[:, :, C3_INPUTS, C3_OUTPUTS].set(kernel)
-        x = jax.lax.conv_general_dilated(
-            x, full, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
+        x = convolve(x, full, (1, 1), "VALID", dimension_numbers=NHWC)
         return squash(x + bias.reshape(1, 1, 1, -1))
 
 
@@ -199,7 +199,7 @@ class LeNet5Of1998(Typed):
         """Return the logits of a batch of images."""
         if x.shape[1:] != (32, 32, 1):
             raise InputError(f"lenet5_1998 takes images [B, 32, 32, 1], not {list(x.shape)}")
-        conv: ModuleDef = partial(nn.Conv, kernel_size=(5, 5), padding="VALID", **self.types)
+        conv: ModuleDef = partial(Convolution, kernel_size=(5, 5), padding="VALID", **self.types)
         dense: ModuleDef = partial(nn.Dense, **self.types)
 
         x = squash(conv(6, kernel_init=uniform_by_fan_in(25), name="c1")(x))

@@ -13,22 +13,23 @@ Lin, Chen, Yan, "Network In Network" (2013, arXiv:1312.4400).
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdl.nn import ModuleDef, Typed, check_image_size
+from jaxdl import pooling
+from jaxdl.nn import Convolution, ModuleDef, Typed, check_image_size
 
 he_normal = nn.initializers.he_normal()
 
 # Caffe and cuda-convnet round the size of a pooled map up, which sets the last window of an even
 # side one pixel beyond it. That pixel counts neither in a maximum nor in a mean.
-beyond: Any = ((0, 1), (0, 1))  # flax takes such pairs, though its annotation says str
-max_pool = partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2), padding=beyond)
+beyond = ((0, 1), (0, 1))
+max_pool = partial(pooling.max_pool, window_shape=(3, 3), strides=(2, 2), padding=beyond)
 avg_pool = partial(
-    nn.avg_pool, window_shape=(3, 3), strides=(2, 2), padding=beyond, count_include_pad=False
+    pooling.avg_pool, window_shape=(3, 3), strides=(2, 2), padding=beyond, count_include_pad=False
 )
 
 
@@ -82,7 +83,7 @@ class NIN(Typed):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Return the logits of a batch of images."""
         check_image_size(self, x, self.smallest[self.small_images], self.smallest[1])
-        conv: ModuleDef = partial(nn.Conv, kernel_init=he_normal, **self.types)
+        conv: ModuleDef = partial(Convolution, kernel_init=he_normal, **self.types)
 
         cccp = 1
         for i, stage in enumerate(self.stages(self.width, self.small_images), start=1):

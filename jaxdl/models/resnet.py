@@ -22,7 +22,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxdl import InputError
-from jaxdl.nn import ModuleDef, Normed, check_image_size
+from jaxdl.nn import Convolution, ModuleDef, Normed, check_image_size
+from jaxdl.pooling import max_pool
 from jaxdl.published import (
     CONV,
     DENSE,
@@ -225,7 +226,7 @@ class ResNet(Normed):
         """Return the logits of a batch of images."""
         stride = 2 ** (len(self.stage_sizes) - 1) * (4 if self.stem == "imagenet" else 1)
         check_image_size(self, x, stride // 2 + 1)
-        conv: ModuleDef = partial(nn.Conv, use_bias=False, kernel_init=he_normal, **self.types)
+        conv: ModuleDef = partial(Convolution, use_bias=False, kernel_init=he_normal, **self.types)
         norm = self.norm(train)
         block = partial(
             self.block,
@@ -244,8 +245,7 @@ class ResNet(Normed):
         if not pre_activation:
             x = nn.relu(norm(name="bn1")(x))
         if self.stem == "imagenet":
-            padding: Any = ((1, 1), (1, 1))  # flax takes such pairs, though its annotation says str
-            x = nn.max_pool(x, (3, 3), (2, 2), padding)
+            x = max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
 
         for i, num_blocks in enumerate(self.stage_sizes):
             for j in range(num_blocks):

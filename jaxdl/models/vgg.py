@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 
 from jaxdl.nn import (
+    Convolution,
     LocalResponseNorm,
     ModuleDef,
     Normed,
@@ -30,6 +31,7 @@ from jaxdl.nn import (
     check_image_size,
     flatten,
 )
+from jaxdl.pooling import max_pool
 from jaxdl.published import CONV, DENSE, NORM, TORCHVISION, Permutation, Published, Rows, Weights
 
 he_normal = nn.initializers.he_normal()
@@ -111,7 +113,7 @@ class VGG(Normed):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Return the logits of a batch of images."""
         check_image_size(self, x, 32)
-        conv: ModuleDef = partial(nn.Conv, kernel_init=he_normal, **self.types)
+        conv: ModuleDef = partial(Convolution, kernel_init=he_normal, **self.types)
         dense: ModuleDef = partial(nn.Dense, kernel_init=he_normal, **self.types)
         dropout: ModuleDef = partial(nn.Dropout, self.dropout, deterministic=not train)
         norm = self.norm(train)
@@ -120,7 +122,7 @@ class VGG(Normed):
         for layer in COLUMNS[self.column]:
             if layer == "maxpool":
                 self.sow("intermediates", f"relu{stage}", x)
-                x = nn.max_pool(x, (2, 2), (2, 2))
+                x = max_pool(x, (2, 2), (2, 2))
                 stage, i = stage + 1, 1
             elif layer == "LRN":
                 # As in AlexNet, whose alpha=1e-4 is not divided by the size as torch's is.

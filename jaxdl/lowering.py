@@ -1,0 +1,68 @@
+"""Operations that have a program of their own on CPUs, and XLA's own everywhere else.
+
+An operation is a JAX primitive: it is differentiated, batched and counted as one, and only where a
+program is made for a platform is it decided what it becomes. So the programs of GPUs and TPUs are
+those of the `jax.lax` functions that it stands for, whatever machine they are made on.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
+from jax.interpreters import mlir
+from jax.interpreters import partial_eval as pe
+
+Operation = Callable[..., Any]
+
+
+def operation(name: str, reference: Operation, on_cpu: Operation) -> Primitive:
+    """Return a primitive of one output that is `reference`, and `on_cpu` on a single CPU device.
+
+    Across several CPU devices it is the reference too, which the partitioner knows how to split;
+    and so it is for types that are narrower than float32, and for shapes that are not known when it
+    is compiled. Derivatives and batching are the caller's to define.
+
+    Args:
+      name: what jaxprs call it.
+      reference: (*arrays, geometry) -> array, by functions of `jax.lax`; the geometry is hashable.
+      on_cpu: the same, equal to rounding.
+    """
+    primitive = Primitive(name)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def compiled(geometry, *arrays):
+        return primitive.bind(*arrays, geometry=geometry)
+
+    primitive.def_impl(lambda *arrays, geometry: compiled(geometry, *arrays))
+
+    def abstract(*avals, geometry):
+        traced = jax.make_jaxpr(functools.partial(reference, geometry=geometry))(*avals)
+        return traced.out_avals[0]
+
+    primitive.def_abstract_eval(abstract)
+
+    def alive(*arrays, geometry):
+        """The reference without what derivatives leave behind of the values they are of."""
+        traced = jax.make_jaxpr(functools.partial(reference, geometry=geometry))(*arrays)
+        used, _ = pe.dce_jaxpr(traced.jaxpr, [True], instantiate=True)
+        return jaxpr_as_fun(ClosedJaxpr(used, traced.consts))(*arrays)
+
+    by_reference = mlir.lower_fun(alive, multiple_results=True)
+    by_own = mlir.lower_fun(on_cpu, multiple_results=False)
+
+    def lower(context, *operands, geometry):
+        devices = getattr(context.module_context.axis_context, "num_devices", 1)
+        own = devices in (None, 1) and all(map(_is_plain, context.avals_in))
+        return (by_own if own else by_reference)(context, *operands, geometry=geometry)
+
+    mlir.register_lowering(primitive, by_reference)
+    mlir.register_lowering(primitive, lower, platform="cpu")
+    return primitive
+
+
+def _is_plain(aval: Any) -> bool:
+    known = all(isinstance(size, int) for size in aval.shape)
+    return known and aval.dtype in (np.float32, np.float64)
