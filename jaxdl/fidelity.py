@@ -16,6 +16,8 @@ from jaxdl import InputError, require
 
 ROWS = 256
 """How many rows meet all others at a time, so that the distances fit in memory."""
+ROUNDING = 1e-12
+"""Of squared distances, as a share of the squared norms that they are worked out from."""
 
 
 class Gaussian(NamedTuple):
@@ -93,12 +95,10 @@ def precision_recall(real: Any, fake: Any, k: int = 3) -> tuple[float, float]:
     given = f"k={k} of {len(real)} real and {len(fake)} fake examples"
     require(1 <= k < min(len(real), len(fake)), given, "1 to less than both")
 
-    def covered(points, centers):
-        # The nearest of all, at 0, is the center itself.
-        radii = _by_rows(lambda part: np.partition(cdist(part, centers), k)[:, k], centers)
-        return _by_rows(lambda part: np.any(cdist(part, centers) <= radii, axis=1), points).mean()
-
-    return float(covered(fake, real)), float(covered(real, fake))
+    # From their middle, so that products round as little as they can.
+    middle = real.mean(0)
+    real, fake = real - middle, fake - middle
+    return _covered(fake, real, k), _covered(real, fake, k)
 
 
 def class_shares(classes: Any, num_classes: int) -> np.ndarray:
@@ -254,6 +254,21 @@ def _root(covariance: np.ndarray) -> np.ndarray:
     """A matrix A with A A' the covariance; what rounding made negative is 0."""
     values, vectors = np.linalg.eigh(covariance)
     return vectors * np.sqrt(np.maximum(values, 0.0))
+
+
+def _covered(points: np.ndarray, centers: np.ndarray, k: int) -> float:
+    """The share of points in any ball around a center that reaches the center's k-th neighbour.
+
+    By |p - c|^2 = |p|^2 + |c|^2 - 2 p c, as matrix products take a tenth of the time of distances.
+    """
+    norms, of_points = (np.square(x).sum(1) for x in (centers, points))
+    doubled = 2 * centers.T
+    # The nearest of all, at 0, is the center itself.
+    kth = _by_rows(lambda part: np.partition(norms - part @ doubled, k)[:, k], centers)
+    # What lies on the surface may be outside by a rounding of the norms.
+    bounds = norms * (1 - ROUNDING) - (norms + kth)
+    least = _by_rows(lambda part: np.min(bounds - part @ doubled, axis=1), points)
+    return float(np.mean(least <= -of_points * (1 - ROUNDING)))
 
 
 def _by_rows(function: Callable[[np.ndarray], np.ndarray], points: np.ndarray) -> np.ndarray:

@@ -16,9 +16,11 @@ import pytest
 import safetensors.numpy
 
 import experiments.__main__ as experiments_main
+from experiments.harness import cli
 from jaxdl import models, pretrained
 
 ROOT = Path(__file__).parent.parent
+RECIPES = sorted(ROOT.glob("experiments/flags/*.flags"))
 FILES = sorted([*ROOT.glob("jaxdl/**/*.py"), *ROOT.glob("experiments/**/*.py")])
 SECTIONS = ("Args", "Attributes", "Returns", "Yields", "Raises")  # in this order
 MOST_LINES_OF_A_FILE = 500
@@ -152,9 +154,7 @@ def test_python_of_the_readme_runs(tmp_path, monkeypatch):
     assert np.isfinite(names["metrics"]["loss"].value)
 
 
-@pytest.mark.parametrize(
-    "path", [*PAGES, *FILES, *sorted(ROOT.glob("experiments/flags/*.flags"))], ids=name_of
-)
+@pytest.mark.parametrize("path", [*PAGES, *FILES, *RECIPES], ids=name_of)
 def test_commands_and_links_lead_somewhere(path):
     text = path.read_text()
     for module in re.findall(r"python -m (experiments[.\w]*)", text):
@@ -166,6 +166,15 @@ def test_commands_and_links_lead_somewhere(path):
     if path.suffix == ".md":
         for link in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", text):
             assert (path.parent / link).exists(), link
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def test_the_command_of_a_recipe_takes_its_flags(path):
+    name, flags = re.search(r"^#   python -m (\S+) (.*)$", path.read_text(), re.MULTILINE).groups()
+    assert flags.split()[0] == f"--flagfile={name_of(path)}"
+    config, rest = cli.parse(importlib.import_module(name).Config, [f"--flagfile={path}"])
+    assert rest == []
+    assert config.run.workdir == f"runs/{path.stem}"
 
 
 def test_the_list_of_commands_tells_each_by_its_kind():

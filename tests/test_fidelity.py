@@ -100,6 +100,17 @@ def test_precision_recall_by_hand():
     assert precision_recall(real, fake, k=1) == (3 / 5, 3 / 4)
 
 
+def test_a_ball_ends_in_its_surface_wherever_it_lies(rng):
+    """Copies lie on surfaces, in balls of no size: rounding must not move them out."""
+    real = rng.normal(size=(300, 5)).repeat(4, axis=0)
+    for far in (0, 1e4):
+        assert precision_recall(real + far, rng.permutation(real) + far) == (1, 1)
+    a, b = np.array([[0.1], [0.4], [0.7]]), np.array([[-0.2], [0.1], [1.0]])
+    for scale in (1, 3, 1e7, 1 / 3):
+        # The balls around a reach 0.3, and so to either end of b; those of b 0.3, 0.3, 0.9.
+        assert precision_recall(scale * a, scale * b, k=1) == (1, 1)
+
+
 def test_precision_recall_tells_diversity_from_quality(rng):
     centers = np.array([[0, 0], [9, 0], [0, 9], [9, 9]])
     draw = lambda modes: np.repeat(centers[:modes], 100, 0) + rng.normal(size=(100 * modes, 2))

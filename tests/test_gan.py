@@ -285,6 +285,20 @@ def test_folders_with_classes_and_no_test_split(experiment):
     assert fold["unreadable_images"] == 0
 
 
+def test_the_classifier_sees_a_large_set_in_few_passes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trained = []
+    monkeypatch.setattr(yardstick.training, "train", lambda config, _: trained.append(config))
+    mesh, config = parallel.data_mesh(jax.devices()[:1]), gan.Config()
+    folder = yardstick.trained_classifier(config, mesh)
+    monkeypatch.setattr(yardstick, "CLASSIFIER_STEPS", 1000)
+    assert yardstick.trained_classifier(config, mesh) == folder
+    usual, fewer = trained
+    assert usual.run.epochs == 80
+    assert fewer.run.epochs * 1437 / fewer.run.batch_size == pytest.approx(1000)
+    assert cli.replace(fewer, epochs=80.0) == usual
+
+
 def test_classes_are_asked_for_as_often_as_the_data_have_them(tmp_path):
     paint(tmp_path / "set" / "train" / "a", 12)
     paint(tmp_path / "set" / "train" / "b", 4, 1)

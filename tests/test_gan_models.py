@@ -310,29 +310,39 @@ def test_points():
 # Parts.
 
 
-@pytest.mark.parametrize("kernel_size", [4, slow(3), slow(5)])
-def test_transposed_convolution_is_the_transpose_of_the_strided_one(kernel_size):
-    model = gan.dcgan_generator(image_size=16, channels=2, kernel_size=kernel_size, norm="none")
-    x, y = noise(0, 1, 8, 8, 3), noise(1, 1, 16, 16, 2)
-    kernel = noise(2, kernel_size, kernel_size, 3, 2)
-    # The kernel of the last layer alone: an inner product is the same on either side.
+@pytest.mark.parametrize("kernel_size", [2, 3, 4, slow(5), slow(6)])
+def test_transposed_convolution_is_that_of_jax(kernel_size):
+    """And so are its gradients, the kernel's being what it is written for."""
+    x, kernel = noise(0, 2, 4, 6, 3), noise(1, kernel_size, kernel_size, 3, 2)
     layer = nn.ConvTranspose(2, (kernel_size,) * 2, strides=(2, 2), use_bias=False)
+    of_jax, its_gradients = jax.vjp(
+        lambda x, kernel: layer.apply({"params": {"kernel": kernel}}, x), x, kernel
+    )
+    ours, gradients = jax.vjp(gan.transposed_conv, x, kernel)
+    assert ours.shape == (2, 8, 12, 2)
+    direction = noise(2, *ours.shape)
+    for got, expected in zip(
+        (ours, *gradients(direction)), (of_jax, *its_gradients(direction)), strict=True
+    ):
+        assert largest_error(got, expected) < 1e-6
+
+
+@pytest.mark.parametrize("kernel_size", [None, slow(5)])
+def test_maps_are_doubled_by_transposed_convolutions(kernel_size):
+    model = gan.dcgan_generator(image_size=16, kernel_size=kernel_size, norm="none")
     used: list[Any] = []
 
     def spy(call, args, kwargs, context):
-        if context.module.name == "up2":
+        if context.module.name in ("up1", "up2"):
             used.append(context.module)
         return call(*args, **kwargs)
 
     with nn.intercept_methods(spy):
         init(model, noise(0, 1, 5))
-    (of_model,) = {(m.strides, m.padding, m.kernel_size, m.transpose_kernel) for m in used}
-    assert of_model == ((2, 2), layer.padding, layer.kernel_size, layer.transpose_kernel)
-    up = layer.apply({"params": {"kernel": kernel}}, x)
-    flipped = kernel[::-1, ::-1].transpose(0, 1, 3, 2)
-    strided = nn.Conv(3, (kernel_size,) * 2, strides=2, use_bias=False)
-    down = strided.apply({"params": {"kernel": flipped}}, y)
-    assert np.vdot(up, y) == pytest.approx(np.vdot(x, down), rel=1e-4)
+    size = kernel_size or 4
+    assert {(m.kernel_size, m.conv_general_dilated) for m in used} == {
+        ((size, size), gan.transposed_conv)
+    }
 
 
 @pytest.mark.slow

@@ -22,6 +22,8 @@ from jaxdl.losses import SOWN
 
 CHUNK = 256
 """How many samples are looked at at once."""
+CLASSIFIER_STEPS = 10_000
+"""The most that a classifier is trained to measure with: of a large set it needs few passes."""
 
 Look = tuple[np.ndarray, np.ndarray | None]
 """Features [N, D] and classes int [N] (-1 for none); None where there are no classes."""
@@ -131,7 +133,8 @@ def trained_classifier(config: Any, mesh: Mesh) -> Path:
     workdir = Path("runs") / f"classifier_{name}_{code:08x}"
     count = len(image_data.load(config).splits["train"])
     batch_size = min(max(classifier.run.batch_size, mesh.size), count) // mesh.size * mesh.size
-    classifier = cli.replace(classifier, workdir=str(workdir), batch_size=batch_size)
+    epochs = min(classifier.run.epochs, CLASSIFIER_STEPS * batch_size / count)
+    classifier = cli.replace(classifier, workdir=str(workdir), batch_size=batch_size, epochs=epochs)
     with contextlib.ExitStack() as held:
         if hosts.is_first():
             held.enter_context(files.lock(workdir.with_suffix(".lock"), wait=True))
