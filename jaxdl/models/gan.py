@@ -32,6 +32,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdl import InputError
+from jaxdl.conv import double
 from jaxdl.nn import Convolution, ModuleDef, Typed
 
 IMAGE_SIZES = (16, 32, 64)
@@ -140,7 +141,7 @@ class DCGANGenerator(Typed):
         size = self.kernel_size or (4 if self.upsampling == "transposed" else 3)
         kernel = (size, size)
         if self.upsampling == "transposed":
-            return nn.Conv(features, kernel, conv_general_dilated=transposed_conv, **kwargs)(x)
+            return nn.Conv(features, kernel, conv_general_dilated=double, **kwargs)(x)
         if self.upsampling == "resize":
             x = x.repeat(2, axis=1).repeat(2, axis=2)
             return Convolution(features, kernel, **kwargs)(x)
@@ -392,33 +393,6 @@ def spectral_norm(layer: Any, *, train: bool) -> ModuleDef:
     Flax divides them in `init` already, so that they start at a norm of about 1.
     """
     return partial(nn.SpectralNorm(layer, param_dtype=layer.param_dtype), update_stats=train)
-
-
-def transposed_conv(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
-    """Return `jax.lax.conv_transpose` of stride 2 and padding "SAME", as four convolutions.
-
-    Each is of the taps that meet pixels of the input in one of the 2x2 pixels of the output. XLA on
-    CPUs takes many times as long for the kernel's gradient where an input is dilated instead.
-
-    Shapes: x [B, H, W, C], kernel [K, K, C, F] of at least two taps each way to [B, 2 H, 2 W, F].
-    """
-    size = len(kernel)
-
-    def taps(pixel: int) -> tuple[slice, tuple[int, int]]:
-        reach = (size + 1) // 2 - pixel
-        first, before = reach % 2, reach // 2
-        return slice(first, None, 2), (before, len(range(first, size, 2)) - 1 - before)
-
-    dimensions = ("NHWC", "HWIO", "NHWC")
-    conv = partial(
-        jax.lax.conv_general_dilated, window_strides=(1, 1), dimension_numbers=dimensions
-    )
-    pixels = [
-        conv(x, kernel[rows, columns], padding=(above_and_below, beside))
-        for rows, above_and_below in map(taps, range(2))
-        for columns, beside in map(taps, range(2))
-    ]
-    return pixel_shuffle(jnp.stack(pixels, axis=-1).reshape(*x.shape[:3], -1))
 
 
 def pixel_shuffle(x: jax.Array) -> jax.Array:
