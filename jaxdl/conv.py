@@ -311,10 +311,9 @@ def _placed(part: jax.Array, g: Geometry, row: int, column: int) -> jax.Array:
     """What one place of the kernel adds to the image's gradient, where it belongs in it."""
     margins = []
     for axis, at in ((0, row), (1, column)):
-        stride, before = g.strides[axis], g.padding[axis][0]
-        step = stride if axis == 0 or part.shape[2] == g.output[1] else 1
-        covered = step * (part.shape[1 + axis] - 1) + 1
-        margins.append((at - before, g.image[axis] + before - at - covered, step - 1))
+        stride, before = g.strides[axis], at - g.padding[axis][0]
+        covered = stride * (part.shape[1 + axis] - 1) + 1
+        margins.append((before, g.image[axis] - before - covered, stride - 1))
     return lax.pad(part, jnp.zeros((), part.dtype), [(0, 0, 0), *margins, (0, 0, 0)])
 
 
@@ -324,7 +323,7 @@ def _kernel_gradient_on_cpu(x, dy, geometry):
         return jax.vmap(functools.partial(_kernel_gradient_by_products, g=g))(x, dy)
     if _is_pointwise(g) or _is_thin(g, inputs, outputs):
         return _kernel_gradient_by_products(x, dy, g)
-    if x.nbytes <= CACHE:
+    if min(x.nbytes, dy.nbytes) <= CACHE:
         return _kernel_gradient(x, dy, g)
     if math.prod(g.output) <= 200 and inputs >= 128:
         return _kernel_gradient_by_products(x, dy, g)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.interpreters import ad, batching
 
-from jaxdl.lowering import operation
+from jaxdl.lowering import computed, operation
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
@@ -152,7 +152,7 @@ def _first_maxima(x, g):
     for place, tap in enumerate(others, start=1):
         first = jnp.where(tap > greatest, place, first)
         greatest = jnp.maximum(greatest, tap)
-    return lax.optimization_barrier(first)  # or it would be found again for every place
+    return computed(first)
 
 
 def _gather_on_cpu(x, values, geometry):
@@ -163,7 +163,7 @@ def _gather_on_cpu(x, values, geometry):
 
 
 def _scatter_on_cpu(x, dy, geometry):
-    first = _first_maxima(x, geometry)
+    first, dy = _first_maxima(x, geometry), computed(dy)
     places, zero = range(math.prod(geometry.size)), jnp.zeros((), dy.dtype)
     return _put_back([jnp.where(first == place, dy, zero) for place in places], geometry)
 
@@ -177,7 +177,7 @@ def _spread_on_cpu(dy, geometry):
         size > stride for size, stride in zip(geometry.size, geometry.strides, strict=True)
     )
     if overlap:
-        return _put_back([dy] * math.prod(geometry.size), geometry)
+        return _put_back([computed(dy)] * math.prod(geometry.size), geometry)
     return _spread(dy, geometry)
 
 
