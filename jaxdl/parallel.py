@@ -103,8 +103,8 @@ def jit(task: Task, mesh: Mesh, batch_spec: P = BATCH) -> Task:
 def _jit_init(task: Task, mesh: Mesh) -> Callable[..., State]:
     """The Task's `init`, which makes the state on every device.
 
-    It draws each layer's parameters by a program part of its own, so that it takes longer to compile
-    than the step does, and runs once.
+    Every layer's parameters are drawn by a part of the program of their own, so that it would take
+    longer to compile than the step does, and it runs once.
     """
     on_cpus = mesh.devices.flat[0].platform == "cpu"
     options = RUN_ONCE if on_cpus else None

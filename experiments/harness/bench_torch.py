@@ -3,10 +3,14 @@
 Networks have the layers and names of torchvision's, which are taken where torchvision is installed.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
 from experiments.harness.bench import Side, torch_device
@@ -85,7 +89,9 @@ def resnet20_cifar(channels: int, num_classes: int) -> nn.Module:
     """He et al. 2015, section 4.2, with shortcuts A."""
     stem = {"conv1": _conv(channels, 16, 3), "bn1": nn.BatchNorm2d(16), "relu": nn.ReLU()}
     head = {"avgpool": nn.AdaptiveAvgPool2d(1), "flat": nn.Flatten()}
-    return _named(**stem, **_stages(Basic, 16, 16, (3, 3, 3)), **head, fc=nn.Linear(64, num_classes))
+    return _named(
+        **stem, **_stages(Basic, 16, 16, (3, 3, 3)), **head, fc=nn.Linear(64, num_classes)
+    )
 
 
 def resnet50(channels: int, num_classes: int) -> nn.Module:
@@ -247,3 +253,110 @@ def training(name: str, model: nn.Module, batch: dict[str, Any], precision: str)
         return torch.cuda.max_memory_allocated()
 
     return Side(name, run, held, peak if device == "cuda" else None)
+
+
+def train(
+    name: str,
+    splits: dict[str, tuple[np.ndarray, np.ndarray]],
+    batch_size: int,
+    steps: int,
+    learning_rate: float,
+    seed: int,
+) -> float:
+    """Trains the perceptron or LeNet-5 on images in memory, as the experiments of that name do.
+
+    Args:
+      name: "mlp" or "lenet".
+      splits: `train` and `test`: images, float32 [N, H, W, 1], and labels, int [N].
+      batch_size: images a step.
+      steps: how many.
+      learning_rate: of Adam for the perceptron, of momentum for LeNet-5.
+      seed: of weights and order.
+
+    Returns:
+      The accuracy on `test`.
+    """
+    torch.manual_seed(seed)
+    device = torch_device(torch)
+    (images, labels), (tests, truths) = (
+        (torch.from_numpy(x).permute(0, 3, 1, 2).contiguous().to(device), torch.from_numpy(y))
+        for x, y in (splits["train"], splits["test"])
+    )
+    labels = labels.long().to(device)
+    if name == "mlp":
+        model = mlp(images[0].numel(), 256, 2, 0.2, 10).to(device)
+        optimizer: Any = torch.optim.Adam(model.parameters(), lr=learning_rate)
+    else:
+        model = lenet5(1, 10).to(device)
+        optimizer = torch.optim.SGD(
+            model.parameters(), lr=learning_rate, momentum=0.9, nesterov=True, weight_decay=5e-4
+        )
+    smoothing = 0.1 if name == "mlp" else 0.0
+    epochs = steps * batch_size // len(images) + 1
+    order = torch.cat([torch.randperm(len(images)) for _ in range(epochs)])
+    for step in range(steps):
+        rows = order[step * batch_size : (step + 1) * batch_size].to(device)
+        loss = nn.functional.cross_entropy(
+            model(images[rows]), labels[rows], label_smoothing=smoothing
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        guesses = model.eval()(tests).argmax(1).cpu()
+    return (guesses == truths).float().mean().item()
+
+
+class Files:
+    """A folder of JPEGs in folders of their classes, as a data set of torch's.
+
+    Args:
+      folder: it.
+      size: height and width of the crops.
+    """
+
+    def __init__(self, folder: str, size: int):
+        self.size, self.names = size, sorted(map(str, Path(folder).glob("*/*.jpg")))
+        classes = sorted({Path(name).parent.name for name in self.names})
+        self.labels = [classes.index(Path(name).parent.name) for name in self.names]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        """A random crop, uint8 [size, size, 3], and its label."""
+        with Image.open(self.names[index]) as file:
+            picture = file.convert("RGB")
+        resized = (self.size, self.size)
+        crop = picture.resize(resized, Image.Resampling.BILINEAR, self._box(*picture.size))
+        return torch.from_numpy(np.array(crop)), self.labels[index]
+
+    @staticmethod
+    def _box(width: int, height: int) -> tuple[int, int, int, int]:
+        """As torchvision's RandomResizedCrop draws it: 8% to 100% of the area, 3/4 to 4/3."""
+        draw = lambda low, high: torch.empty(1).uniform_(low, high).item()
+        for _ in range(10):
+            area = width * height * draw(0.08, 1.0)
+            aspect = math.exp(draw(math.log(3 / 4), math.log(4 / 3)))
+            w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if 0 < w <= width and 0 < h <= height:
+                left = int(torch.randint(width - w + 1, (1,)))
+                top = int(torch.randint(height - h + 1, (1,)))
+                return left, top, left + w, top + h
+        return 0, 0, width, height
+
+
+def batches(files: Files, batch_size: int, workers: int) -> Iterator[Any]:
+    """The batches of one epoch after another, read by worker processes."""
+    # Spawned, for JAX's threads do not survive a fork.
+    loader = torch.utils.data.DataLoader(
+        files,
+        batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=workers,
+        multiprocessing_context="spawn" if workers else None,
+        persistent_workers=workers > 0,
+    )
+    while True:
+        yield from loader
