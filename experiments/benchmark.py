@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import bench, bench_input, bench_runs, bench_training, cli
+from experiments.harness import bench, bench_input, bench_runs, bench_training, cli, training
 from experiments.harness.cli import flag, require
 from jaxdl import InputError, recurrent
 
@@ -123,6 +123,7 @@ def run(argv: list[str]) -> None:
     config, rest = cli.parse(Config, argv)
     if rest:
         raise InputError(f"{rest[0]!r} is no flag; see --help")
+    training.prepare_jax()
     # On a GPU JAX would else take three quarters of the memory for itself.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     measure = {

@@ -31,7 +31,7 @@ def measure_loop(config: Any) -> dict[str, Any]:
     """Times `fit`, with its data, metrics and files, and the step alone, by turns, on digits."""
     mesh = parallel.data_mesh()
     experiment = classification.experiment(EXPERIMENTS.get(config.model, "resnet"))
-    flags = [f"--model={config.model}", f"--batch_size={config.batch_size}"]
+    flags = [f"--model={config.model}", f"--batch_size={config.batch_size}", "--augment="]
     run, _ = cli.parse(experiment.Config, flags)
     problem = experiment.build(run, mesh)
     task, hparams = training.task_of(run, problem)
