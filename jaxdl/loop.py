@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxdl import Batch, InputError, cost, hosts
@@ -53,8 +54,8 @@ class _Totals:
     def __init__(self, sums: Mapping[str, tuple[float, float]] | None = None) -> None:
         self.sums = dict(sums or {})
 
-    def add(self, metrics: Metrics) -> None:
-        for name, mean in jax.device_get(metrics).items():
+    def add(self, fetched: Metrics) -> None:
+        for name, mean in fetched.items():
             total, count = self.sums.get(name, (0.0, 0.0))
             self.sums[name] = total + float(mean.total), count + float(mean.count)
 
@@ -64,6 +65,12 @@ class _Totals:
         return {f"{prefix}/{name}": divide(*self.sums[name]) for name in order}
 
 
+def _fetch(metrics: Metrics) -> Metrics:
+    """The metrics as NumPy arrays, once the step that makes them is done."""
+    # jax.device_get takes ten times as long over scalars, which shows in steps of a millisecond.
+    return jax.tree.map(np.asarray, metrics)
+
+
 def evaluate(task: Task, state: State, batches: Iterable[Batch], prefix: str) -> dict[str, float]:
     """The metrics of a state over all batches, each named `prefix/metric`."""
     totals = _Totals()
@@ -71,11 +78,11 @@ def evaluate(task: Task, state: State, batches: Iterable[Batch], prefix: str) ->
     for batch in batches:
         metrics = task.eval(state, batch)
         if sent is not None:
-            totals.add(sent)  # the batch before, while the device works on this one
+            totals.add(_fetch(sent))  # the batch before, while the device works on this one
         sent = metrics
     if sent is None:
         raise InputError(f"nothing to evaluate: {prefix} has no example")
-    totals.add(sent)
+    totals.add(_fetch(sent))
     return totals.means(prefix)
 
 
@@ -125,7 +132,7 @@ class _Reports:
             self._receive(*self._in_flight.popleft())
 
     def _receive(self, step: int, metrics: Metrics) -> None:
-        fetched = jax.device_get(metrics)
+        fetched = _fetch(metrics)
         losses = [name for name in fetched if name.endswith("loss")]  # of two players two
         norms = [name for name in fetched if name.endswith("gradient_norm")]
         for name in losses + norms:

@@ -9,7 +9,7 @@
 Buffers are donated here and nowhere else: a state given to `train` must not be used again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -18,13 +18,16 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxdl import Batch, InputError
-from jaxdl.task import Task
+from jaxdl.task import State, Task
 
 DATA = "data"
 """The mesh axis that batches are spread over."""
 
 BATCH = P(DATA)
 """A batch's layout: its first axis over the mesh. `P(None, DATA)` is that of k stacked batches."""
+
+RUN_ONCE = {"xla_backend_optimization_level": 1}
+"""How XLA compiles for a CPU what runs once: in a third of the time, and to the same bits."""
 
 
 def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -83,7 +86,7 @@ def jit(task: Task, mesh: Mesh, batch_spec: P = BATCH) -> Task:
     """
     everywhere, spread = NamedSharding(mesh, P()), NamedSharding(mesh, batch_spec)
     return Task(
-        init=jax.jit(task.init, out_shardings=everywhere),
+        init=_jit_init(task, mesh),
         train=jax.jit(
             task.train,
             in_shardings=(everywhere, spread),
@@ -95,6 +98,17 @@ def jit(task: Task, mesh: Mesh, batch_spec: P = BATCH) -> Task:
             task.gradient, in_shardings=(everywhere, spread), out_shardings=everywhere
         ),
     )
+
+
+def _jit_init(task: Task, mesh: Mesh) -> Callable[..., State]:
+    """The Task's `init`, which makes the state on every device.
+
+    Every layer's parameters are drawn by a part of the program of their own, so that it would take
+    longer to compile than the step does, and it runs once.
+    """
+    on_cpus = mesh.devices.flat[0].platform == "cpu"
+    options = RUN_ONCE if on_cpus else None
+    return jax.jit(task.init, out_shardings=NamedSharding(mesh, P()), compiler_options=options)
 
 
 def checked(task: Task, mesh: Mesh) -> Task:
@@ -146,7 +160,7 @@ def pmap(task: Task, mesh: Mesh) -> Task:
         return run
 
     return Task(
-        init=jax.jit(task.init, out_shardings=NamedSharding(mesh, P())),
+        init=_jit_init(task, mesh),
         train=mapped(task.train, donated=(0,)),
         eval=mapped(task.eval),
         gradient=mapped(task.gradient),

@@ -8,7 +8,6 @@ import pytest
 from image_sets import names_and_labels, numbered
 from PIL import Image
 
-from experiments import benchmark
 from experiments.harness import classification, cli, image_data
 from jaxdl import InputError
 from jaxdl.data import (
@@ -208,13 +207,3 @@ def test_names_in_any_script(tmp_path):
     assert [batch["label"].tolist() for batch in batches] == [[0, 1, 2, 3]]
     assert dataset.splits["train"][3]["name"] == f"{tmp_path}/train/猫/猫 é.PNG"
     assert len(fingerprint(dataset.splits["train"])) == 64
-
-
-def test_the_benchmark_of_a_folder_makes_its_own(capsys):
-    benchmark.run(["--what=folder", "--images=300", "--rounds=2", "--steps=2"])
-    *rounds, total = capsys.readouterr().out.splitlines()
-    assert len(rounds) == 2
-    assert all("s to list 300 images, then" in line for line in rounds)
-    assert total.startswith("threads on ")
-    with pytest.raises(InputError, match="--images=255: it must be at least 256"):
-        benchmark.run(["--what=folder", "--images=255"])

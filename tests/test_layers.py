@@ -34,12 +34,12 @@ arrays
 # The same of what experiments share. On it stand the files that are run, which do not import one
 # another; studies stand on those.
 HARNESS = """
-recipes problem
-cli
+recipes problem bench
+cli bench_torch
 run run_folder augmentation
 image_data table_data corpus method summaries translation
 training classification
-study yardstick
+study yardstick bench_training bench_input bench_runs
 artist
 """
 

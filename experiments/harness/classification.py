@@ -223,13 +223,19 @@ class ImageView(View):
     def __init__(
         self, pipeline: data.Pipeline, augmentation: augment.Augment, mix: losses.MixLabels | None
     ):
-        self._pipeline, self._augmentation, self._mix = pipeline, augmentation, mix
+        self._pipeline = pipeline
+
+        @jax.jit  # as one program: otherwise it is a hundred, each to be compiled
+        def shown(key, batch):
+            few = {name: values[:16] for name, values in batch.items()}
+            images = augment.as_float(augmentation(key, few["image"]))
+            return mix(key, images, few["label"], few["mask"])[0] if mix else images
+
+        self._shown = shown
 
     def inputs(self, key: Any, batch: Batch) -> Any:
         """The first sixteen."""
-        few = {name: values[:16] for name, values in batch.items()}
-        images = augment.as_float(self._augmentation(key, few["image"]))
-        return self._mix(key, images, few["label"], few["mask"])[0] if self._mix else images
+        return self._shown(key, batch)
 
     def notes(self) -> dict[str, Any]:
         """How many images could not be read."""

@@ -81,6 +81,8 @@ def prepare_jax(config: Any = None) -> None:
     """
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", "~/.cache/jaxdl/compiled")
     jax.config.update("jax_compilation_cache_dir", str(Path(cache).expanduser()))
+    # A start compiles some ten programs that JAX finds too quick to keep, a second in all.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     # What a full disk or a kill left broken there is compiled anew.
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
     if config is not None:

@@ -39,14 +39,14 @@ class TrainOrder(NamedTuple):
 
     def __call__(self, step: int) -> np.ndarray:
         """The examples of a step's rows, [batch_size]."""
-        positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        epochs, offsets = np.divmod(positions, self.size)
-        return np.concatenate(
-            [
-                _permutation(self.size, self.seed, int(epoch))[offsets[epochs == epoch]]
-                for epoch in np.unique(epochs)
-            ]
-        )
+        parts, missing = [], self.batch_size
+        epoch, start = divmod(step * self.batch_size, self.size)
+        while missing:
+            part = _permutation(self.size, self.seed, epoch)[start : start + missing]
+            parts.append(part)
+            missing -= len(part)
+            epoch, start = epoch + 1, 0
+        return np.concatenate(parts)
 
     def generator(self, step: int, row: int) -> np.random.Generator:
         """The randomness of one row of one step."""

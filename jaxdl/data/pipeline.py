@@ -251,8 +251,10 @@ class RowPipeline(StreamPipeline):
                 index = stream.order(step)[self._rows]
                 if stream.steps is None:
                     index = stand_ins[index]
-                rows = self._put({"index": index.astype(np.int32)})
-                yield self._gather(storage, rows["index"])
+                index = index.astype(np.int32)
+                if len(index) < self.batch_size:  # others have the other rows
+                    index = self._put({"index": index})["index"]
+                yield self._gather(storage, index)
             return
         with contextlib.closing(self._read(split, stream, self._rows, start)) as batches:
             # One batch ahead, so that its transfer runs beside the step on the batch handed out.

@@ -641,7 +641,7 @@ compare --experiment=lenet --flag=momentum --values=0.5,0.9 --dataset=folder:mis
 compare --experiment=lenet --flag=seed --values=0,1 => --flag=seed
 compare --experiment=lenet --flag=flagfile --values=missing.flags,empty => missing.flags
 benchmark --what=speed => loop
-benchmark --rounds=1 => --rounds=1
+benchmark --rounds=0 => --rounds=0
 benchmark everything => everything
 
 # arrays, through the library

@@ -1,0 +1,132 @@
+"""Benchmarks are programs, no speed is asserted: each runs at a tiny size and says its lines."""
+
+import importlib.util
+import json
+import re
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import benchmark
+from experiments.harness import bench, training
+from jaxdl import InputError
+
+NUMBER = r"[\d.,]+"
+SPREAD = rf"{NUMBER} \({NUMBER} to {NUMBER}\)"
+TORCH = importlib.util.find_spec("torch") is not None
+
+
+@pytest.fixture
+def told(capsys, monkeypatch):
+    """Runs a benchmark in this process, on one device; the lines that it prints."""
+    device = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda: device)
+    monkeypatch.setattr(training, "prepare_jax", lambda *config: None)
+
+    def run(*flags):
+        benchmark.run([*flags])
+        return capsys.readouterr().out.splitlines()
+
+    return run
+
+
+@pytest.fixture
+def no_torch(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+
+
+def test_training_is_measured_beside_plain_flax(told, no_torch, tmp_path):
+    file = tmp_path / "results.jsonl"
+    flags = ["--what=train", "--model=lenet5", "--channels=1", "--batch_size=4", "--rounds=3"]
+    without, machine, what, *lines = told(*flags, "--steps=1", f"--json={file}")
+    assert without == "torch is not installed: without it"
+    assert re.match(r"1 cpu, \d+ cores, jax ", machine)
+    assert what.startswith("lenet5 on 32x32x1 images, batch 4, float32: 0.00")
+    assert [line.split(":")[0] for line in lines[:3]] == ["round 1", "round 2", "round 3"]
+    assert re.fullmatch(rf"matrix products reach {NUMBER} GFLOP/s", lines[3])
+    for name, line in zip(("here", "plain Flax"), lines[4:6], strict=True):
+        shape = rf"{name}: {SPREAD} images/s, {NUMBER} GFLOP/s, {NUMBER}% of the peak(, \d+ MiB)?"
+        assert re.fullmatch(shape, line), line
+    assert re.fullmatch(rf"here over plain Flax: {SPREAD}", lines[6])
+    row = json.loads(file.read_text())
+    assert row["model"] == "lenet5"
+    assert len(row["speeds"]["here"]) == len(row["speeds"]["plain Flax"]) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["resnet20_cifar", "vgg11", "mlp"])
+def test_training_is_measured_of_networks_with_norms_and_with_dropout(told, model):
+    size = "--image_size=32" if model == "vgg11" else "--image_size=8"
+    flags = ["--nocompile", "--batch_size=2", "--rounds=1", "--steps=1", size]
+    lines = told("--what=train", f"--model={model}", *flags, "--precision=bfloat16")
+    assert f"{model} on " in "\n".join(lines)
+    assert re.fullmatch(rf"here over (plain Flax|torch): {SPREAD}", lines[-1])
+
+
+@pytest.mark.slow
+def test_the_loop_is_measured_over_its_step(told):
+    lines = told("--what=loop", "--model=mlp", "--rounds=2", "--steps=60")
+    assert len(lines) == 4
+    assert re.fullmatch(rf"a step takes {SPREAD} ms, in the loop {SPREAD} times as long", lines[-1])
+
+
+@pytest.mark.slow
+def test_images_of_a_folder_are_measured(told, no_torch):
+    flags = ["--batch_size=16", "--images=300", "--rounds=2", "--steps=2", "--image_size=16"]
+    lines = told("--what=data", *flags)
+    assert re.fullmatch(rf"{NUMBER} s to list 300 images", lines[2])
+    assert [line.split(":")[0] for line in lines[3:5]] == ["round 1", "round 2"]
+    assert re.fullmatch(rf"threads on \d+ cores: {SPREAD} images/s a core", lines[5])
+    assert re.fullmatch(rf"\d+ workers on \d+ cores: {SPREAD} images/s a core", lines[6])
+
+
+@pytest.mark.slow
+def test_the_start_is_measured_cold_and_warm(told, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cold, warm, *both = told("--what=start", "--rounds=1")
+    assert re.fullmatch(rf"cold: {NUMBER} s to the first step, {NUMBER} s of CPU", cold)
+    assert re.fullmatch(rf"warm: {NUMBER} s to the first step, {NUMBER} s of CPU", warm)
+    assert [line.split(":")[0] for line in both] == ["cold compile cache", "warm compile cache"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--what=speed"], "train"),
+        (["--rounds=0"], "--rounds=0: it must be at least 1"),
+        (["--what=train", "--model=lenet6"], "a name of jaxdl.models.names()"),
+        (["--what=train", "--model=lenet5", "--image_size=8"], "32"),
+        (["--what=data", "--images=255"], "--images=255: it must be at least 256, a batch"),
+        (["--what=sweep", "--runs=10"], "--runs=10: it must be a multiple of 16"),
+        (["--channels=2"], "--channels=2: it must be 1 or 3"),
+        (["everything"], "'everything' is no flag"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(flags, said):
+    with pytest.raises(InputError) as refused:
+        benchmark.run(flags)
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_ratios_are_of_the_same_round(capsys):
+    speeds = {"here": [1.0, 2.0, 30.0], "there": [2.0, 4.0, 10.0]}
+    assert bench.ratios(speeds, ["here"]) == {"here over there": (0.5, 0.5, 1.75)}
+    assert capsys.readouterr().out == "here over there: 0.500 (0.500 to 1.75)\n"
+
+
+def test_sides_take_turns_and_begin_in_turn(capsys):
+    ran = []
+    sides = [bench.Side(name, lambda steps, name=name: ran.append((name, steps))) for name in "ab"]
+    speeds = bench.by_turns(sides, 2, 7, "steps/s", 1)
+    assert ran == [("a", 7), ("b", 7), ("b", 7), ("a", 7)]
+    assert [len(speed) for speed in speeds.values()] == [2, 2]
+
+
+def test_the_peak_of_memory_is_what_a_step_touched():
+    """64 MiB more than it began with; elsewhere than on Linux nothing tells."""
+    side = bench.Side("side", lambda steps: np.ones(2**23), held=5)
+    found = bench.peak_bytes(side)
+    assert found is None or 0.9 * 2**26 < found < 1.5 * 2**26
