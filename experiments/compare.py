@@ -50,6 +50,11 @@ class Config:
     learning_rates: tuple[float, ...] = cli.flag((), "one for each value, if each wants its own")
     target_loss: float | None = cli.flag(None, "count the steps until train/loss is this or less")
     metric: str = cli.flag("", "eval/NAME; by default the one a run chooses its best by")
+    vectorize: str = cli.flag(
+        "auto",
+        "train runs that differ in numbers alone as lanes of one program, or all in turn",
+        ("auto", "never"),
+    )
     study: StudyFlags = StudyFlags(seeds=3)
 
     def __post_init__(self) -> None:
@@ -302,11 +307,12 @@ def run(argv: list[str]) -> None:
         config = cli.replace(config, workdir=f"runs/compare_{config.experiment}_{config.flag}")
     experiment = importlib.import_module(f"experiments.{config.experiment}")
     runs = plan(config, experiment, [a for a in argv if _name(a) not in own])
-    asked = "values", "learning_rates", "target_loss", "metric"
+    asked = "values", "learning_rates", "target_loss", "metric", "vectorize"
     study.begin(config, runs, apart_from=asked)
     by = check(runs, config)
     command = shlex.join(["python", "-m", "experiments.compare", *argv])
-    study.train(runs, command, divergence_is_a_result=True)
+    together_in = Path(config.study.workdir) if config.vectorize == "auto" else None
+    study.train(runs, command, divergence_is_a_result=True, together_in=together_in)
 
     measured = finished(runs)
     found = results(runs, by, config.target_loss)

@@ -178,9 +178,7 @@ def lanes(task: Task, mesh: Mesh) -> Task:
     many = vmap(task, batch_axis=0)
 
     def compiled(function, donated=()):
-        apart = jax.shard_map(
-            function, mesh=mesh, in_specs=BATCH, out_specs=BATCH, check_vma=False
-        )
+        apart = jax.shard_map(function, mesh=mesh, in_specs=BATCH, out_specs=BATCH, check_vma=False)
         return jax.jit(apart, donate_argnums=donated)
 
     return Task(
