@@ -216,6 +216,7 @@ def _evaluate(
       What it returns, and the place after its last number.
     """
     values: dict[Any, Any] = {}
+    results: Sequence[Any]
     jaxpr = closed.jaxpr
 
     def number(own: Any) -> Any:

@@ -14,7 +14,8 @@ import jax
 from jax.sharding import Mesh
 
 from experiments.harness import run_folder, training
-from experiments.harness.lanes import Group, Lane, Program
+from experiments.harness.group import Group, Program
+from experiments.harness.lanes import Lane
 from experiments.harness.problem import Problem
 from jaxdl import files, lifting, parallel
 from jaxdl.data.pipeline import RowPipeline
@@ -90,11 +91,11 @@ def _train_kind(
     names = {str(lane.run.workdir.relative_to(workdir)): lane for lane in lanes}
     groups = []
     for together in _read_groups(workdir):
-        group = [names.pop(name) for name in together if name in names]
+        group = [names[name] for name in together if name in names]
         if len(group) == len(together) and not all(lane.run.done for lane in group):
             groups.append(group)
-        else:  # of other flags, or done
-            names |= {name: lane for name, lane in zip(together, group, strict=False)}
+            for name in together:
+                del names[name]
     new = [lane for lane in names.values() if not lane.run.done]
     if new:
         size = program.lanes_at_once(len(new))

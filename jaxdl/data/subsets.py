@@ -188,7 +188,8 @@ def origin(source: Source) -> tuple[Source, np.ndarray]:
     """
     indices = np.arange(len(source))
     while isinstance(source, _Subset) and source.new_labels is None:
-        source, indices = source.source, source.indices[indices]
+        indices = source.indices[indices]
+        source = source.source
     return source, indices
 
 
