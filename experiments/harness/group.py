@@ -71,19 +71,14 @@ class Program:
             size = min(size, max(1, CACHE_BYTES // _bytes(state)) * self.mesh.size)
         while True:
             groups = -(-count // size)
-            size = self._round(-(-count // groups))  # of one size, for which it is compiled once
+            size = self.round(-(-count // groups))  # of one size, for which it is compiled once
             if size <= self.mesh.size or self._needs(size) <= MEMORY_SHARE * _free_memory():
                 return size
             size = size // 2
 
-    def _round(self, count: int) -> int:
+    def round(self, count: int) -> int:
+        """The least number of lanes from that on that goes round the devices."""
         return -(-count // self.mesh.size) * self.mesh.size
-
-    def padded(self, group: Sequence[Lane]) -> list[Lane]:
-        """The lanes with some again at the end, so that they go round the devices."""
-        sizes = [size for size in self._compiled if size >= len(group)]
-        size = min(sizes, default=self._round(len(group)))
-        return [*group, *[group[0]] * (size - len(group))]
 
     def step(self, size: int) -> Any:
         """`train` of so many lanes, compiled."""
@@ -125,19 +120,24 @@ class Group:
     Args:
       program: what trains them.
       lanes: the lanes; those whose runs are done only fill their places.
+      size: how many lanes the program is of; the first fills the places that are left.
       diverged: told of a run that diverged, and how.
     """
 
     def __init__(
-        self, program: Program, lanes: Sequence[Lane], diverged: Callable[[Any, str], None]
+        self,
+        program: Program,
+        lanes: Sequence[Lane],
+        size: int,
+        diverged: Callable[[Any, str], None],
     ):
         self._program, self._lanes, self._diverged = program, list(lanes), diverged
         self._problem, self._run = lanes[0].problem, lanes[0].run.config.run
         self._steps = self._problem.learner.steps
-        padded = program.padded(lanes)
+        padded = [*lanes, *[lanes[0]] * (size - len(lanes))]
         self._spread = parallel.batch_sharding(program.mesh)
         self._feed = Lanes([lane.problem.feed for lane in padded], self._spread)
-        self._step = program.step(len(padded))
+        self._step = program.step(size)
         *_, self._train_numbers, self._eval_numbers = numbers = program.numbers(padded)
         keys = [jax.random.key_data(jax.random.key(x.run.config.run.seed)) for x in padded]
         self._keys = jax.random.wrap_key_data(self._put(np.stack(keys)))

@@ -16,9 +16,7 @@ from jax.sharding import Mesh
 from experiments.harness import run_folder, training
 from experiments.harness.group import Group, Program
 from experiments.harness.lanes import Lane
-from experiments.harness.problem import Problem
-from jaxdl import files, lifting, parallel
-from jaxdl.data.pipeline import RowPipeline
+from jaxdl import lifting, parallel
 
 LANES_FILE = "lanes.json"
 """Which runs of a study were trained together, in the order of their lanes."""
@@ -63,24 +61,10 @@ def _prepare(run: Any, mesh: Mesh) -> Lane:
     task, hparams = training.task_of(config, problem)
     key = jax.random.key(config.run.seed)
     init = lifting.trace(task.init, key, hparams)
-    batch, watched = _batch_shapes(problem)
+    batch, watched = training.batch_shapes(problem)
     train = lifting.trace(task.train, init.result, batch)
     evaluate = lifting.trace(task.eval, init.result, watched)
     return Lane(run, problem, task, hparams, (init, train, evaluate), batch)
-
-
-def _batch_shapes(problem: Problem) -> tuple[Any, Any]:
-    """The shapes of a batch of training, and of one of the split that is watched."""
-    feed = problem.feed
-    if isinstance(feed, RowPipeline):  # which need not be read for that
-        of = lambda field: jax.ShapeDtypeStruct((feed.batch_size, *field.shape), field.dtype)
-        both = {name: of(field) for name, field in feed.schema.items()}
-        return both, both
-    streams = feed.train(0), feed.evaluate(problem.eval_split)
-    shape = lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype)
-    batch, watched = (jax.tree.map(shape, next(iter(stream))) for stream in streams)
-    streams[0].close()
-    return batch, watched
 
 
 def _train_kind(
@@ -89,33 +73,32 @@ def _train_kind(
     """Trains lanes of one kind, in groups where they are too many for the memory."""
     program = Program(lanes, mesh)
     names = {str(lane.run.workdir.relative_to(workdir)): lane for lane in lanes}
-    groups = []
+    groups: list[tuple[list[Lane], int]] = []
     for together in _read_groups(workdir):
-        group = [names[name] for name in together if name in names]
-        if len(group) == len(together) and not all(lane.run.done for lane in group):
-            groups.append(group)
-            for name in together:
+        group = [names[name] for name in together["runs"] if name in names]
+        if len(group) == len(together["runs"]) and not all(lane.run.done for lane in group):
+            groups.append((group, program.round(together["size"])))
+            for name in together["runs"]:
                 del names[name]
     new = [lane for lane in names.values() if not lane.run.done]
     if new:
         size = program.lanes_at_once(len(new))
-        groups += [new[start : start + size] for start in range(0, len(new), size)]
-    for number, group in enumerate(groups, start=1):
+        groups += [(new[start : start + size], size) for start in range(0, len(new), size)]
+    for number, (group, size) in enumerate(groups, start=1):
         of = f"group {number} of {len(groups)}: " if len(groups) > 1 else ""
-        problem = group[0].problem
-        print(f"{of}{len(group)} runs as one program: {problem.title}", flush=True)
-        _write_group(workdir, group)
-        Group(program, group, diverged).train()
+        print(f"{of}{len(group)} runs as one program: {lanes[0].problem.title}", flush=True)
+        _write_group(workdir, group, size)
+        Group(program, group, size, diverged).train()
 
 
-def _read_groups(workdir: Path) -> list[list[str]]:
+def _read_groups(workdir: Path) -> list[dict[str, Any]]:
     path = workdir / LANES_FILE
     return run_folder.read_record(path, groups=list)["groups"] if path.exists() else []
 
 
-def _write_group(workdir: Path, group: Iterable[Lane]) -> None:
+def _write_group(workdir: Path, group: Iterable[Lane], size: int) -> None:
     """Writes down which lanes are trained together, in the place of what was written of them."""
     names = [str(lane.run.workdir.relative_to(workdir)) for lane in group]
-    others = [other for other in _read_groups(workdir) if not set(other) & set(names)]
-    with files.replacing(workdir / LANES_FILE) as file:
-        file.write((json.dumps({"groups": [*others, names]}) + "\n").encode())
+    others = [other for other in _read_groups(workdir) if not set(other["runs"]) & set(names)]
+    record = {"groups": [*others, {"size": size, "runs": names}]}
+    run_folder.write(workdir / LANES_FILE, json.dumps(record, indent=2))

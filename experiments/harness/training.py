@@ -23,6 +23,7 @@ from experiments.harness.problem import Build, Problem
 from experiments.harness.run_folder import FLAGS_FILE, INPUTS_FILE, SUMMARY_FILE
 from jaxdl import Batch, InputError, checkpoint, hosts, loop, optim, parallel
 from jaxdl.checkpoint import Checkpoints
+from jaxdl.data.pipeline import RowPipeline
 from jaxdl.task import State, Task, observe
 from jaxdl.writers import Writer, describe
 
@@ -153,6 +154,20 @@ def watching(config: Any) -> Callable[[State, Any], tuple[Any, Any]]:
         return state.hparams, state.monitor
 
     return seen
+
+
+def batch_shapes(problem: Problem) -> tuple[Any, Any]:
+    """The shapes of a batch of training, and of one of the split that is watched."""
+    feed = problem.feed
+    if isinstance(feed, RowPipeline):  # which need not be read for that
+        of = lambda field: jax.ShapeDtypeStruct((feed.batch_size, *field.shape), field.dtype)
+        both = {name: of(field) for name, field in feed.schema.items()}
+        return both, both
+    streams = feed.train(0), feed.evaluate(problem.eval_split)
+    shape = lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype)
+    batch, watched = (jax.tree.map(shape, next(iter(stream))) for stream in streams)
+    streams[0].close()
+    return batch, watched
 
 
 class _Watch:
