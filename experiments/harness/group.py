@@ -158,7 +158,8 @@ class Group:
             start = self._open(stack)
             stopped = self._loop(start)
         if stopped:
-            print(f"stopped and saved, {sum(lane.alive for lane in self._lanes)} runs at once")
+            step = int(self._state.step[0])
+            print(f"stopped after step {step}, and {len(self._alive)} runs saved")
             raise cli.Interrupted(stopped)
 
     @property
