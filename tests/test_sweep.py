@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from experiments import compare, mlp, predict, resnet
 from experiments.harness import cli, group, study, sweep, training
@@ -287,7 +288,7 @@ def test_lanes_too_many_are_trained_in_groups(together, tmp_path, monkeypatch, c
 
 
 def test_lanes_go_round_the_devices(together, tmp_path, monkeypatch):
-    mesh = parallel.data_mesh(jax.devices()[:4])
+    mesh = all_devices(jax.devices()[:4])
     monkeypatch.setattr(parallel, "data_mesh", lambda: mesh)
     flags = [f for f in DROPOUT if not f.startswith("--seeds")]
     folder = run(*flags, "--seeds=3", workdir=tmp_path / "devices")  # six lanes, and two more
@@ -315,8 +316,9 @@ def test_a_folder_of_a_lane_is_that_of_a_run(together, tmp_path, capsys):
     training.evaluate(config, mlp.build)
     out = capsys.readouterr().out
     assert f"test at step 20: loss {summary['test/loss']:.4g}" in out
-    predict.run([f"--workdir={lane}", "--dataset=digits"])
-    assert "accuracy" in capsys.readouterr().out
+    Image.new("L", (8, 8), 255).save(tmp_path / "white.png")
+    predict.run([f"--workdir={lane}", f"--images={tmp_path / 'white.png'}"])
+    assert capsys.readouterr().out.startswith(f"{tmp_path / 'white.png'}\t")
     config, _ = cli.parse(mlp.Config, [f"--flagfile={lane / 'flags.txt'}"])
     assert training.train(config, mlp.build)["test/loss"] == pytest.approx(summary["test/loss"])
 
@@ -373,4 +375,5 @@ def test_a_grid_is_drawn_as_a_heat_map(tmp_path):
 def test_families_of_a_training_step_differ_where_its_flags_do():
     lanes = lanes_of(mlp, *(["--image_size=8", "--steps=9", f"--dropout={d}"] for d in (0.1, 0.4)))
     numbers = lifting.Family([lane.programs[1] for lane in lanes]).numbers
-    assert {tuple(np.round(n, 6).tolist()) for n in numbers} == {(0.9, 0.6)}
+    assert all(np.allclose(array, [0.9, 0.6]) for array in numbers)
+    assert numbers

@@ -55,13 +55,15 @@ class Program:
             ),
             mesh,
         )
+        self.spread = parallel.batch_sharding(mesh)
+        self._feeds = Lanes([lane.problem.feed for lane in lanes], self.spread)
         self._compiled: dict[int, Any] = {}
 
-    def numbers(self, group: Sequence[Lane]) -> list[list[jax.Array]]:
-        """What differs between lanes in `init`, `train` and `eval`, [lanes, ...]."""
-        rows = np.array([self.lanes.index(lane) for lane in group])
-        put = lambda array: jax.device_put(array[rows], parallel.batch_sharding(self.mesh))
-        return [list(map(put, family.numbers)) for family in self._families]
+    def of(self, group: Sequence[Lane]) -> tuple[Lanes, list[list[jax.Array]]]:
+        """What feeds some lanes, and the numbers of `init`, `train` and `eval` that differ."""
+        which = [self.lanes.index(lane) for lane in group]
+        put = lambda array: jax.device_put(array[which], self.spread)
+        return self._feeds.of(which), [list(map(put, of.numbers)) for of in self._families]
 
     def lanes_at_once(self, count: int) -> int:
         """How many lanes fit into the memory, of so many; on CPUs into their caches."""
@@ -83,9 +85,7 @@ class Program:
     def step(self, size: int) -> Any:
         """`train` of so many lanes, compiled."""
         if size not in self._compiled:
-            many = lambda x: jax.ShapeDtypeStruct(
-                (size, *x.shape), x.dtype, sharding=parallel.batch_sharding(self.mesh)
-            )
+            many = lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype, sharding=self.spread)
             state, batch = self.lanes[0].programs[0].result, self.lanes[0].batch
             numbers = [
                 jax.ShapeDtypeStruct(n.shape[1:], n.dtype) for n in self._families[1].numbers
@@ -135,10 +135,9 @@ class Group:
         self._problem, self._run = lanes[0].problem, lanes[0].run.config.run
         self._steps = self._problem.learner.steps
         padded = [*lanes, *[lanes[0]] * (size - len(lanes))]
-        self._spread = parallel.batch_sharding(program.mesh)
-        self._feed = Lanes([lane.problem.feed for lane in padded], self._spread)
-        self._step = program.step(size)
-        *_, self._train_numbers, self._eval_numbers = numbers = program.numbers(padded)
+        self._spread, self._step = program.spread, program.step(size)
+        self._feed, numbers = program.of(padded)
+        _, self._train_numbers, self._eval_numbers = numbers
         keys = [jax.random.key_data(jax.random.key(x.run.config.run.seed)) for x in padded]
         self._keys = jax.random.wrap_key_data(self._put(np.stack(keys)))
         hparams = jax.tree.map(lambda *of: np.stack(of), *(lane.hparams for lane in padded))
@@ -243,19 +242,19 @@ class Group:
                 reports.send(step, metrics)
                 stop, last = stop_asked(step), step == self._steps
                 due_eval = step % run.eval_every == 0 or last
-                if not (stop or due_eval or step % run.checkpoint_every == 0):
+                due_save = step % run.checkpoint_every == 0
+                if self._alive and not (stop or due_eval or due_save):
                     continue
                 reports.catch_up()
                 if due_eval:
                     reports.report(step)
                 measured: list[dict[str, float]] = []
                 with reports.pause():
-                    if due_eval:
+                    if due_eval and self._alive:
                         measured = self._evaluated(step)
                         reports.evaluated(step)
                         self._end(step, measured, last)
-                    due_save = time.perf_counter() - saved >= SAVE_SECONDS
-                    if self._alive and (stop or due_save):
+                    if self._alive and (stop or time.perf_counter() - saved >= SAVE_SECONDS):
                         self._save(measured)
                         saved = time.perf_counter()
                 if stop or not self._alive:

@@ -5,8 +5,8 @@ draws for validation, or leaves out, are other places of the same rows.
 """
 
 import contextlib
+import copy
 import dataclasses
-import functools
 from collections.abc import Generator, Sequence
 from typing import Any
 
@@ -35,9 +35,22 @@ class Lanes:
     """
 
     def __init__(self, feeds: Sequence[Any], lanes: NamedSharding):
-        self._feeds = list(feeds)
+        self._feeds = self._all = list(feeds)
+        self._which = np.arange(len(feeds))
         self._lanes = lanes
         self._stored: dict[str, tuple[dict[str, jax.Array], np.ndarray]] = {}
+
+        def gather(storage, index):
+            return {name: rows[index] for name, rows in storage.items()}
+
+        self._gather = jax.jit(gather, out_shardings=lanes)
+
+    def of(self, which: Sequence[int]) -> "Lanes":
+        """Some of the lanes, some of them perhaps twice, by the same rows on the devices."""
+        some = copy.copy(self)
+        some._which = self._which[list(which)]
+        some._feeds = [self._all[place] for place in some._which]
+        return some
 
     def train(self, start: int = 0) -> Generator[Batch, None, None]:
         """The batches of the updates after the first `start`, [lanes, B, ...], without end."""
@@ -81,7 +94,7 @@ class Lanes:
         After the last row comes one of padding, of which the last of a lane's places tells.
         """
         if split not in self._stored:
-            found = [origin(feed.sets[split]) for feed in self._feeds]
+            found = [origin(feed.sets[split]) for feed in self._all]
             sets = {name: rows for name, rows, _ in found}
             numbers = {name: number for number, name in enumerate(sets)}
             codes = [(numbers[name] << SET_SHIFT) + indices for name, _, indices in found]
@@ -92,14 +105,8 @@ class Lanes:
             places = np.pad(places.reshape(len(found), -1), ((0, 0), (0, 1)))
             places[:, -1] = len(every)
             self._stored[split] = rows.resident("train")[0], places.astype(np.int32)
-        return self._stored[split]
-
-    @functools.cached_property
-    def _gather(self) -> Any:
-        def gather(storage, index):
-            return {name: rows[index] for name, rows in storage.items()}
-
-        return jax.jit(gather, out_shardings=self._lanes)
+        storage, places = self._stored[split]
+        return storage, places[self._which]
 
 
 def _is_resident(feed: Any) -> bool:
