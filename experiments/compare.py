@@ -7,8 +7,16 @@ All other flags go to the experiment. To compare whole recipes, any number of fl
 put them into flagfiles: `--flag=flagfile --values=a.flags,b.flags`. Each is called by its file's
 name. So can values be compared that hold a comma.
 
-Every run is an ordinary one, in WORKDIR/FLAG=VALUE/seedN. The same command goes on where it was
-stopped, and trains nothing again that is done; with more values or seeds it trains those.
+    python -m experiments.compare --experiment=mlp --flag=learning_rate --values=0.001,0.003,0.01 \\
+        --by=weight_decay --by_values=0,0.01,0.1 --optimizer=adamw --seeds=5
+
+trains a grid, every value with every one of another flag, and draws it as a heat map.
+
+Runs that differ in numbers alone (seeds, rates, decays, smoothing, dropout ...) are trained at once
+as lanes of one program, `--vectorize=never` in turn. Every run is an ordinary one, in
+WORKDIR/FLAG=VALUE/seedN, of a grid in WORKDIR/FLAG=VALUE/BY=VALUE/seedN. The same command goes on
+where it was stopped, and trains nothing again that is done; with more values or seeds it trains
+those.
 """
 
 import dataclasses
@@ -17,7 +25,7 @@ import importlib
 import pkgutil
 import shlex
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -47,9 +55,16 @@ class Config:
     experiment: str = cli.flag("", "a name of experiments.NAME")
     flag: str = cli.flag("", "any flag of it, or flagfile to compare whole recipes")
     values: tuple[str, ...] = cli.flag((), "of that flag, two or more")
+    by: str = cli.flag("", "another flag, for a grid of each value with each one of this")
+    by_values: tuple[str, ...] = cli.flag((), "of --by, two or more")
     learning_rates: tuple[float, ...] = cli.flag((), "one for each value, if each wants its own")
     target_loss: float | None = cli.flag(None, "count the steps until train/loss is this or less")
     metric: str = cli.flag("", "eval/NAME; by default the one a run chooses its best by")
+    vectorize: str = cli.flag(
+        "auto",
+        "train runs that differ in numbers alone as lanes of one program, or all in turn",
+        ("auto", "never"),
+    )
     study: StudyFlags = StudyFlags(seeds=3)
 
     def __post_init__(self) -> None:
@@ -61,8 +76,23 @@ class Config:
         require(self, "values", len(set(self.values)) == len(self.values), "each given once")
         fits = len(self.learning_rates) in (0, len(self.values))
         require(self, "learning_rates", fits, f"one for each of the {len(self.values)} values")
-        twice = self.flag == "learning_rate" and self.learning_rates
+        twice = "learning_rate" in (self.flag, self.by) and self.learning_rates
         require(self, "learning_rates", not twice, "left out where that is what is compared")
+        self._check_grid()
+
+    def _check_grid(self) -> None:
+        other = self.by not in (*TAKEN, self.flag, "flagfile")
+        require(self, "by", other, "a flag beside --flag that compare does not set itself")
+        several = len(self.by_values) >= 2 if self.by else not self.by_values
+        require(self, "by_values", several, "two values or more of --by")
+        require(
+            self, "by_values", len(set(self.by_values)) == len(self.by_values), "each given once"
+        )
+
+    @property
+    def compared(self) -> str:
+        """What is compared, as the table has it."""
+        return f"{self.flag}, {self.by}" if self.by else self.flag
 
 
 # Flags of an experiment that every run is given by `compare`.
@@ -110,8 +140,10 @@ def plan(config: Config, experiment: ModuleType, others: Sequence[str]) -> list[
         value = value.replace("/", "_")  # it names folders
         folder = Path(config.study.workdir) / f"{config.flag}={value}"
         arguments.append("--mode=train")
-        seeds = study.seeds_of(config)
-        runs += [Run(value, seed, folder, experiment, arguments) for seed in seeds]
+        for setup, place_of_it, more in _cells(config, value, folder):
+            seeds = study.seeds_of(config)
+            own = [*arguments, *more]
+            runs += [Run(setup, seed, place_of_it, experiment, own) for seed in seeds]
     for run in runs:
         flags = cli.to_dict(run.config)
         if flags["coordinator"]:
@@ -122,6 +154,15 @@ def plan(config: Config, experiment: ModuleType, others: Sequence[str]) -> list[
     if len(set(folders)) < len(folders):
         raise InputError(f"two of --values={','.join(config.values)} would share a folder")
     return runs
+
+
+def _cells(config: Config, value: str, folder: Path) -> Iterator[tuple[str, Path, list[str]]]:
+    """What is trained with a value: its name, its folder, and its own arguments."""
+    if not config.by:
+        yield value, folder, []
+    for other in config.by_values:
+        name = other.replace("/", "_")
+        yield f"{value}, {name}", folder / f"{config.by}={name}", [f"--{config.by}={other}"]
 
 
 class Compared(NamedTuple):
@@ -158,7 +199,7 @@ def check(runs: Sequence[Run], config: Config) -> Compared:
         problem = run.experiment.build(run.config, mesh)
         task, hparams = training.task_of(run.config, problem)
         state = jax.eval_shape(task.init, jax.random.key(0), hparams)
-        batch = next(iter(problem.feed.evaluate(problem.eval_split)))
+        _, batch = training.batch_shapes(problem)
         means = sorted(jax.eval_shape(task.eval, state, batch))
         loss = "train/" + next(name for name in means if name.endswith("loss"))
         measured = [f"eval/{name}" for name in (*means, *problem.view.measures)]
@@ -215,7 +256,7 @@ def table(found: Mapping[str, Any], config: Config, by: Compared) -> str:
     best = f"best {by.metric}" if by.metric == by.best else f"{by.metric} at the best {by.best}"
     heads = (f"final {by.metric}", best, f"final {by.loss}", goal, "seconds")
     shown = [(name, head) for name, head in zip(FIGURES, heads, strict=True) if head]
-    rows = [[config.flag, *(head for _, head in shown), "runs"]]
+    rows = [[config.compared, *(head for _, head in shown), "runs"]]
     for value, figures in found.items():
         failed = figures["diverged"]
         seeds = config.study.seeds
@@ -223,7 +264,7 @@ def table(found: Mapping[str, Any], config: Config, by: Compared) -> str:
         rows.append([value, *(_cell(name, figures[name]) for name, _ in shown), runs])
     notes = [f"eval/ is of the {by.split} split, which the best was chosen by."]
     notes += [
-        f"{config.flag}={value}, seed {seed}: {how}"
+        f"{config.compared}={value}, seed {seed}: {how}"
         for value, figures in found.items()
         for seed, how in figures["diverged"].items()
     ]
@@ -279,6 +320,34 @@ def draw(measured: Mapping[str, Sequence[Series]], flag: str, by: Compared, path
     figure.savefig(path, dpi=120)
 
 
+def draw_grid(found: Mapping[str, Any], config: Config, by: Compared, path: Path) -> None:
+    """Draws the final metric of a grid as a heat map, its means over the seeds."""
+    from matplotlib.figure import Figure
+
+    # As they were planned: --flag down, --by across.
+    figures = np.array(list(found.values()), object).reshape(len(config.values), -1)
+    means = [[of["final"]["mean"] for of in row] for row in figures]
+    shown = np.ma.masked_invalid(np.array(means, float))
+    rows, columns = shown.shape
+    figure = Figure(figsize=(2.5 + 1.3 * columns, 1.5 + 0.7 * rows), layout="constrained")
+    axes = figure.subplots()
+    axes.set_facecolor("0.85")  # where all seeds diverged
+    image = axes.imshow(shown, aspect="auto")
+    figure.colorbar(image, label=f"final {by.metric}")
+    middle = (shown.min() + shown.max()) / 2
+    for (row, column), of in np.ndenumerate(figures):
+        lines = [_cell("final", of["final"]).replace(" ", "\n", 1)]
+        lines += [f"{len(of['diverged'])} diverged"] if of["diverged"] else []
+        drawn = not np.ma.getmaskarray(shown)[row, column]
+        color = "white" if drawn and shown[row, column] < middle else "black"
+        text = "\n".join(filter(None, lines))
+        axes.text(column, row, text, color=color, ha="center", va="center", fontsize=8)
+    axes.set_xticks(range(columns), config.by_values)
+    axes.set_yticks(range(rows), config.values)
+    axes.set(xlabel=config.by, ylabel=config.flag)
+    figure.savefig(path, dpi=120)
+
+
 def write_means(measured: Mapping[str, Sequence[Series]], path: Path) -> None:
     """Writes the means over the seeds for TensorBoard, one run there for each value."""
     for value, those in measured.items():
@@ -299,21 +368,23 @@ def run(argv: list[str]) -> None:
     own = {"help", "h", *(flag.name for flag in cli.flags_of(Config))}
     config, _ = cli.parse(Config, [a for a in argv if _name(a) in own])
     if not config.study.workdir:
-        config = cli.replace(config, workdir=f"runs/compare_{config.experiment}_{config.flag}")
+        name = "_".join(filter(None, (config.experiment, config.flag, config.by)))
+        config = cli.replace(config, workdir=f"runs/compare_{name}")
     experiment = importlib.import_module(f"experiments.{config.experiment}")
     runs = plan(config, experiment, [a for a in argv if _name(a) not in own])
-    asked = "values", "learning_rates", "target_loss", "metric"
+    asked = "values", "by", "by_values", "learning_rates", "target_loss", "metric", "vectorize"
     study.begin(config, runs, apart_from=asked)
     by = check(runs, config)
     command = shlex.join(["python", "-m", "experiments.compare", *argv])
-    study.train(runs, command, divergence_is_a_result=True)
+    together_in = Path(config.study.workdir) if config.vectorize == "auto" else None
+    study.train(runs, command, divergence_is_a_result=True, together_in=together_in)
 
     measured = finished(runs)
     found = results(runs, by, config.target_loss)
-    pictures = {
-        "compare.png": functools.partial(draw, measured, config.flag, by),
-        "tensorboard/": functools.partial(write_means, measured),
-    }
+    picture = {"compare.png": functools.partial(draw, measured, config.flag, by)}
+    if config.by:  # whose curves would be too many to tell apart
+        picture = {"heatmap.png": functools.partial(draw_grid, found, config, by)}
+    pictures = picture | {"tensorboard/": functools.partial(write_means, measured)}
     record = by._asdict() | {"results": found}
     study.finish(config, record, f"`{command}`", table(found, config, by), pictures)
 

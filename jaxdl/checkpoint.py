@@ -224,6 +224,29 @@ class Checkpoints:
             "that and give the same command again"
         ) from error
 
+    def go_back(self, step: int) -> None:
+        """Goes back to a step that is saved: what was saved after it is removed, to be made anew.
+
+        Call it before `restore`.
+
+        Args:
+          step: which; 0 for the beginning, without any.
+
+        Raises:
+          DamagedCheckpoint: it cannot be read back; then nothing is removed.
+        """
+        self._sound = (step, _read(self.folder, step)) if step else None
+        for later in _steps(self.folder):
+            if later > step:
+                shutil.rmtree(self.folder / str(later))
+        self._manager.reload()
+
+    def measured(self, step: int) -> dict[str, float]:
+        """The metrics that were saved with a step; none where there were none."""
+        found = dict(_read_metrics(self.folder / str(step)))
+        found.pop(CHECKSUM, None)
+        return found
+
     def restore(self, template: State) -> State | None:
         """The newest sound checkpoint as a State like `template`; None when there is none at all.
 

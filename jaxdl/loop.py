@@ -86,6 +86,47 @@ def evaluate(task: Task, state: State, batches: Iterable[Batch], prefix: str) ->
     return totals.means(prefix)
 
 
+def losses_of(metrics: Iterable[str]) -> list[str]:
+    """The names of the losses among metrics, of two players two; the first counts examples."""
+    return [name for name in metrics if name.endswith("loss")]
+
+
+def watched(metrics: Iterable[str]) -> list[str]:
+    """The names of the metrics that have to stay finite."""
+    return losses_of(metrics) + [name for name in metrics if name.endswith("gradient_norm")]
+
+
+def how_diverged(name: str, value: float, step: int, saved: int | None) -> str:
+    """What to say of a metric that is not finite, after a step."""
+    kept = f"the checkpoint of step {saved} is kept" if saved else "nothing was saved"
+    return (
+        f"{name} is {value} at step {step}; {kept}; "
+        "a lower learning_rate, a warm-up or clip_global_norm may help"
+    )
+
+
+def speed(
+    unit: str, examples: float, steps: int, seconds: float, step_flops: float | None
+) -> dict[str, float]:
+    """How fast steps were, as `fit` reports it.
+
+    Args:
+      unit: what examples are.
+      examples: in those steps.
+      steps: how many.
+      seconds: that they took.
+      step_flops: of each; None where they cannot be counted.
+    """
+    found = {f"{unit}_per_second": examples / seconds}
+    if step_flops is not None:
+        found["model_flops_per_second"] = step_flops * steps / seconds
+        peak = cost.peak_flops(jax.devices()[0])
+        if peak is not None:
+            used = found["model_flops_per_second"] / (peak * jax.device_count())
+            found["model_flops_utilization"] = used
+    return found
+
+
 class _Reports:
     """Takes in the metrics of finished steps, and reports their means and the speed when due.
 
@@ -115,7 +156,6 @@ class _Reports:
         self.last: dict[str, float] = {}
         self.totals = _Totals(checkpoints.totals if checkpoints and self._start else None)
         self.step_flops: float | None = None
-        self._devices = state.step.sharding.device_set
         self._began = self._clock = time.perf_counter()
         self._timed_steps, self._timed_examples = 0, 0.0
         self._in_flight: deque[tuple[int, Metrics]] = deque()
@@ -133,16 +173,11 @@ class _Reports:
 
     def _receive(self, step: int, metrics: Metrics) -> None:
         fetched = _fetch(metrics)
-        losses = [name for name in fetched if name.endswith("loss")]  # of two players two
-        norms = [name for name in fetched if name.endswith("gradient_norm")]
-        for name in losses + norms:
+        losses = losses_of(fetched)
+        for name in watched(fetched):
             if not math.isfinite(fetched[name].total):
                 saved = self._checkpoints.latest if self._checkpoints else None
-                kept = f"the checkpoint of step {saved} is kept" if saved else "nothing was saved"
-                raise Diverged(
-                    f"{name} is {fetched[name].total} at step {step}; {kept}; "
-                    "a lower learning_rate, a warm-up or clip_global_norm may help"
-                )
+                raise Diverged(how_diverged(name, fetched[name].total, step, saved))
         self.totals.add(fetched)
         self._timed_steps += 1
         self._timed_examples += float(fetched[losses[0]].count)
@@ -157,7 +192,10 @@ class _Reports:
         now = time.perf_counter()
         values = self.totals.means("train")
         self.last.update(values)
-        values |= self._speed(now - self._clock)
+        seconds = now - self._clock
+        values |= speed(
+            self._unit, self._timed_examples, self._timed_steps, seconds, self.step_flops
+        )
         self._writer.scalars(step, values)
         seconds_left = (now - self._began) / (step - self._start) * (self._steps - step)
         self._progress.train(step, values, seconds_left)
@@ -169,16 +207,6 @@ class _Reports:
         self.last.update(measured)
         self._writer.scalars(step, measured)
         self._progress.say(f"step {step}/{self._steps}  eval: {describe(measured)}")
-
-    def _speed(self, seconds: float) -> dict[str, float]:
-        speed = {f"{self._unit}_per_second": self._timed_examples / seconds}
-        if self.step_flops is not None:
-            speed["model_flops_per_second"] = self.step_flops * self._timed_steps / seconds
-            peak = cost.peak_flops(next(iter(self._devices)))
-            if peak is not None:
-                used = speed["model_flops_per_second"] / (peak * len(self._devices))
-                speed["model_flops_utilization"] = used
-        return speed
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
@@ -253,7 +281,7 @@ def fit(
     stop = 0
     stream = batches(start)
     with (
-        _stop_signal() as stop_asked,
+        stop_signal() as stop_asked,
         contextlib.closing(stream),
         Progress(steps, start, quiet=quiet or not hosts.is_first()) as progress,
         _Trace(profile, start) as trace,
@@ -262,7 +290,7 @@ def fit(
         for step in range(start + 1, start + 1 if done(state) else steps + 1):
             batch = next(stream)
             if step == start + 1:
-                reports.step_flops = _flops(task.train, state, batch)
+                reports.step_flops = step_flops(task.train, state, batch)
                 begin(state, batch)
             trace.before(step)
             state, metrics = task.train(state, batch)
@@ -322,7 +350,7 @@ class _Trace:
             self._running = False
 
 
-def _flops(function: Callable[..., Any], *args: Any) -> float | None:
+def step_flops(function: Callable[..., Any], *args: Any) -> float | None:
     """The FLOPs of one call, two for each multiply-add; None where they cannot be counted."""
     try:
         return 2.0 * cost.cost(function, *args).multiply_adds
@@ -331,7 +359,7 @@ def _flops(function: Callable[..., Any], *args: Any) -> float | None:
 
 
 @contextlib.contextmanager
-def _stop_signal() -> Iterator[Callable[[int], int]]:
+def stop_signal() -> Iterator[Callable[[int], int]]:
     """Yields (step) -> the signal that asks to stop after it, or 0: SIGTERM or the first Ctrl-C."""
     if threading.current_thread() is not threading.main_thread():
         yield lambda step: 0  # signals are the main thread's

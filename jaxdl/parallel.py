@@ -4,6 +4,7 @@
     task = jit(task, data_mesh())                        # any number of devices
     task = jit(scan(task), mesh, batch_spec=P(None, "data"))   # k steps in one call
     task = jit(vmap(task), mesh)                         # a sweep as one program
+    task = lanes(task, mesh)                             # the same, whole trainings on each device
     task = pmap(supervised(..., axis_name="data"), mesh) # one program a device
 
 Buffers are donated here and nowhere else: a state given to `train` must not be used again.
@@ -174,6 +175,32 @@ def scan(task: Task) -> Task:
     accelerator with small steps; on a CPU, XLA runs convolutions in a loop several times slower.
     """
     return task._replace(train=lambda state, batches: jax.lax.scan(task.train, state, batches))
+
+
+def lanes(task: Task, mesh: Mesh) -> Task:
+    """Runs many trainings as one program, whole ones on each device: `vmap` over a mesh.
+
+    A device has its own lanes and no word with the others.
+
+    Args:
+      task: the Task of a single training.
+      mesh: the devices, of which the number of lanes has to be a multiple.
+
+    Returns:
+      A Task of states, keys, hyperparameters, batches and metrics with a first axis of lanes.
+    """
+    many = vmap(task, batch_axis=0)
+
+    def compiled(function, donated=()):
+        apart = jax.shard_map(function, mesh=mesh, in_specs=BATCH, out_specs=BATCH, check_vma=False)
+        return jax.jit(apart, donate_argnums=donated)
+
+    return Task(
+        init=compiled(many.init),
+        train=compiled(many.train, donated=0),
+        eval=compiled(many.eval),
+        gradient=compiled(many.gradient),
+    )
 
 
 def vmap(task: Task, batch_axis: int | None = None) -> Task:

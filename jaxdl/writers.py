@@ -79,13 +79,15 @@ class Writer:
       workdir: the run's folder; None writes no file, as on the hosts beside the first.
       step: where the run goes on. What an earlier life of it wrote of later steps is dropped, for
         those steps are run again.
+      draws: whether curves.png is drawn at the end, which takes matplotlib a second.
 
     Attributes:
       rows: those of metrics.jsonl so far, also where there is no file.
     """
 
-    def __init__(self, workdir: str | Path | None, step: int = 0):
+    def __init__(self, workdir: str | Path | None, step: int = 0, draws: bool = True):
         self._workdir = None if workdir is None else Path(workdir)
+        self._draws = draws
         self.rows: list[Row] = []
         self._said: set[str] = set()
         if self._workdir is None:
@@ -104,7 +106,8 @@ class Writer:
 
     def __exit__(self, *exception: object) -> None:
         if self._workdir is not None:
-            self.curves()
+            if self._draws:
+                self.curves()
             if not self._sound:
                 self._write_rows()
 

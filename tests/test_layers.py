@@ -18,11 +18,12 @@ nn
 data.order data.rows data.images data.sources data.folders data.idx data.subsets data.digits | data
 data.tables
 data.reading data.pipeline data.image_pipeline data.ring data.text data.pairs data.words | data
+data.lanes
 branches
 models
 task decoding
 methods proximal curvature
-metrics augment optim schedules transfer fidelity pictures trees
+metrics augment optim schedules transfer fidelity pictures trees lifting
 losses | metrics
 adversarial
 parallel checkpoint writers cost pretrained bottleneck forms
@@ -38,7 +39,9 @@ recipes problem bench
 cli bench_torch
 run run_folder augmentation
 image_data table_data corpus method summaries translation
-training classification
+training classification lanes
+group
+sweep
 study yardstick bench_training bench_input bench_runs
 artist
 """

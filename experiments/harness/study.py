@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from experiments.harness import cli, run_folder, training
+from experiments.harness import cli, run_folder, sweep, training
 from experiments.harness.cli import flag, require
 from jaxdl import InputError, loop
 
@@ -157,7 +157,10 @@ def _check_folder(workdir: Path, flags: Mapping[str, Any], apart_from: Collectio
 
 
 def train(
-    runs: Sequence[Run], command: str = "the same command", divergence_is_a_result: bool = False
+    runs: Sequence[Run],
+    command: str = "the same command",
+    divergence_is_a_result: bool = False,
+    together_in: Path | None = None,
 ) -> None:
     """Trains what is not done.
 
@@ -165,11 +168,20 @@ def train(
       runs: in this order.
       command: what goes on with the study after an interruption.
       divergence_is_a_result: whether to write it down and to go on with the next run.
+      together_in: the folder of runs that are trained as lanes of one program where they can be,
+        and where divergence is a result; None to train them in turn.
 
     Raises:
       Interrupted: a signal stopped a run, and with it the study.
     """
+
+    def diverged(run: Run, how: str) -> None:
+        (run.workdir / DIVERGED_FILE).write_text(f"{how}\n")
+        print(f"diverged: {run.workdir}: {how}", flush=True)
+
     with cli.if_interrupted(f"and with the study: {command}"):
+        if together_in is not None:
+            sweep.train(runs, together_in, diverged)
         for number, run in enumerate(runs, start=1):
             state = ", which is done" if run.done else ""
             print(f"run {number} of {len(runs)}: {run.workdir}{state}", flush=True)
@@ -180,8 +192,7 @@ def train(
             except loop.Diverged as error:
                 if not divergence_is_a_result:
                     raise
-                (run.workdir / DIVERGED_FILE).write_text(f"{error}\n")
-                print(f"diverged: {error}", flush=True)
+                diverged(run, str(error))
 
 
 def spread(values: Sequence[float | None]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What is said of a run: its first line, its end, its summary."""
 
+import functools
 import math
 from importlib.metadata import version
 from pathlib import Path
@@ -50,14 +51,13 @@ def summary(
 ) -> dict[str, Any]:
     """What summary.json holds; `wall_seconds` are those of the process that finished the run."""
     notes = problem.view.notes()
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
     return {
         **{name: json_ready(value) for name, value in metrics.items()},
         "step": int(state.step),
         "parameters": _count(state.params),
         "examples": problem.examples,
         "devices": _devices(),
-        "versions": {name: version(name) for name in packages} | {"jaxdl": __version__},
+        "versions": _versions() | {"jaxdl": __version__},
         "wall_seconds": round(seconds, 2),
         **{k: json_ready(v) if isinstance(v, float) else v for k, v in notes.items()},
     }
@@ -68,6 +68,12 @@ def last_trained(workdir: Path) -> dict[str, float]:
     rows = [{k: v for k, v in row.items() if k.startswith("train/")} for row in read_rows(workdir)]
     last = next(filter(None, reversed(rows)), {})
     return {name: math.nan if value is None else value for name, value in last.items()}
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
+    return {name: version(name) for name in packages}  # read anew each time otherwise
 
 
 def _count(tree: Any) -> int:

@@ -8,12 +8,14 @@ import math
 import os
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from experiments.harness import cli, run_folder, summaries
 from experiments.harness.cli import require
@@ -21,6 +23,7 @@ from experiments.harness.problem import Build, Problem
 from experiments.harness.run_folder import FLAGS_FILE, INPUTS_FILE, SUMMARY_FILE
 from jaxdl import Batch, InputError, checkpoint, hosts, loop, optim, parallel
 from jaxdl.checkpoint import Checkpoints
+from jaxdl.data.pipeline import RowPipeline
 from jaxdl.task import State, Task, observe
 from jaxdl.writers import Writer, describe
 
@@ -102,9 +105,12 @@ def task_of(
     return task, hparams
 
 
-def _prepare(config: Any, build: Build) -> tuple[Problem, Task, State]:
-    """The problem, its task on all devices, and the state it begins with."""
-    mesh = parallel.data_mesh()
+def make_problem(config: Any, build: Build, mesh: Mesh) -> Problem:
+    """The problem of a run.
+
+    Raises:
+      InputError: it does not fit the devices or what was trained before, or cannot be evaluated.
+    """
     parallel.check_batch_size(config.run.batch_size, mesh)
     problem = build(config, mesh)
     # What was held out of a run's training does not matter to those who only use it.
@@ -117,6 +123,13 @@ def _prepare(config: Any, build: Build) -> tuple[Problem, Task, State]:
             f"there is nothing to evaluate by: the data has the split {there} alone; hold some of "
             "it out, by --validation=0.1, say"
         )
+    return problem
+
+
+def _prepare(config: Any, build: Build) -> tuple[Problem, Task, State]:
+    """The problem, its task on all devices, and the state it begins with."""
+    mesh = parallel.data_mesh()
+    problem = make_problem(config, build, mesh)
     axis_name = parallel.DATA if config.run.parallel == "pmap" else None
     task, hparams = task_of(config, problem, axis_name)
     if config.run.parallel == "pmap":
@@ -128,23 +141,45 @@ def _prepare(config: Any, build: Build) -> tuple[Problem, Task, State]:
     return problem, task, task.init(jax.random.key(config.run.seed), hparams)
 
 
+def watching(config: Any) -> Callable[[State, Any], tuple[Any, Any]]:
+    """What evaluations do to a state: (state, value, more of which is better) -> what is new of it.
+
+    Returns:
+      A pure function that gives `hparams` and `monitor`.
+    """
+    patience, factor = config.run.plateau, config.run.plateau_factor
+
+    def seen(state, value):
+        state = observe(state, value)
+        if patience is not None:
+            state = optim.reduce_on_plateau(state, patience=patience, factor=factor)
+        return state.hparams, state.monitor
+
+    return seen
+
+
+def batch_shapes(problem: Problem) -> tuple[Any, Any]:
+    """The shapes of a batch of training, and of one of the split that is watched."""
+    feed = problem.feed
+    if isinstance(feed, RowPipeline):  # which need not be read for that
+        of = lambda field: jax.ShapeDtypeStruct((feed.batch_size, *field.shape), field.dtype)
+        both = {name: of(field) for name, field in feed.schema.items()}
+        return both, both
+    streams = feed.train(0), feed.evaluate(problem.eval_split)
+    shape = lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype)
+    batch, watched = (jax.tree.map(shape, next(iter(stream))) for stream in streams)
+    streams[0].close()
+    return batch, watched
+
+
 class _Watch:
     """What evaluations do to a run: `observe` and `done` of `loop.fit`."""
 
     def __init__(self, config: Any, problem: Problem):
         self._best = problem.best
-        patience, factor = config.run.plateau, config.run.plateau_factor
         stop = config.run.early_stop
         self._patience = math.inf if stop is None else stop
-
-        @jax.jit
-        def seen(state, value):
-            state = observe(state, value)
-            if patience is not None:
-                state = optim.reduce_on_plateau(state, patience=patience, factor=factor)
-            return state.hparams, state.monitor
-
-        self._seen = seen
+        self._seen = jax.jit(watching(config))
 
     def after(self, state: State, measured: dict[str, float]) -> State:
         """The state after an evaluation that measured this."""
@@ -215,7 +250,7 @@ def _train(config: Any, build: Build) -> dict[str, Any]:
     began = time.perf_counter()
     workdir, first = Path(config.run.workdir), hosts.is_first()
     problem, task, state = _prepare(config, build)
-    _check_choice(config, problem)
+    check_choice(config, problem)
     run_folder.check_inputs(config.run.workdir, problem.inputs)
     watch, best = _Watch(config, problem), problem.best
     with Checkpoints(workdir, config.run.keep, best.metric, best.least) as checkpoints:
@@ -329,7 +364,7 @@ def check_devices(config: Any) -> None:
     parallel.check_batch_size(config.run.batch_size, parallel.data_mesh(), config.run.grad_accum)
 
 
-def _check_choice(config: Any, problem: Problem) -> None:
+def check_choice(config: Any, problem: Problem) -> None:
     """Raises InputError when a run would be chosen by what it is tested on."""
     for name in ("early_stop", "plateau"):
         if getattr(config.run, name) is not None and problem.eval_split == "test":
@@ -349,7 +384,7 @@ def cross_validate(config: Any, build: Build) -> None:
     # What cannot be trained is told before the folder is its.
     check_devices(config)
     problem = build(cli.replace(config, fold=0), parallel.data_mesh())
-    _check_choice(config, problem)
+    check_choice(config, problem)
     with run_folder.opened(config) as workdir:
         for folder in workdir.glob("fold*"):
             _check_length(config, problem, max(checkpoint.steps(folder), default=0))

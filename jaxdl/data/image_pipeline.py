@@ -9,8 +9,9 @@ import numpy as np
 from jaxdl import InputError, require
 from jaxdl.data.images import CorruptImage, Preprocess
 from jaxdl.data.pipeline import RowPipeline, Sharding
-from jaxdl.data.rows import Field, Schema
-from jaxdl.data.sources import Dataset, wrong_label
+from jaxdl.data.rows import Field, Origin, Schema
+from jaxdl.data.sources import Dataset, fingerprint, wrong_label
+from jaxdl.data.subsets import origin
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +44,12 @@ class _Images:
 
     def name(self, index: int) -> str:
         return self.dataset.splits[self.split][index]["name"]
+
+    def origin(self) -> Origin:
+        source, indices = origin(self.dataset.splits[self.split])
+        whole = self.dataset._replace(splits={self.split: source})
+        name = fingerprint(source), len(self.dataset.class_names), self.preprocess
+        return Origin(name, _Images(whole, self.split, self.preprocess), indices)
 
 
 class Pipeline(RowPipeline):
@@ -144,7 +151,7 @@ class Pipeline(RowPipeline):
             try:
                 images.append(self.preprocess(example["image"], name=example["name"]))
             except CorruptImage:
-                if not self._skips:
+                if not self.skips:
                     raise
                 self._report(split, np.array([index]))
         if not images:

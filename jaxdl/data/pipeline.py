@@ -142,6 +142,9 @@ class RowPipeline(StreamPipeline):
       batch_size: rows of a global batch, B.
       schema: of a batch: that of the rows, and `mask`.
       backend: 'resident' or 'grain', as chosen.
+      sets: the rows of each split.
+      seed: of the order.
+      skips: whether unreadable rows are passed over.
     """
 
     KIND, UNREADABLE = "row", "a row that cannot be read"  # as messages say
@@ -213,10 +216,10 @@ class RowPipeline(StreamPipeline):
                 f"{name}: rows of {split} hold {found}",
                 f"{fields['train']}, as those of train",
             )
-        self._splits = dict(splits)
-        self._seed = seed
+        self.sets = dict(splits)
+        self.seed = seed
         self._workers = workers
-        self._skips = skips
+        self.skips = skips
         self._unreadable: set[tuple[str, int]] = set()
         self._storage: dict[str, tuple[dict[str, jax.Array], np.ndarray]] = {}
         sizes = {split: len(part) for split, part in splits.items()}
@@ -234,10 +237,10 @@ class RowPipeline(StreamPipeline):
         return len(self._unreadable)
 
     def _stream(self, split: str, order: Order) -> Indexed:
-        return Indexed(self._splits[split], order, self._skips, self._nothing_readable(split))
+        return Indexed(self.sets[split], order, self.skips, self._nothing_readable(split))
 
     def _train_stream(self) -> Indexed:
-        order = TrainOrder(self.examples("train"), self.batch_size, self._seed)
+        order = TrainOrder(self.examples("train"), self.batch_size, self.seed)
         return self._stream("train", order)
 
     def _eval_stream(self, split: str) -> Indexed:
@@ -246,7 +249,7 @@ class RowPipeline(StreamPipeline):
     def _batches(self, split: str, stream: Stream, start: int) -> Generator[Batch, None, None]:
         assert isinstance(stream, Indexed)
         if self.backend == "resident":
-            storage, stand_ins = self._resident(split)
+            storage, stand_ins = self.resident(split)
             for step in _steps(stream, start):
                 index = stream.order(step)[self._rows]
                 if stream.steps is None:
@@ -283,7 +286,7 @@ class RowPipeline(StreamPipeline):
         """Raises InputError if no row of a split can be read."""
         for index in range(self.examples(split)):
             with contextlib.suppress(Unreadable):
-                self._splits[split].read(index, None)
+                self.sets[split].read(index, None)
                 return
         raise InputError(self._nothing_readable(split))
 
@@ -295,10 +298,10 @@ class RowPipeline(StreamPipeline):
         for index in map(int, unreadable[unreadable >= 0]):
             if (split, index) not in self._unreadable:
                 self._unreadable.add((split, index))
-                name = self._splits[split].name(index)
+                name = self.sets[split].name(index)
                 print(f"skipped {self.UNREADABLE}: {name}", file=sys.stderr)
 
-    def _resident(self, split: str) -> "tuple[dict[str, jax.Array], np.ndarray]":
+    def resident(self, split: str) -> "tuple[dict[str, jax.Array], np.ndarray]":
         """The rows of a split on the device, and what stands in for each in training.
 
         After the last row comes one of padding.

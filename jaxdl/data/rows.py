@@ -5,7 +5,7 @@
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -42,6 +42,26 @@ def padding_rows(schema: Schema, count: int) -> dict[str, np.ndarray]:
         if np.any(field.padding):
             rows[name][:] = field.padding
     return rows
+
+
+class Origin(NamedTuple):
+    """The set that rows were taken out of.
+
+    Attributes:
+      name: equal for sets of the same content alone.
+      rows: all of it.
+      indices: int [N], which of them these are.
+    """
+
+    name: Hashable
+    rows: "Rows"
+    indices: np.ndarray
+
+
+def origin(rows: "Rows") -> Origin:
+    """The set that rows were taken out of, so far as they tell: see `Origin`."""
+    own = getattr(rows, "origin", None)
+    return Origin(id(rows), rows, np.arange(len(rows))) if own is None else own()
 
 
 class Unreadable(InputError):

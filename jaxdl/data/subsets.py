@@ -181,6 +181,18 @@ def fold(dataset: Dataset, folds: int, number: int, seed: int) -> Dataset:
     return dataset._replace(splits=dataset.splits | parts)
 
 
+def origin(source: Source) -> tuple[Source, np.ndarray]:
+    """The source that a part was taken out of, and the indices there of its examples.
+
+    Examples that were labelled anew are those of no other source.
+    """
+    indices = np.arange(len(source))
+    while isinstance(source, _Subset) and source.new_labels is None:
+        indices = source.indices[indices]
+        source = source.source
+    return source, indices
+
+
 def _by_class(dataset: Dataset, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """The train examples class by class, at random within each, and the class of each of them."""
     return _in_order(_classes(dataset), seed)

@@ -1,0 +1,379 @@
+"""Lanes of one program are the runs that they would be alone."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import compare, mlp, predict, resnet
+from experiments.harness import cli, group, study, sweep, training
+from jaxdl import checkpoint, lifting, parallel
+from jaxdl.data.lanes import Lanes
+from jaxdl.writers import Writer, read_rows
+
+all_devices = parallel.data_mesh
+
+pytestmark = pytest.mark.usefixtures("one_device")
+
+# A perceptron on digits, with all that a seed draws: weights, order, warps, dropout, a share.
+MLP = (
+    *("--experiment=mlp", "--width=8", "--image_size=8", "--warmup_epochs=0", "--batch_size=16"),
+    *("--steps=20", "--log_every=5", "--eval_every=8", "--checkpoint_every=6", "--seeds=2"),
+    *("--validation=0.1", "--optimizer=momentum", "--l2_penalty=1e-4", "--nohistograms"),
+)
+DROPOUT = (*MLP, "--flag=dropout", "--values=0.1,0.4")
+RESNET = (
+    *("--experiment=resnet", "--model=resnet20_cifar", "--width=4", "--image_size=8"),
+    *("--batch_size=8", "--steps=20", "--log_every=10", "--eval_every=20", "--seeds=2"),
+    *("--augment=flip,crop", "--per_class=8", "--ema_decay=0.9", "--nohistograms"),
+)
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path, monkeypatch):
+    """A folder to work in, and curves undrawn."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Writer, "curves", lambda self: None)
+
+
+@pytest.fixture
+def alone_trained(monkeypatch):
+    """The folders of the runs that were trained alone."""
+    folders = []
+    train = training.train
+
+    def counted(config, build):
+        folders.append(config.run.workdir)
+        return train(config, build)
+
+    monkeypatch.setattr(training, "train", counted)
+    return folders
+
+
+def run(*flags, workdir, **changes):
+    compare.run([*flags, f"--workdir={workdir}", *(f"--{k}={v}" for k, v in changes.items())])
+    return Path(workdir)
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """A finished comparison whose runs were lanes."""
+    folder = tmp_path_factory.mktemp("together")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "train", lambda *args: pytest.fail("trained alone"))
+        return run(*DROPOUT, workdir=folder)
+
+
+def folders_of(study_folder):
+    return {str(p.relative_to(study_folder)): p for p in sorted(study_folder.glob("**/seed*"))}
+
+
+def arrays_of(folder):
+    tree = checkpoint.load(folder)
+    return {jax.tree_util.keystr(k): v for k, v in jax.tree.leaves_with_path(tree)}
+
+
+def assert_same_runs(some, others, atol):
+    """The folders hold the same runs: parameters, metrics of every row, summaries."""
+    assert folders_of(some).keys() == folders_of(others).keys()
+    for name, folder in folders_of(some).items():
+        other = folders_of(others)[name]
+        one, two = arrays_of(folder), arrays_of(other)
+        assert one.keys() == two.keys()
+        for leaf in one:
+            assert one[leaf].dtype == two[leaf].dtype
+            np.testing.assert_allclose(one[leaf], two[leaf], 0, atol, err_msg=f"{name} {leaf}")
+        rows, other_rows = read_rows(folder), read_rows(other)
+        assert [list(row) for row in rows] == [list(row) for row in other_rows]
+        for row, other_row in zip(rows, other_rows, strict=True):
+            for key in row:
+                if "per_second" not in key:
+                    assert row[key] == pytest.approx(other_row[key], rel=1e-4, abs=10 * atol), key
+        summaries = [json.loads((f / "summary.json").read_text()) for f in (folder, other)]
+        assert summaries[0].keys() - summaries[1].keys() <= {"lanes"}
+        for key in ("step", "best_step", "best_metric", "best_split", "parameters", "examples"):
+            assert summaries[0][key] == summaries[1][key]
+        for file in ("flags.txt", "inputs.json"):
+            texts = [(f / file).read_text().replace(str(f), "") for f in (folder, other)]
+            assert texts[0] == texts[1]
+
+
+def test_lanes_are_the_runs_alone(together, tmp_path, alone_trained):
+    in_turn = run(*DROPOUT, workdir=tmp_path / "in_turn", vectorize="never")
+    assert len(alone_trained) == 4
+    assert_same_runs(together, in_turn, 1e-5)
+    # No two lanes are one: dropout and seed both matter.
+    kernels = [arrays_of(f)["['params']['fc1']['kernel']"] for f in folders_of(together).values()]
+    assert all((a != b).any() for i, a in enumerate(kernels) for b in kernels[:i])
+    tables = [json.loads((f / "table.json").read_text())["results"] for f in (together, in_turn)]
+    for value in ("0.1", "0.4"):
+        for figure in ("final", "best", "train_loss"):
+            one, two = (table[value][figure]["seeds"] for table in tables)
+            assert one == pytest.approx(two, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_network_with_batch_norm_and_averages_in_lanes(tmp_path, alone_trained):
+    # From one state, for such a network makes a last bit large within some steps.
+    flags = (*RESNET, "--flag=learning_rate", "--values=0.001,0.003")
+    assert_same_runs(
+        run(*flags, workdir=tmp_path / "lanes"),
+        run(*flags, workdir=tmp_path / "in_turn", vectorize="never"),
+        1e-4,
+    )
+    assert len(alone_trained) == 4
+
+
+def lanes_of(module, *flags):
+    """Runs as lanes, one for each tuple of flags."""
+    mesh = parallel.data_mesh()
+    runs = [study.Run("some", n, Path("some"), module, [*own]) for n, own in enumerate(flags)]
+    return [sweep._prepare(one, mesh) for one in runs]
+
+
+@pytest.mark.parametrize(
+    ("module", "flags", "kinds"),
+    [
+        # Numbers, wherever they are written: hyperparameters, layers, schedules, augmentation.
+        (
+            mlp,
+            ["", "--learning_rate=0.1", "--dropout=0.5", "--degrees=20", "--clip_norm=2"],
+            "00001",
+        ),
+        (mlp, ["", "--warmup_epochs=0.1", "--label_smoothing=0", "--schedule_end=0.1"], "0000"),
+        (mlp, ["--init=he_normal", "--init=he_normal --init_scale=3", "--init=constant"], "001"),
+        # The program: none instead of a little, other layers, other optimizers, other lengths.
+        (mlp, ["", "--dropout=0", "--width=9", "--optimizer=sgd", "--steps=7"], "01234"),
+        (
+            mlp,
+            ["", "--batch_size=64", "--weight_decay=0.1", "--augment=", "--eval_every=9"],
+            "01234",
+        ),
+        (resnet, ["", "--norm_epsilon=0.1", "--norm_momentum=0.5", "--per_class=5"], "0001"),
+    ],
+)
+def test_programs_tell_what_may_be_lanes(module, flags, kinds):
+    common = ("--image_size=8", "--steps=9", "--width=4", "--augment=warp")
+    lanes = lanes_of(module, *((*common, *own.split()) for own in flags))
+    found: dict = {}
+    numbers = [found.setdefault(lane.kind, len(found)) for lane in lanes]
+    assert "".join(map(str, numbers)) == kinds
+
+
+class Crash(Exception):
+    """As a kill would end it."""
+
+
+def crash_at(monkeypatch, owner, method, when):
+    """Ends the sweep in the call of a method that has this number, from 1."""
+    calls, whole = [], getattr(owner, method)
+
+    def counted(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == when:
+            raise Crash
+        return whole(*args, **kwargs)
+
+    monkeypatch.setattr(owner, method, counted)
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "when"),
+    [
+        (group.Reports, "send", 4),  # before the first save
+        (group.Reports, "send", 15),  # after that of step 12
+        (group.Checkpoints, "save", 7),  # some are saved, some are not
+        (group.Group, "_sum_up", 3),  # two of four are at their end
+    ],
+)
+def test_what_was_killed_goes_on_bit_for_bit(
+    owner, method, when, together, tmp_path, monkeypatch, alone_trained
+):
+    monkeypatch.setattr(group, "SAVE_SECONDS", 0)
+    with monkeypatch.context() as patch:
+        crash_at(patch, owner, method, when)
+        with pytest.raises(Crash):
+            run(*DROPOUT, workdir=tmp_path / "killed")
+    again = run(*DROPOUT, workdir=tmp_path / "killed")
+    assert alone_trained == []
+    assert_same_runs(together, again, 0)
+
+
+def test_a_signal_saves_all_lanes(together, tmp_path, monkeypatch, capsys):
+    send = group.Reports.send
+
+    def send_and_ask(self, step, metrics):
+        send(self, step, metrics)
+        if step == 13:
+            signal.raise_signal(signal.SIGTERM)
+
+    folder = tmp_path / "stopped"
+    with monkeypatch.context() as patch:
+        patch.setattr(group.Reports, "send", send_and_ask)
+        with pytest.raises(cli.Interrupted):
+            run(*DROPOUT, workdir=folder)
+    out = capsys.readouterr().out
+    assert "stopped after step 13, and 4 runs saved\n" in out
+    assert out.splitlines()[-1].startswith("and with the study: python -m experiments.compare")
+    assert all(max(checkpoint.steps(f)) == 13 for f in folders_of(folder).values())
+    assert_same_runs(together, run(*DROPOUT, workdir=folder), 0)
+
+
+@pytest.mark.slow
+def test_a_killed_process_goes_on_bit_for_bit(together, tmp_path, environment):
+    folder = tmp_path / "killed"
+    patched = "from experiments import compare; from experiments.harness import cli, group; "
+    patched += "group.SAVE_SECONDS = 0; cli.main(compare.run)"
+    flags = [*DROPOUT, f"--workdir={folder}"]
+    arguments = [sys.executable, "-c", patched, *flags, "--steps=4000"]
+    process = subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL)
+    first = folder / "dropout=0.1" / "seed0"
+    while len(checkpoint.steps(first)) < 2:
+        time.sleep(0.05)
+        assert process.poll() is None
+    process.kill()
+    process.wait()
+    ends = []
+    for workdir in (folder, tmp_path / "whole"):
+        arguments = [sys.executable, "-c", patched, *DROPOUT, f"--workdir={workdir}"]
+        subprocess.run([*arguments, "--steps=4000"], env=environment, check=True)
+        ends.append(workdir)
+    assert_same_runs(*ends, 0)
+
+
+def test_a_lane_that_diverges_stops_alone(tmp_path, capsys, alone_trained):
+    flags = (*MLP, "--flag=learning_rate", "--values=0.05,1e30", "--steps=10", "--eval_every=5")
+    folder = run(*flags, workdir=tmp_path / "rates")
+    assert alone_trained == []
+    figures = json.loads((folder / "table.json").read_text())["results"]
+    assert figures["0.05"]["diverged"] == {}
+    assert all(figures["0.05"]["final"]["seeds"])
+    for seed in (0, 1):
+        told = figures["1e30"]["diverged"][str(seed)]
+        lane = folder / "learning_rate=1e30" / f"seed{seed}"
+        assert told == (lane / study.DIVERGED_FILE).read_text().strip()
+        assert " at step " in told
+        assert "nothing was saved; a lower learning_rate" in told
+        assert f"diverged: {lane}: {told}" in capsys.readouterr().out or seed
+        assert not (lane / "summary.json").exists()
+    # The others do not notice.
+    one = run(*flags[:-3], "--values=0.05,0.06", *flags[-2:], workdir=tmp_path / "sound")
+    name = "learning_rate=0.05/seed0"
+    some, others = arrays_of(folder / name), arrays_of(one / name)
+    assert all((some[leaf] == others[leaf]).all() for leaf in some)
+    run(*flags, workdir=folder)
+    assert "seed0, which is done" in capsys.readouterr().out
+
+
+def test_lanes_too_many_are_trained_in_groups(together, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:  # memory for three, so two groups of two
+        patch.setattr(group.Program, "_needs", lambda self, size: size)
+        patch.setattr(group, "_free_memory", lambda: 3 / group.MEMORY_SHARE)
+        folder = run(*DROPOUT, workdir=tmp_path / "groups")
+    assert "group 2 of 2: 2 runs as one program" in capsys.readouterr().out
+    groups = json.loads((folder / sweep.LANES_FILE).read_text())["groups"]
+    assert [(len(of["runs"]), of["size"]) for of in groups] == [(2, 2), (2, 2)]
+    assert_same_runs(together, folder, 1e-6)
+    with monkeypatch.context() as patch:  # and by the room for states in caches
+        patch.setattr(group, "CACHE_BYTES", 1)
+        lane = lanes_of(mlp, ("--image_size=8", "--steps=9"), ("--image_size=8", "--steps=9"))
+        assert group.Program(lane, parallel.data_mesh()).lanes_at_once(2) == 1
+
+
+def test_lanes_go_round_the_devices(together, tmp_path, monkeypatch):
+    mesh = all_devices(jax.devices()[:4])
+    monkeypatch.setattr(parallel, "data_mesh", lambda: mesh)
+    flags = [f for f in DROPOUT if not f.startswith("--seeds")]
+    folder = run(*flags, "--seeds=3", workdir=tmp_path / "devices")  # six lanes, and two more
+    for name, lane in folders_of(together).items():
+        one, two = arrays_of(lane), arrays_of(folder / name)
+        for leaf in one:
+            np.testing.assert_allclose(one[leaf], two[leaf], 0, 1e-5, err_msg=leaf)
+
+
+def test_a_lane_stops_early_alone(tmp_path, alone_trained):
+    flags = (*MLP, "--flag=learning_rate", "--values=0,0.05", "--early_stop=1", "--plateau=1")
+    flags = (*flags, "--steps=24", "--eval_every=6")
+    lanes = run(*flags, workdir=tmp_path / "lanes")
+    assert alone_trained == []
+    in_turn = run(*flags, workdir=tmp_path / "in_turn", vectorize="never")
+    assert_same_runs(lanes, in_turn, 1e-5)
+    steps = [row["step"] for row in read_rows(lanes / "learning_rate=0" / "seed0")]
+    assert max(steps) < 24  # at a rate of 0 nothing gets better
+
+
+def test_a_folder_of_a_lane_is_that_of_a_run(together, tmp_path, capsys):
+    lane = together / "dropout=0.4" / "seed1"
+    summary = json.loads((lane / "summary.json").read_text())
+    config, _ = cli.parse(mlp.Config, [f"--flagfile={lane / 'flags.txt'}", "--mode=eval"])
+    training.evaluate(config, mlp.build)
+    out = capsys.readouterr().out
+    assert f"test at step 20: loss {summary['test/loss']:.4g}" in out
+    Image.new("L", (8, 8), 255).save(tmp_path / "white.png")
+    predict.run([f"--workdir={lane}", f"--images={tmp_path / 'white.png'}"])
+    assert capsys.readouterr().out.startswith(f"{tmp_path / 'white.png'}\t")
+    config, _ = cli.parse(mlp.Config, [f"--flagfile={lane / 'flags.txt'}"])
+    assert training.train(config, mlp.build)["test/loss"] == pytest.approx(summary["test/loss"])
+
+
+def test_feeds_of_lanes_are_those_alone():
+    for flags in (["--validation=0.1"], ["--backend=grain"]):
+        lanes = lanes_of(mlp, *(["--image_size=8", "--steps=9", *flags],) * 2)
+        feeds = [lane.problem.feed for lane in lanes]
+        many = Lanes(feeds, parallel.batch_sharding(parallel.data_mesh()))
+        for start in (0, 62):  # over the seam of two blocks, and of two epochs
+            streams = many.train(start), *(feed.train(start) for feed in feeds)
+            for _ in range(5):
+                stacked, *own = map(next, streams)
+                for place, batch in enumerate(own):
+                    for name in batch:
+                        np.testing.assert_array_equal(stacked[name][place], batch[name])
+        for split in lanes[0].problem.splits:
+            passes = [many.evaluate(split), *(feed.evaluate(split) for feed in feeds)]
+            for stacked, *own in zip(*passes, strict=True):
+                for place, batch in enumerate(own):
+                    for name in batch:
+                        np.testing.assert_array_equal(stacked[name][place], batch[name])
+
+
+def test_rows_that_lanes_share_are_held_once():
+    lanes = lanes_of(mlp, *(["--image_size=8", "--steps=9", "--validation=0.1"],) * 3)
+    many = Lanes([x.problem.feed for x in lanes], parallel.batch_sharding(parallel.data_mesh()))
+    rows = 1437
+    next(many.train())
+    storage, places = many._stored["train"]
+    own = lanes[0].problem.feed.examples("train")
+    assert len(storage["image"]) <= rows + 1 < 3 * own
+    assert places.shape == (3, own + 1)
+
+
+def test_a_grid_is_drawn_as_a_heat_map(tmp_path):
+    flags = [f for f in MLP if not f.startswith("--l2")]
+    grid = ("--flag=learning_rate", "--values=0.05,1e30", "--by=l2_penalty", "--by_values=0,0.1,1")
+    folder = run(*flags, *grid, "--steps=8", workdir=tmp_path / "grid")
+    record = json.loads((folder / "table.json").read_text())
+    assert list(record["results"]) == [
+        f"{r}, {d}" for r in ("0.05", "1e30") for d in ["0", "0.1", "1"]
+    ]
+    runs = folders_of(folder)
+    assert len(runs) == 12
+    assert (
+        "--l2_penalty=0.1\n"
+        in (runs["learning_rate=0.05/l2_penalty=0.1/seed0"] / "flags.txt").read_text()
+    )
+    assert (folder / "heatmap.png").read_bytes()[:4] == b"\x89PNG"
+    assert not (folder / "compare.png").exists()
+
+
+def test_families_of_a_training_step_differ_where_its_flags_do():
+    lanes = lanes_of(mlp, *(["--image_size=8", "--steps=9", f"--dropout={d}"] for d in (0.1, 0.4)))
+    numbers = lifting.Family([lane.programs[1] for lane in lanes]).numbers
+    assert all(np.allclose(array, [0.9, 0.6]) for array in numbers)
+    assert numbers
