@@ -3,13 +3,13 @@
 python -m experiments.benchmark --what=loop     # the loop over the bare compiled step
 python -m experiments.benchmark --what=start    # command to first step, cold and warm cache
 python -m experiments.benchmark --what=lstm     # recurrent.Recurrent against torch.nn.LSTM
+python -m experiments.benchmark --what=char_rnn # a step of its recipe, here and in torch
+python -m experiments.benchmark --what=cbow     # word2vec's CBOW against gensim's
 python -m experiments.benchmark --what=folder   # images read from a folder of 100,000 small JPEGs
 """
 
 import contextlib
 import dataclasses
-import functools
-import importlib
 import io
 import os
 import subprocess
@@ -24,21 +24,22 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from experiments.harness import classification, cli
+from experiments.harness import bench_sequences, classification, cli, training
 from experiments.harness.cli import flag, require
-from jaxdl import InputError, data, loop, parallel, recurrent
+from jaxdl import InputError, data, loop, parallel
 from jaxdl.checkpoint import Checkpoints
 from jaxdl.writers import Writer
 
+CHOICES = ("loop", "start", "lstm", "char_rnn", "cbow", "folder")
 CLASSES, BATCH = 100, 256
 """Of the folder that --what=folder makes."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Measures the speed of the default ResNet, of an LSTM beside torch's, or of reading images."""
+    """Measures the speed of the default ResNet, of networks on sequences, or of reading images."""
 
-    what: str = flag("loop", "what to measure", ("loop", "start", "lstm", "folder"))
+    what: str = flag("loop", "what to measure", CHOICES)
     rounds: int = flag(10, "how often each side is measured")
     steps: int = flag(100, "training steps in a round; batches, of a folder")
     images: int = flag(100_000, "how many JPEGs to make for --what=folder")
@@ -109,53 +110,6 @@ def measure_start(config: Config) -> None:
                     run.communicate()
 
 
-def measure_lstm(config: Config) -> None:
-    """Times the forward and backward pass of one LSTM here and in torch, in turn."""
-    try:
-        torch = importlib.import_module("torch")  # no dependency, nor seen by type checkers
-    except ImportError:
-        raise InputError("--what=lstm compares with torch, which is not installed") from None
-    layers, size, batch, time_steps = 2, 256, 32, 64
-    ours = recurrent.Recurrent("lstm", size, layers)
-    theirs = torch.nn.LSTM(size, size, layers, batch_first=True)
-    weights = {name: value.detach().numpy() for name, value in theirs.named_parameters()}
-    params = recurrent.from_torch(weights, "lstm", layers)
-    x = np.random.default_rng(0).normal(size=(batch, time_steps, size)).astype(np.float32)
-    x_torch = torch.from_numpy(x).requires_grad_()
-
-    @jax.jit
-    @functools.partial(jax.value_and_grad, argnums=(0, 1))
-    def gradients(params, x):
-        return jnp.sum(ours.apply({"params": params}, x, train=True)[0] ** 2)
-
-    def step_here():
-        return jax.block_until_ready(gradients(params, x))[0]
-
-    def step_torch():
-        theirs.zero_grad()
-        x_torch.grad = None
-        loss = (theirs(x_torch)[0] ** 2).sum()
-        loss.backward()
-        return loss.item()
-
-    np.testing.assert_allclose(step_here(), step_torch(), rtol=1e-5)
-    speeds: dict[str, list[float]] = {"here": [], "torch": []}
-    for _ in range(config.rounds):
-        for name, step in (("here", step_here), ("torch", step_torch)):
-            began = time.perf_counter()
-            for _ in range(config.steps):
-                step()
-            seconds = time.perf_counter() - began
-            speeds[name].append(config.steps * batch * time_steps / seconds)
-        print(", ".join(f"{name} {speed[-1]:,.0f} tokens/s" for name, speed in speeds.items()))
-    low, median, high = np.percentile(np.divide(speeds["here"], speeds["torch"]), [25, 50, 75])
-    print(
-        f"{jax.devices()[0].platform}, {len(os.sched_getaffinity(0))} cores, torch "
-        f"{torch.__version__} with {torch.get_num_threads()} threads: tokens/s over torch's: "
-        f"median {median:.3f}, quartiles {low:.3f} to {high:.3f}"
-    )
-
-
 def measure_folder(config: Config) -> None:
     """Times the listing of a folder, its first batch, and the batches after it."""
     cores = len(os.sched_getaffinity(0))
@@ -212,10 +166,13 @@ def run(argv: list[str]) -> None:
     config, rest = cli.parse(Config, argv)
     if rest:
         raise InputError(f"{rest[0]!r} is no flag; see --help")
+    training.prepare_jax()
     measure = {
         "loop": measure_loop,
         "start": measure_start,
-        "lstm": measure_lstm,
+        "lstm": bench_sequences.measure_lstm,
+        "char_rnn": bench_sequences.measure_char_rnn,
+        "cbow": bench_sequences.measure_cbow,
         "folder": measure_folder,
     }
     measure[config.what](config)

@@ -37,7 +37,7 @@ cli
 run run_folder augmentation
 image_data table_data corpus method summaries translation
 training classification
-study yardstick
+study yardstick bench_sequences
 artist
 """
 
