@@ -2,6 +2,8 @@
 
 python -m experiments.benchmark --what=train --model=resnet20_cifar --batch_size=32 --image_size=16
 python -m experiments.benchmark --what=lstm     # recurrent.Recurrent against torch.nn.LSTM
+python -m experiments.benchmark --what=char_rnn # a step of its recipe, here and in torch
+python -m experiments.benchmark --what=cbow     # word2vec's CBOW against gensim's
 python -m experiments.benchmark --what=sweep    # many runs as one program, in turn, and in torch
 python -m experiments.benchmark --what=data     # images read from a folder of JPEGs
 python -m experiments.benchmark --what=loop     # the loop over the bare compiled step
@@ -12,23 +14,26 @@ beside it.
 """
 
 import dataclasses
-import functools
-import importlib
 import os
-import time
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from experiments.harness import bench, bench_input, bench_runs, bench_training, cli, training
+from experiments.harness import (
+    bench,
+    bench_input,
+    bench_runs,
+    bench_sequences,
+    bench_training,
+    cli,
+    training,
+)
 from experiments.harness.cli import flag, require
-from jaxdl import InputError, recurrent
+from jaxdl import InputError
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "train": {"rounds": 10, "batch_size": 32},
     "lstm": {"rounds": 10, "steps": 5},
+    "char_rnn": {"rounds": 10, "steps": 2},
+    "cbow": {"rounds": 5, "steps": 50},
     "sweep": {"rounds": 1, "steps": 300},
     "data": {"rounds": 5, "batch_size": 256, "steps": 40, "image_size": 64},
     "loop": {"rounds": 20, "batch_size": 32},
@@ -71,53 +76,6 @@ class Config:
         require(self, "images", enough, f"at least {self.batch_size}, a batch")
 
 
-def measure_lstm(config: Any) -> None:
-    """Times the forward and backward pass of one LSTM here and in torch, in turn."""
-    try:
-        torch = importlib.import_module("torch")  # no dependency, nor seen by type checkers
-    except ImportError:
-        raise InputError("--what=lstm compares with torch, which is not installed") from None
-    layers, size, batch, time_steps = 2, 256, 32, 64
-    ours = recurrent.Recurrent("lstm", size, layers)
-    theirs = torch.nn.LSTM(size, size, layers, batch_first=True)
-    weights = {name: value.detach().numpy() for name, value in theirs.named_parameters()}
-    params = recurrent.from_torch(weights, "lstm", layers)
-    x = np.random.default_rng(0).normal(size=(batch, time_steps, size)).astype(np.float32)
-    x_torch = torch.from_numpy(x).requires_grad_()
-
-    @jax.jit
-    @functools.partial(jax.value_and_grad, argnums=(0, 1))
-    def gradients(params, x):
-        return jnp.sum(ours.apply({"params": params}, x, train=True)[0] ** 2)
-
-    def step_here():
-        return jax.block_until_ready(gradients(params, x))[0]
-
-    def step_torch():
-        theirs.zero_grad()
-        x_torch.grad = None
-        loss = (theirs(x_torch)[0] ** 2).sum()
-        loss.backward()
-        return loss.item()
-
-    np.testing.assert_allclose(step_here(), step_torch(), rtol=1e-5)
-    speeds: dict[str, list[float]] = {"here": [], "torch": []}
-    for _ in range(config.rounds):
-        for name, step in (("here", step_here), ("torch", step_torch)):
-            began = time.perf_counter()
-            for _ in range(config.steps):
-                step()
-            seconds = time.perf_counter() - began
-            speeds[name].append(config.steps * batch * time_steps / seconds)
-        print(", ".join(f"{name} {speed[-1]:,.0f} tokens/s" for name, speed in speeds.items()))
-    low, median, high = np.percentile(np.divide(speeds["here"], speeds["torch"]), [25, 50, 75])
-    print(
-        f"{jax.devices()[0].platform}, {len(os.sched_getaffinity(0))} cores, torch "
-        f"{torch.__version__} with {torch.get_num_threads()} threads: tokens/s over torch's: "
-        f"median {median:.3f}, quartiles {low:.3f} to {high:.3f}"
-    )
-
-
 def run(argv: list[str]) -> None:
     """Runs the measurement that was asked for."""
     config, rest = cli.parse(Config, argv)
@@ -128,7 +86,9 @@ def run(argv: list[str]) -> None:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     measure = {
         "train": bench_training.measure,
-        "lstm": measure_lstm,
+        "lstm": bench_sequences.measure_lstm,
+        "char_rnn": bench_sequences.measure_char_rnn,
+        "cbow": bench_sequences.measure_cbow,
         "sweep": bench_runs.measure_sweep,
         "data": bench_input.measure,
         "loop": bench_runs.measure_loop,

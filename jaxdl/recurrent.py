@@ -249,10 +249,12 @@ def recur(kind, reverse, dtype, params, x, state, mask):
 def recur_forward(kind, reverse, dtype, params, x, state, mask):
     """Return what `recur` does, and what its derivative needs."""
     projected = product("tbf,fg->tbg", x, params["input_kernel"], dtype)
-    projected += params["bias"].astype(jnp.float32)[None, None]
+    bias = params["bias"].astype(jnp.float32)[None]
 
+    # The bias is added in the loop: before it that would be another pass through memory.
     def step(before, inputs):
         projected, mask = inputs
+        projected += bias
         hidden = product("bh,hg->bg", before[0], params["hidden_kernel"], dtype)
         gates = combine(kind, projected, hidden, params)
         after = advance(kind, mask, gates, before)
@@ -284,9 +286,11 @@ def recur_backward(kind, reverse, dtype, saved, cotangents):
     inputs = (jnp.arange(len(gates)), before, mask, d_outputs)
     (d_state, d_gates), _ = jax.lax.scan(step, (d_last, gates), inputs, reverse=not reverse)
     d_projected, d_hidden = spread(kind, d_gates)
+    # Of matrices, for which XLA need not copy the gates' cotangents, as it does of [T, B, ...].
+    flat = lambda a: a.reshape(-1, a.shape[-1])
     d_params = {
-        "input_kernel": product("tbf,tbg->fg", x, d_projected, dtype),
-        "hidden_kernel": product("tbh,tbg->hg", before[0], d_hidden, dtype),
+        "input_kernel": product("nf,ng->fg", flat(x), flat(d_projected), dtype),
+        "hidden_kernel": product("nh,ng->hg", flat(before[0]), flat(d_hidden), dtype),
         "bias": d_projected.sum((0, 1)),
     }
     if kind == "gru":

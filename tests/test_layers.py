@@ -42,7 +42,7 @@ image_data table_data corpus method summaries translation
 training classification lanes
 group
 sweep
-study yardstick bench_training bench_input bench_runs
+study yardstick bench_training bench_input bench_runs bench_sequences
 artist
 """
 
