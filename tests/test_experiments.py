@@ -11,12 +11,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from networks import SHALLOW
 from PIL import Image
 from sklearn.datasets import load_digits
 
 from experiments import lenet, transfer
 from experiments.harness import classification, cli, image_data
 from jaxdl import InputError, augment, checkpoint, data, models
+from jaxdl.models import googlenet
 from jaxdl.writers import read_rows
 
 # A small run: LeNet-5 on digits, a second of training.
@@ -104,36 +106,44 @@ def test_resnet_learns_and_leaves_the_whole_record(command, experiment):
     assert "(1437 images)" in evaluated
 
 
+# Of the ten digits, three, which a network tells apart in seconds.
+THREE = ("--classes=0,1,4", "--steps=40")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["lenet5", "lenet5_1998"])
 def test_lenet_learns(experiment, model):
-    flags = (*QUICKLY, f"--model={model}", "--epochs=3", "--validation=0.1", "--workdir=run")
+    flags = (*QUICKLY, *THREE, f"--model={model}", "--validation=0.1", "--workdir=run")
     experiment("lenet", *flags)
     summary = json.loads((experiment.folder / "run" / "summary.json").read_text())
     assert summary["test/accuracy"] > 0.75
-    assert summary["examples"] == {"train": 1293, "validation": 144, "test": 360}
+    assert summary["examples"] == {"train": 390, "validation": 43, "test": 110}
     assert summary["eval/loss"] != summary["test/loss"]
 
 
 SMALLEST = {
-    "alexnet": ("--width=8", "--epochs=2", "--dropout=0"),
-    "densenet": ("--growth_rate=4", "--epochs=2", "--image_size=8"),
-    "inception": ("--width=0.125", "--epochs=3", "--image_size=8", "--dropout=0"),
-    "mlp": ("--width=64", "--epochs=4", "--dropout=0"),
-    "nin": ("--width=16", "--epochs=3", "--image_size=16", "--dropout=0"),
-    "vgg": ("--width=4", "--epochs=2", "--dropout=0"),
+    "alexnet": ("--width=8", "--dropout=0"),
+    "densenet": ("--growth_rate=4", "--image_size=8"),
+    "inception": ("--width=0.125", "--image_size=8", "--dropout=0"),
+    "mlp": ("--width=64", "--dropout=0"),
+    "nin": ("--width=16", "--image_size=16", "--dropout=0"),
+    "vgg": ("--width=4", "--dropout=0"),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMALLEST)
-def test_the_other_networks_learn(experiment, name):
-    """Far above the tenth of a guess; the recipes in experiments/flags/ say what they reach."""
-    experiment(name, *QUICKLY, *SMALLEST[name], "--workdir=run")
+def test_the_other_networks_learn(experiment, name, monkeypatch):
+    """Far above the third of a guess; the recipes in experiments/flags/ say what they reach."""
+    # Compiling the gradient of the deepest takes a minute, and of two of their modules seconds.
+    monkeypatch.setitem(models.MODELS, "densenet40_bc_cifar", SHALLOW["densenet100_bc_cifar"])
+    for stage in ("INCEPTION3", "INCEPTION4", "INCEPTION5"):
+        first = dict([*getattr(googlenet, stage).items()][:1])
+        monkeypatch.setattr(googlenet, stage, first)
+    experiment(name, *QUICKLY, *THREE, *SMALLEST[name], "--workdir=run")
     summary = json.loads((experiment.folder / "run" / "summary.json").read_text())
-    # One processor's rounding moves these by 0.1: 0.60 and 0.71 were seen of one command.
-    assert summary["test/accuracy"] > 0.4
-    assert summary["train/loss"] < 1.6
+    assert summary["test/accuracy"] > 0.7
+    assert summary["train/loss"] < 0.8
 
 
 @pytest.mark.slow
