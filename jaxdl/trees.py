@@ -64,12 +64,23 @@ def fingerprint(tree: Any) -> Any:
     """uint32 [] that changes with any change of a single word of any array.
 
     Words are summed modulo 2^32 with odd weights: exact, and the same in whatever order, on however
-    many devices, and on the host: numpy arrays are summed there, and take no room on a device.
+    many devices, and on the host: numpy arrays are summed there, and take no room on a device, and
+    so are arrays of a CPU, for which the program would take seconds to compile.
     """
-    leaves = jax.tree.leaves_with_path(tree)
-    if all(isinstance(leaf, np.ndarray | np.generic) for _, leaf in leaves):
+    leaves = [(path, _in_place(leaf)) for path, leaf in jax.tree.leaves_with_path(tree)]
+    if all(leaf is not None for _, leaf in leaves):
         return _fingerprint_on_host(leaves)
     return _fingerprint_on_device(tree)
+
+
+def _in_place(leaf: Any) -> Any:
+    """A leaf as NumPy reads it with no copy; None for what is on a device or in shards."""
+    if isinstance(leaf, jax.Array):
+        of_cpu = all(device.platform == "cpu" for device in leaf.sharding.device_set)
+        # Of the array itself a view would be kept, and what has a view cannot be donated.
+        leaf = leaf.addressable_data(0) if of_cpu and leaf.is_fully_replicated else None
+        return leaf if leaf is None else np.asarray(leaf)
+    return leaf
 
 
 @jax.jit
@@ -84,7 +95,7 @@ def _fingerprint_on_device(tree: Any) -> jax.Array:
     return total
 
 
-def _fingerprint_on_host(leaves: list[tuple[Any, Any]]) -> np.uint32:
+def _fingerprint_on_host(leaves: list[tuple[Any, Any]]) -> np.ndarray:
     total, chunk = 0, 1 << 22
     for place, (path, leaf) in enumerate(leaves):
         words = np.ascontiguousarray(leaf).ravel().view(_word(leaf.dtype))
@@ -93,7 +104,7 @@ def _fingerprint_on_host(leaves: list[tuple[Any, Any]]) -> np.uint32:
             weights = np.arange(start, start + part.size, dtype=np.uint32) * np.uint32(2)
             weights += np.uint32(_first_weight(path, place))
             total += int(np.sum(part * weights, dtype=np.uint32))
-    return np.uint32(total % 2**32)
+    return np.asarray(total % 2**32, np.uint32)
 
 
 def _word(dtype: Any) -> Any:

@@ -132,7 +132,7 @@ def test_python_of_pages_compiles(path):
 
 @pytest.mark.slow
 def test_python_of_the_readme_runs(tmp_path, monkeypatch):
-    """As it stands there, block after block, but by a smaller network and on smaller images."""
+    """As it stands there, block after block, but by smaller networks, images and counts."""
     monkeypatch.chdir(tmp_path)
     model = models.create("resnet18")
     image = jax.ShapeDtypeStruct((1, 224, 224, 3), np.float32)
@@ -148,8 +148,14 @@ def test_python_of_the_readme_runs(tmp_path, monkeypatch):
             "key": jax.random.split(jax.random.key(1), 8),
         },
     }
-    for block in blocks((ROOT / "README.md").read_text(), "python"):
-        exec(block.replace("224", "32").replace("resnet50", "resnet18"), names)
+    smaller = {'create("resnet50"': 'create("lenet5"', "resnet50": "resnet18", "224": "32"}
+    smaller["epochs=10"] = "epochs=1"
+    text = (ROOT / "README.md").read_text()
+    for given, instead in smaller.items():
+        assert given in text
+        text = text.replace(given, instead)
+    for block in blocks(text, "python"):
+        exec(block, names)
     assert names["logits"].shape == (8, 10)
     assert np.isfinite(names["metrics"]["loss"].value)
 

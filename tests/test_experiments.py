@@ -11,17 +11,20 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from networks import SHALLOW
 from PIL import Image
 from sklearn.datasets import load_digits
 
 from experiments import lenet, transfer
 from experiments.harness import classification, cli, image_data
 from jaxdl import InputError, augment, checkpoint, data, models
+from jaxdl.models import googlenet
 from jaxdl.writers import read_rows
 
 # A small run: LeNet-5 on digits, a second of training.
-SMALL = ("--epochs=2", "--eval_every=40", "--checkpoint_every=20", "--log_every=10")
-SMALL = (*SMALL, "--nohistograms")
+SMALL = ("--eval_every=40", "--checkpoint_every=20", "--log_every=10", "--nohistograms")
+LONGER = (*SMALL, "--epochs=3")  # for a kill to come before its end
+SMALL = (*SMALL, "--epochs=2")
 
 
 # A quick method, without what slows learning down.
@@ -61,9 +64,9 @@ def done(finished, experiment):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, environment):
-    """The folder of the same run by a process that nothing stops, as those below are stopped."""
+    """The folder of a run by a process that nothing stops, as those below are stopped."""
     folder = tmp_path_factory.mktemp("whole")
-    arguments = [sys.executable, "-m", "experiments.lenet", *SMALL, "--workdir=run"]
+    arguments = [sys.executable, "-m", "experiments.lenet", *LONGER, "--workdir=run"]
     subprocess.run(arguments, cwd=folder, env=environment, check=True, capture_output=True)
     return folder / "run"
 
@@ -115,69 +118,66 @@ def test_lenet_learns(experiment, model):
     assert summary["eval/loss"] != summary["test/loss"]
 
 
+# Of the ten digits, three, which a network tells apart in seconds.
+THREE = ("--classes=0,1,4", "--steps=60")
 SMALLEST = {
-    "alexnet": ("--width=8", "--epochs=2", "--dropout=0"),
-    "densenet": ("--growth_rate=4", "--epochs=2", "--image_size=8"),
-    "inception": ("--width=0.125", "--epochs=3", "--image_size=8", "--dropout=0"),
-    "mlp": ("--width=64", "--epochs=4", "--dropout=0"),
-    "nin": ("--width=16", "--epochs=3", "--image_size=16", "--dropout=0"),
-    "vgg": ("--width=4", "--epochs=2", "--dropout=0"),
+    "alexnet": ("--width=8", "--dropout=0"),
+    "densenet": ("--growth_rate=4", "--image_size=8"),
+    "inception": ("--width=0.125", "--image_size=8", "--dropout=0"),
+    "mlp": ("--width=64", "--dropout=0"),
+    "nin": ("--width=16", "--image_size=16", "--dropout=0", "--steps=120"),
+    "vgg": ("--width=4", "--dropout=0"),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMALLEST)
-def test_the_other_networks_learn(experiment, name):
-    """Far above the tenth of a guess; the recipes in experiments/flags/ say what they reach."""
-    experiment(name, *QUICKLY, *SMALLEST[name], "--workdir=run")
+def test_the_other_networks_learn(experiment, name, monkeypatch):
+    """Far above the third of a guess; the recipes in experiments/flags/ say what they reach."""
+    # Compiling the gradient of the deepest takes a minute, and of two of their modules seconds.
+    monkeypatch.setitem(models.MODELS, "densenet40_bc_cifar", SHALLOW["densenet100_bc_cifar"])
+    for stage in ("INCEPTION3", "INCEPTION4", "INCEPTION5"):
+        first = dict([*getattr(googlenet, stage).items()][:1])
+        monkeypatch.setattr(googlenet, stage, first)
+    experiment(name, *QUICKLY, *THREE, *SMALLEST[name], "--workdir=run")
     summary = json.loads((experiment.folder / "run" / "summary.json").read_text())
-    # One processor's rounding moves these by 0.1: 0.60 and 0.71 were seen of one command.
-    assert summary["test/accuracy"] > 0.4
-    assert summary["train/loss"] < 1.6
+    assert summary["test/accuracy"] > 0.7
+    assert summary["train/loss"] < 0.8
 
 
 @pytest.mark.slow
-def test_sigkill_at_any_moment_loses_nothing(command, whole):
-    """Killed again and again, at other moments each time, and started with the same command."""
-    flags = (*SMALL, "--workdir=parts")
+def test_killed_and_stopped_a_run_loses_nothing(command, whole):
+    """Killed at three moments, then asked to stop, and each time started by the same command."""
+    run, flags = command.folder / "parts", (*LONGER, "--workdir=parts")
+    marks = run / "metrics.jsonl"
+    size = lambda: marks.stat().st_size if marks.exists() else 0
     killed = 0
-    for attempt in range(10):
-        process = command.start("lenet", *flags)
-        if killed == 4:
-            process.communicate()
-            break
-        marks = command.folder / "parts" / "metrics.jsonl"
-        before = marks.stat().st_size if marks.exists() else 0
-        while process.poll() is None and (marks.stat().st_size if marks.exists() else 0) <= before:
+    for attempt in range(3):
+        before, process = size(), command.start("lenet", *flags)
+        while process.poll() is None and size() <= before:
             time.sleep(0.01)
-        time.sleep(0.05 * (attempt % 4))
+        time.sleep(0.05 * attempt)
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
             killed += 1
         process.communicate()
-    assert process.returncode == 0
     assert killed >= 2
-    assert_same_state(whole, command.folder / "parts")
-    steps = [r["step"] for r in read_rows(command.folder / "parts")]
-    assert steps == [r["step"] for r in read_rows(whole)]
 
-
-@pytest.mark.slow
-def test_sigterm_saves_says_how_to_go_on_and_exits_143(command, whole):
-    process = command.start("lenet", *SMALL, "--workdir=parts", "--resume=never")
+    process = command.start("lenet", *flags)
     for line in process.stdout:
-        if line.startswith("step 20/"):
+        if line.startswith("step "):
             process.send_signal(signal.SIGTERM)
             break
     out, err = process.communicate(timeout=60)
     assert process.returncode == 143, err
     assert err == ""
     assert "and saved; go on with: python -m experiments.lenet --flagfile=parts/flags.txt" in out
-    stopped_at = int(checkpoint.load(command.folder / "parts")["step"])
-    assert 20 <= stopped_at < 90
-    resumed = command("lenet", "--flagfile=parts/flags.txt")
-    assert f"steps {stopped_at} to 90" in resumed.stdout
-    assert_same_state(whole, command.folder / "parts")
+    stopped_at = int(checkpoint.load(run)["step"])
+    assert 20 <= stopped_at < 135
+    resumed = command("lenet", "--flagfile=parts/flags.txt", "--resume=must")
+    assert f"steps {stopped_at} to 135" in resumed.stdout
+    assert_same_state(whole, run)
+    assert [r["step"] for r in read_rows(run)] == [r["step"] for r in read_rows(whole)]
 
 
 def test_damaged_newest_checkpoint_is_passed_over(experiment, finished, done):
@@ -288,7 +288,7 @@ def test_divergence_stops_the_run_in_one_line(experiment):
 
 
 @pytest.mark.slow
-def test_corrupt_image_in_a_folder(command):
+def test_corrupt_image_in_a_folder(command, experiment):
     rng = np.random.default_rng(0)
     for split, count in (("train", 24), ("test", 8)):
         for label in range(2):
@@ -302,17 +302,18 @@ def test_corrupt_image_in_a_folder(command):
     flags = (
         "--dataset=folder:set",
         "--width=4",
+        "--image_size=16",
         "--batch_size=16",
-        "--steps=12",
+        "--steps=4",
         "--random_crop",
         "--workers=1",
         "--augment=flip",
     )
-    failed = command("resnet", *flags, "--workdir=fail", check=False)
+    failed = command("mlp", *flags, "--workdir=fail", check=False)
     assert failed.returncode == 1
     assert "class1/3.jpg" in failed.stderr.splitlines()[-1]
     assert failed.stderr.count("\n") == 1
-    skipped = command("resnet", *flags, "--on_corrupt=skip", "--workdir=skip")
+    skipped = experiment("mlp", *flags, "--on_corrupt=skip", "--workdir=skip")
     assert skipped.stderr.count("class1/3.jpg") == 1
     summary = json.loads((command.folder / "skip" / "summary.json").read_text())
     assert summary["unreadable_images"] == 1
@@ -320,21 +321,21 @@ def test_corrupt_image_in_a_folder(command):
 
 
 @pytest.mark.slow
-def test_two_hosts_equal_one(command, two_hosts):
+def test_two_hosts_equal_one(experiment, two_hosts):
     """Two real processes of two devices each train as one process does."""
     flags = ("--steps=12", "--log_every=4", "--eval_every=6", "--checkpoint_every=6", "--epochs=1")
     flags = (*flags, "--optimizer=nesterov", "--learning_rate=0.05", "--dropout=0")
-    command("mlp", *flags, "--workdir=one")
+    experiment("mlp", *flags, "--workdir=one")
     first, second = two_hosts("mlp", *flags, "--workdir=two")
     assert "4 cpu devices" in first
     assert second == ""
     one, two = (
-        json.loads((command.folder / n / "summary.json").read_text()) for n in ("one", "two")
+        json.loads((experiment.folder / n / "summary.json").read_text()) for n in ("one", "two")
     )
     assert two["eval/loss"] == pytest.approx(one["eval/loss"], rel=1e-4)
-    ours = checkpoint.load(command.folder / "two")["params"]["fc2"]["kernel"]
+    ours = checkpoint.load(experiment.folder / "two")["params"]["fc2"]["kernel"]
     np.testing.assert_allclose(
-        ours, checkpoint.load(command.folder / "one")["params"]["fc2"]["kernel"], atol=1e-5
+        ours, checkpoint.load(experiment.folder / "one")["params"]["fc2"]["kernel"], atol=1e-5
     )
 
 
@@ -382,12 +383,12 @@ def test_early_stopping_goes_back_to_the_best(experiment):
 @pytest.mark.slow
 def test_the_learning_rate_is_cut_on_a_plateau_and_stays_cut(experiment):
     """By the rule, worked out from the evaluations that the run wrote down."""
-    flags = ("--eval_every=20", "--log_every=20", "--validation=0.2", "--schedule=constant")
-    flags = (*flags, "--learning_rate=0.02", "--plateau=1", "--plateau_factor=0.5")
-    experiment("lenet", *flags, "--steps=200", "--checkpoint_every=20", "--workdir=run")
+    flags = ("--eval_every=10", "--log_every=10", "--validation=0.2", "--schedule=constant")
+    flags = (*flags, "--warmup_epochs=0", "--learning_rate=0.02", "--plateau=1", "--plateau_factor=0.5")
+    experiment("lenet", *flags, "--steps=120", "--checkpoint_every=60", "--workdir=run")
     best, rate = -1.0, 0.02
     for row in read_rows(experiment.folder / "run"):
-        if "train/learning_rate" in row and row["step"] > 45:  # the warm-up is over
+        if "train/learning_rate" in row:
             assert row["train/learning_rate"] == pytest.approx(rate)
         if "eval/accuracy" in row:
             rate *= 1 if row["eval/accuracy"] > best else 0.5
@@ -398,35 +399,38 @@ def test_the_learning_rate_is_cut_on_a_plateau_and_stays_cut(experiment):
 
 
 @pytest.mark.slow
-def test_cross_validation_trains_each_fold_and_goes_on(command):
+def test_cross_validation_trains_each_fold_and_goes_on(experiment, monkeypatch):
+    """Stopped in the second fold, when it saves."""
     flags = (*SMALL, "--folds=2", "--workdir=cv")
-    process = command.start("lenet", *flags)
-    folds = 0
-    for line in process.stdout:
-        folds += line.startswith("fold ")
-        if folds == 2 and line.startswith("step 20/"):
-            process.send_signal(signal.SIGTERM)
-            break
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == 143, errors
-    assert "and with the folds after it: python -m experiments.lenet" in output
-    assert not (command.folder / "cv" / "summary.json").exists()
-    done = command("lenet", *flags, "--resume=must")
+    save = checkpoint.Checkpoints.save
+
+    def stop_in_the_second(self, state, *args, **kwargs):
+        save(self, state, *args, **kwargs)
+        if "fold1" in self.folder.parts and int(state.step) == 20:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.Checkpoints, "save", stop_in_the_second)
+        stopped = experiment("lenet", *flags, check=False)
+    assert stopped.returncode == 143, stopped.stderr
+    assert "and with the folds after it: python -m experiments.lenet" in stopped.stdout
+    assert not (experiment.folder / "cv" / "summary.json").exists()
+    done = experiment("lenet", *flags, "--resume=must")
     assert done.stderr == ""
     folds = [
-        json.loads((command.folder / "cv" / f"fold{i}" / "summary.json").read_text())
+        json.loads((experiment.folder / "cv" / f"fold{i}" / "summary.json").read_text())
         for i in range(2)
     ]
     sizes = [{"train": 718, "test": 719}, {"train": 719, "test": 718}]
     assert [fold["examples"] for fold in folds] == sizes
     accuracies = [fold["test/accuracy"] for fold in folds]
     assert len(set(accuracies)) > 1
-    summary = json.loads((command.folder / "cv" / "summary.json").read_text())
+    summary = json.loads((experiment.folder / "cv" / "summary.json").read_text())
     assert summary["test/accuracy"] == pytest.approx(np.mean(accuracies))
     assert summary["test/accuracy_std"] == pytest.approx(np.std(accuracies, ddof=1))
     assert f"test/accuracy: {np.mean(accuracies):.4g} +- " in done.stdout
-    command("lenet", *SMALL, "--folds=2", "--fold=1", "--workdir=alone")
-    assert_same_state(command.folder / "alone", command.folder / "cv" / "fold1")
+    experiment("lenet", *SMALL, "--folds=2", "--fold=1", "--workdir=alone")
+    assert_same_state(experiment.folder / "alone", experiment.folder / "cv" / "fold1")
 
 
 def test_a_fold_that_is_held_out_chooses_nothing():

@@ -56,17 +56,15 @@ def test_an_installed_wheel_trains_a_recipe_by_name(wheel, tmp_path, environment
         return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
 
     assert "\n  studies.transfer " in python("-m", "experiments").stdout
-    flags = ("--steps=2", "--warmup_epochs=0", "--batch_size=8", "--nohistograms")
-    trained = python(
-        "-m", "experiments.resnet", "--flagfile=resnet_digits", *flags, "--workdir=run"
-    )
+    flags = ("--steps=2", "--warmup_epochs=0", "--nohistograms")
+    trained = python("-m", "experiments.mlp", "--flagfile=mlp_digits", *flags)
     assert trained.returncode == 0, trained.stderr
-    assert "resnet20_cifar learning digits by nesterov" in trained.stdout
-    assert "--label_smoothing=0.1\n" in (folder / "run" / "flags.txt").read_text()
-    evaluated = python("-m", "experiments.resnet", "--mode=eval", "--workdir=run")
+    assert "mlp learning digits by adam" in trained.stdout
+    assert "in runs/mlp_digits\n" in trained.stdout  # as the recipe has it
+    evaluated = python("-m", "experiments.mlp", "--mode=eval", "--workdir=runs/mlp_digits")
     assert evaluated.returncode == 0, evaluated.stderr
-    wrong = python("-m", "experiments.resnet", "--flagfile=resnet_digit")
+    wrong = python("-m", "experiments.mlp", "--flagfile=mlp_digit")
     assert wrong.returncode == 1
-    assert "did you mean the recipe resnet_digits" in wrong.stderr
+    assert "did you mean the recipe mlp_digits" in wrong.stderr
     code = "import jaxdl, experiments; print(jaxdl.__file__, experiments.__file__)"
     assert python("-c", code).stdout.count(str(site)) == 2
