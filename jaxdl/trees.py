@@ -76,7 +76,8 @@ def fingerprint(tree: Any) -> Any:
 def _in_place(leaf: Any) -> Any:
     """A leaf as NumPy reads it with no copy; None for what is on a device or in shards."""
     if isinstance(leaf, jax.Array):
-        of_cpu = all(device.platform == "cpu" for device in leaf.sharding.device_set)
+        devices: Any = leaf.sharding.device_set
+        of_cpu = all(device.platform == "cpu" for device in devices)
         # Of the array itself a view would be kept, and what has a view cannot be donated.
         leaf = leaf.addressable_data(0) if of_cpu and leaf.is_fully_replicated else None
         return leaf if leaf is None else np.asarray(leaf)
