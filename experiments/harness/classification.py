@@ -223,13 +223,18 @@ class ImageView(View):
     def __init__(
         self, pipeline: data.Pipeline, augmentation: augment.Augment, mix: losses.MixLabels | None
     ):
-        self._pipeline, self._augmentation, self._mix = pipeline, augmentation, mix
+        self._pipeline = pipeline
+
+        @jax.jit  # one program compiles sooner than each of its operations
+        def first(key: Any, image: Any, label: Any, mask: Any) -> Any:
+            images = augment.as_float(augmentation(key, image[:16]))
+            return mix(key, images, label[:16], mask[:16])[0] if mix else images
+
+        self._first = first
 
     def inputs(self, key: Any, batch: Batch) -> Any:
         """The first sixteen."""
-        few = {name: values[:16] for name, values in batch.items()}
-        images = augment.as_float(self._augmentation(key, few["image"]))
-        return self._mix(key, images, few["label"], few["mask"])[0] if self._mix else images
+        return self._first(key, batch["image"], batch["label"], batch["mask"])
 
     def notes(self) -> dict[str, Any]:
         """How many images could not be read."""
