@@ -327,8 +327,8 @@ class Files:
         """A random crop, uint8 [size, size, 3], and its label."""
         with Image.open(self.names[index]) as file:
             picture = file.convert("RGB")
-        resized = (self.size, self.size)
-        crop = picture.resize(resized, Image.Resampling.BILINEAR, self._box(*picture.size))
+        crop = picture.crop(self._box(*picture.size))
+        crop = crop.resize((self.size, self.size), Image.Resampling.BILINEAR)
         return torch.from_numpy(np.array(crop)), self.labels[index]
 
     @staticmethod

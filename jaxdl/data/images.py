@@ -88,8 +88,9 @@ class Preprocess(NamedTuple):
         picture = picture.crop((x, y, math.ceil(right), math.ceil(bottom)))
         resampling = Image.Resampling[self.interpolation.upper()]
         picture = picture.resize(resized, resampling, (left - x, top - y, right - x, bottom - y))
-        left, top = (round((side - self.size) / 2) for side in resized)
-        picture = picture.crop((left, top, left + self.size, top + self.size))
+        if resized != (self.size, self.size):
+            left, top = (round((side - self.size) / 2) for side in resized)
+            picture = picture.crop((left, top, left + self.size, top + self.size))
         return np.array(picture).reshape(self.size, self.size, self.channels)
 
     def _choose(self, shown: Size, rng: np.random.Generator | None) -> tuple[Box, Size]:
@@ -142,7 +143,8 @@ def _decode(picture: Image.Image, name: str, box: Box, resized: Size) -> int:
     with _damage_named(name):
         picture.load()
         shrink = whole[0] // picture.width
-        ImageOps.exif_transpose(picture, in_place=True)
+        if picture.getexif().get(ORIENTATION, 1) != 1:
+            ImageOps.exif_transpose(picture, in_place=True)
         if picture.mode == "F":
             raise ValueError("its pixels are floating-point numbers of no known range")
     return shrink
