@@ -163,7 +163,7 @@ def test_a_stopped_run_stops_the_comparison(monkeypatch, capsys):
 
     monkeypatch.setattr(training, "train", stopped)
     with pytest.raises(cli.Interrupted):
-        compare.run([*ACTIVATIONS, "--workdir=half"])
+        compare.run([*ACTIVATIONS, "--vectorize=never", "--workdir=half"])
     assert len(seen) == 1
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("and with the study: python -m experiments.compare --exp")
@@ -174,7 +174,7 @@ def test_a_stopped_run_stops_the_comparison(monkeypatch, capsys):
 @pytest.mark.slow
 def test_divergence_is_a_result(trained, capsys):
     flags = (*TINY, "--flag=learning_rate", "--values=0.02,1e30", "--seeds=1", "--optimizer=sgd")
-    compare.run([*flags, "--workdir=rates"])
+    compare.run([*flags, "--vectorize=never", "--workdir=rates"])
     assert len(trained) == 2
     figures = json.loads(Path("rates/table.json").read_text())["results"]
     assert figures["0.02"]["diverged"] == {}
@@ -183,7 +183,7 @@ def test_divergence_is_a_result(trained, capsys):
     text = Path("rates/table.md").read_text()
     assert "| 1, 1 diverged |" in text
     assert "\nlearning_rate=1e30, seed 0: loss is " in text
-    compare.run([*flags, "--workdir=rates"])
+    compare.run([*flags, "--vectorize=never", "--workdir=rates"])
     assert len(trained) == 2
     assert "seed0, which is done" in capsys.readouterr().out
 
