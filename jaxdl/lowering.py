@@ -55,7 +55,7 @@ def operation(name: str, reference: Operation, on_cpu: Operation) -> Primitive:
 
     def lower(context, *operands, geometry):
         devices = getattr(context.module_context.axis_context, "num_devices", 1)
-        own = devices in (None, 1) and all(map(_is_plain, context.avals_in))
+        own = devices in (None, 1) and all(map(is_plain, context.avals_in))
         return (by_own if own else by_reference)(context, *operands, geometry=geometry)
 
     mlir.register_lowering(primitive, by_reference)
@@ -72,6 +72,7 @@ def computed(x: jax.Array) -> jax.Array:
     return jax.lax.fori_loop(0, 2, lambda _, value: -value, x)
 
 
-def _is_plain(aval: Any) -> bool:
+def is_plain(aval: Any) -> bool:
+    """Whether an operand is of a shape and type that programs of our own are for."""
     known = all(isinstance(size, int) for size in aval.shape)
     return known and aval.dtype in (np.float32, np.float64)

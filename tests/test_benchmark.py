@@ -1,17 +1,19 @@
 """Benchmarks are programs, no speed is asserted: each runs at a tiny size and says its lines."""
 
+import functools
 import importlib.util
 import json
 import re
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments import benchmark
-from experiments.harness import bench, training
-from jaxdl import InputError
+from experiments.harness import bench, bench_training, training
+from jaxdl import InputError, models
 
 NUMBER = r"[\d.,]+"
 SPREAD = rf"{NUMBER} \({NUMBER} to {NUMBER}\)"
@@ -130,3 +132,16 @@ def test_the_peak_of_memory_is_what_a_step_touched():
     side = bench.Side("side", lambda steps: np.ones(2**23), held=5)
     found = bench.peak_bytes(side)
     assert found is None or 0.9 * 2**26 < found < 1.5 * 2**26
+
+
+def test_plain_flax_is_compiled_of_what_jax_has():
+    image, model = jnp.zeros((2, 32, 32, 1)), models.create("lenet5", num_classes=10)
+    variables = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), image)
+
+    def convolutions():
+        apply = jax.jit(functools.partial(model.apply, train=False))
+        return apply.lower(variables, image).as_text().count("stablehlo.convolution")
+
+    with bench_training._stock_programs():
+        assert convolutions() == 3
+    assert convolutions() == 0

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import importlib
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -17,7 +16,7 @@ from flax.training import train_state
 from experiments.harness import bench
 from experiments.harness.bench import Side
 from experiments.harness.cli import require
-from jaxdl import augment, cost, losses, models, optim, parallel, schedules
+from jaxdl import augment, cost, losses, lowering, models, optim, parallel, schedules
 from jaxdl.task import supervised
 
 HPARAMS = {"learning_rate": 0.01, "momentum": 0.9, "l2_penalty": 1e-4, "label_smoothing": 0.0}
@@ -163,12 +162,7 @@ def _plain_flax(model: nn.Module, batch: dict[str, Any]) -> tuple[Side, int]:
 @contextlib.contextmanager
 def _stock_programs() -> Iterator[None]:
     """What is compiled meanwhile for a CPU is so of what `jax.lax` has, with nothing of ours."""
-    try:
-        lowering = importlib.import_module("jaxdl.lowering")
-    except ModuleNotFoundError:
-        yield
-        return
-    with mock.patch.object(lowering, "_is_plain", return_value=False):
+    with mock.patch.object(lowering, "is_plain", return_value=False):
         yield
 
 
