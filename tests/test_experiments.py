@@ -385,9 +385,14 @@ def test_early_stopping_goes_back_to_the_best(experiment):
 def test_the_learning_rate_is_cut_on_a_plateau_and_stays_cut(experiment):
     """By the rule, worked out from the evaluations that the run wrote down."""
     flags = ("--eval_every=10", "--log_every=10", "--validation=0.2", "--schedule=constant")
-    flags = (*flags, "--learning_rate=0.02", "--plateau=1", "--plateau_factor=0.5")
-    flags = (*flags, "--steps=120", "--checkpoint_every=60", "--warmup_epochs=0")
-    experiment("lenet", *flags, "--workdir=run")
+    flags = (
+        *flags,
+        "--warmup_epochs=0",
+        "--learning_rate=0.02",
+        "--plateau=1",
+        "--plateau_factor=0.5",
+    )
+    experiment("lenet", *flags, "--steps=120", "--checkpoint_every=60", "--workdir=run")
     best, rate = -1.0, 0.02
     for row in read_rows(experiment.folder / "run"):
         if "train/learning_rate" in row:
