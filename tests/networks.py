@@ -13,7 +13,7 @@ import pytest
 from flax import traverse_util
 from golden.weights import weight
 
-from jaxdl.models import densenet, inception, resnet
+from jaxdl.models import densenet, googlenet, inception, resnet
 
 
 class Family(NamedTuple):
@@ -147,19 +147,29 @@ def shallow_inception(stages: Any, *args: Any) -> Any:
 
 def shallow_resnet(whole: Any) -> Any:
     """Return the network of the same blocks, of which the first stage alone has two."""
-    return functools.partial(whole.func, (2, 1, 1, 1), *whole.args[1:])
+    sizes = (2, *[1] * (len(whole.args[0]) - 1))
+    return functools.partial(whole.func, sizes, *whole.args[1:], **whole.keywords)
 
 
 # The same blocks as in these rows, and fewer of them, for the tests that compile.
 SHALLOW = {
     **{
         name: shallow_resnet(resnet.MODELS[name])
-        for name in ("plain18", "resnet18", "resnet18_v2", "resnet50", "resnet50_v2")
+        for name in (
+            *("plain18", "resnet18", "resnet18_v2", "resnet50", "resnet50_v2"),
+            *("plain20_cifar", "resnet20_cifar", "resnet20_cifar_v2"),
+        )
     },
     "densenet100_bc_cifar": functools.partial(densenet.DenseNet, (2,) * 3, True),
     "densenet121": functools.partial(densenet.DenseNet, (1, 2, 2, 1)),
     "inception_v2": shallow_inception(inception.v2_stages, 0, inception.SMALLEST_V2),
     "inception_resnet_v2": shallow_inception(inception.resnet_v2_stages, 0, inception.SMALLEST),
+}
+
+# GoogLeNet reads its tables when it is called: these in their place are its first modules.
+SHALLOW_GOOGLENET = {
+    stage: dict([*getattr(googlenet, stage).items()][:1])
+    for stage in ("INCEPTION3", "INCEPTION4", "INCEPTION5")
 }
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from networks import SHALLOW
+from networks import SHALLOW, SHALLOW_GOOGLENET
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -71,13 +71,13 @@ def whole(tmp_path_factory, environment):
     return folder / "run"
 
 
-def test_resnet_learns_and_leaves_the_whole_record(command, experiment):
+def test_lenet_learns_and_leaves_the_whole_record(command, experiment):
     """The one real command that trains in the fast part; what it left is looked at from here."""
-    done = command("resnet", "--epochs=2", "--width=8", "--workdir=run", "--eval_every=30")
+    done = command("lenet", "--epochs=2", "--workdir=run", "--eval_every=30")
     assert done.stderr == ""
     first, *_, last = done.stdout.splitlines()
     by = "by nesterov with l2_penalty 0.0005 and 45 steps of warm-up"
-    start = f"resnet20_cifar learning digits {by} on 1 cpu device: 67,906 parameters"
+    start = f"lenet5 learning digits {by} on 1 cpu device: 61,706 parameters"
     assert first.startswith(start)
     assert "1437 train, 360 test images, 90 steps, in run" in first
     assert last.startswith("test: loss")
@@ -98,11 +98,11 @@ def test_resnet_learns_and_leaves_the_whole_record(command, experiment):
     assert [r["step"] for r in rows if "eval/accuracy" in r] == [30, 60, 90]
     assert (run / "curves.png").is_file()
     assert list((run / "tensorboard").glob("events*"))
-    assert "--model=resnet20_cifar\n" in (run / "flags.txt").read_text()
+    assert "--model=lenet5\n" in (run / "flags.txt").read_text()
     assert (run / "checkpoints" / "90").is_dir()
 
     flags = ("--mode=eval", "--workdir=run", "--split=train", "--parallel=pmap")
-    evaluated = experiment("resnet", *flags, devices=2).stdout
+    evaluated = experiment("lenet", *flags, devices=2).stdout
     assert evaluated.startswith("train at step 90: ")
     assert "(1437 images)" in evaluated
 
@@ -125,6 +125,7 @@ SMALLEST = {
     "densenet": ("--growth_rate=4", "--image_size=8"),
     "inception": ("--width=0.125", "--image_size=8", "--dropout=0"),
     "mlp": ("--width=64", "--dropout=0"),
+    "resnet": ("--width=8", "--image_size=8"),
     "nin": ("--width=16", "--image_size=16", "--dropout=0", "--steps=120"),
     "vgg": ("--width=4", "--dropout=0"),
 }
@@ -134,11 +135,11 @@ SMALLEST = {
 @pytest.mark.parametrize("name", SMALLEST)
 def test_the_other_networks_learn(experiment, name, monkeypatch):
     """Far above the third of a guess; the recipes in experiments/flags/ say what they reach."""
-    # Compiling the gradient of the deepest takes a minute, and of two of their modules seconds.
+    # Compiling the gradient of the deepest takes a minute, and of a few of their blocks seconds.
     monkeypatch.setitem(models.MODELS, "densenet40_bc_cifar", SHALLOW["densenet100_bc_cifar"])
-    for stage in ("INCEPTION3", "INCEPTION4", "INCEPTION5"):
-        first = dict([*getattr(googlenet, stage).items()][:1])
-        monkeypatch.setattr(googlenet, stage, first)
+    monkeypatch.setitem(models.MODELS, "resnet20_cifar", SHALLOW["resnet20_cifar"])
+    for stage, rows in SHALLOW_GOOGLENET.items():
+        monkeypatch.setattr(googlenet, stage, rows)
     experiment(name, *QUICKLY, *THREE, *SMALLEST[name], "--workdir=run")
     summary = json.loads((experiment.folder / "run" / "summary.json").read_text())
     assert summary["test/accuracy"] > 0.7

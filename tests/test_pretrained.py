@@ -21,6 +21,22 @@ GOLDEN = Path(__file__).parent / "golden"
 TRAINED_WITH_AUX = ("googlenet", "inception_v3")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _traced_once():
+    """Each network of these tests is traced once, and not for every file that is read."""
+    trace, traced = pretrained._network, {}
+
+    def network(name, kwargs):
+        key = name, tuple(sorted(kwargs.items()))
+        if key not in traced:
+            traced[key] = trace(name, kwargs)
+        return traced[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretrained, "_network", network)
+        yield
+
+
 @functools.cache
 def bits() -> np.ndarray:
     """Return floats no two of which are the same, in no memory of their own but once."""
