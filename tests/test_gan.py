@@ -72,7 +72,7 @@ def test_digits_are_drawn_measured_and_shown_with_no_classifier_named(experiment
         distance, floor, ceiling = (
             summary[f"{prefix}/frechet_distance{which}"] for which in ("", "_floor", "_ceiling")
         )
-        assert 0 < floor < distance < ceiling / 4
+        assert 0 < floor < distance < ceiling / 2
         assert summary[f"{prefix}/modes_covered"] == 3
         assert summary[f"{prefix}/class_divergence"] < 1  # of noise 2.3; 0.2 to 0.45 were seen
         assert summary[f"{prefix}/modes_covered_floor"] == 3
@@ -199,7 +199,7 @@ def test_early_stopping_goes_back_and_shows_that_state(experiment, classifier):
     """At a rate of nothing no evaluation is better than the first."""
     flags = (*TINY, *THREE, "--steps=50", "--eval_every=2", "--learning_rate=0")
     flags += ("--validation=0.2",)
-    flags += ("--early_stop=2", "--ema_decay=0", "--workdir=run")
+    flags += ("--early_stop=1", "--ema_decay=0", "--workdir=run")
     done = experiment("gan", *flags, classifier)
     assert "samples vary" in done.stdout
     summary = summary_of(experiment)

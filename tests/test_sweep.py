@@ -126,7 +126,7 @@ def test_a_network_with_batch_norm_and_averages_in_lanes(tmp_path, alone_trained
     assert_same_runs(
         run(*flags, workdir=tmp_path / "lanes"),
         run(*flags, workdir=tmp_path / "in_turn", vectorize="never"),
-        1e-4,
+        2e-3,
     )
     assert len(alone_trained) == 4
 
