@@ -121,8 +121,9 @@ def test_lanes_are_the_runs_alone(together, tmp_path, alone_trained):
 
 @pytest.mark.slow
 def test_a_network_with_batch_norm_and_averages_in_lanes(tmp_path, alone_trained):
-    # From one state, for such a network makes a last bit large within some steps.
+    # Two steps, for such a network makes a last bit large within some more.
     flags = (*RESNET, "--flag=learning_rate", "--values=0.001,0.003")
+    flags += ("--steps=2", "--log_every=1", "--eval_every=2")
     assert_same_runs(
         run(*flags, workdir=tmp_path / "lanes"),
         run(*flags, workdir=tmp_path / "in_turn", vectorize="never"),
