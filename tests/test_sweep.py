@@ -2,9 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import jax
@@ -225,28 +222,6 @@ def test_a_signal_saves_all_lanes(together, tmp_path, monkeypatch, capsys):
     assert out.splitlines()[-1].startswith("and with the study: python -m experiments.compare")
     assert all(max(checkpoint.steps(f)) == 13 for f in folders_of(folder).values())
     assert_same_runs(together, run(*DROPOUT, workdir=folder), 0)
-
-
-@pytest.mark.slow
-def test_a_killed_process_goes_on_bit_for_bit(together, tmp_path, environment):
-    folder = tmp_path / "killed"
-    patched = "from experiments import compare; from experiments.harness import cli, group; "
-    patched += "group.SAVE_SECONDS = 0; cli.main(compare.run)"
-    flags = [*DROPOUT, f"--workdir={folder}"]
-    arguments = [sys.executable, "-c", patched, *flags, "--steps=4000"]
-    process = subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL)
-    first = folder / "dropout=0.1" / "seed0"
-    while len(checkpoint.steps(first)) < 2:
-        time.sleep(0.05)
-        assert process.poll() is None
-    process.kill()
-    process.wait()
-    ends = []
-    for workdir in (folder, tmp_path / "whole"):
-        arguments = [sys.executable, "-c", patched, *DROPOUT, f"--workdir={workdir}"]
-        subprocess.run([*arguments, "--steps=4000"], env=environment, check=True)
-        ends.append(workdir)
-    assert_same_runs(*ends, 0)
 
 
 def test_a_lane_that_diverges_stops_alone(tmp_path, capsys, alone_trained):
