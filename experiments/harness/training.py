@@ -101,8 +101,8 @@ def _keep_freed_memory() -> None:
 
     What a step on CPUs computes between its arguments and results is one large block. By default
     glibc gives such a block back at once, and the kernel clears each of its pages anew in the next
-    step: a quarter of the time of an LSTM's. The price is that a process stays as large as it once
-    was.
+    step: about a tenth of the time of an LSTM's. The price is that a process stays as large as it
+    once was.
     """
     own = any(name.startswith("MALLOC_") for name in os.environ)
     if sys.platform == "linux" and not own:
