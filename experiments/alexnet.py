@@ -20,6 +20,9 @@ class Network(NetworkFlags):
     model: str = flag("alexnet", "the form of AlexNet", ("alexnet", "alexnet_paper"))
     width: int | None = flag(24, "features of conv1; the model's own when empty")
     small_images: bool = flag(True, "the form for images of about 32x32")
+    norm_within_towers: bool = flag(
+        False, "of alexnet_paper: channels of the other tower are no neighbours; see --shard=model"
+    )
     dropout: float | None = flag(None, "before fc6 and fc7; the model's own when empty")
 
 

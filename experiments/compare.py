@@ -21,8 +21,6 @@ those.
 
 import dataclasses
 import functools
-import importlib
-import pkgutil
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,8 +31,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-import experiments
-from experiments.harness import cli, study, training
+from experiments.harness import catalogue, cli, devices, study, training
 from experiments.harness.cli import require
 from experiments.harness.study import Run, StudyFlags
 from jaxdl import InputError, parallel
@@ -68,8 +65,8 @@ class Config:
     study: StudyFlags = StudyFlags(seeds=3)
 
     def __post_init__(self) -> None:
-        if not is_experiment(self.experiment):
-            require(self, "experiment", False, f"one of {', '.join(names())}")
+        if not catalogue.is_experiment(self.experiment):
+            require(self, "experiment", False, f"one of {', '.join(catalogue.names())}")
         require(self, "flag", self.flag != "", "given")
         require(self, "flag", self.flag not in TAKEN, "a flag that compare does not set itself")
         require(self, "values", len(self.values) >= 2, "two values or more")
@@ -99,21 +96,6 @@ class Config:
 TAKEN = ("experiment", "workdir", "seed", "mode")
 
 
-def names() -> tuple[str, ...]:
-    """The names of all experiments."""
-    return tuple(
-        m.name for m in pkgutil.iter_modules(experiments.__path__) if is_experiment(m.name)
-    )
-
-
-def is_experiment(name: str) -> bool:
-    """Whether `experiments.NAME` is there and has what a run is made of."""
-    if name not in {module.name for module in pkgutil.iter_modules(experiments.__path__)}:
-        return False
-    module = importlib.import_module(f"experiments.{name}")
-    return hasattr(module, "Config") and hasattr(module, "build")
-
-
 def series_of(run: Run) -> Series:
     """All that a run measured on its way."""
     series: Series = {}
@@ -127,8 +109,10 @@ def series_of(run: Run) -> Series:
 def plan(config: Config, experiment: ModuleType, others: Sequence[str]) -> list[Run]:
     """All runs, each value's together; their flags are parsed, so that a mistake is found here."""
     for argument in others:
-        if _name(argument) in TAKEN:
-            raise InputError(f"{argument}: compare sets --{_name(argument)} of every run itself")
+        if cli.name_of(argument) in TAKEN:
+            raise InputError(
+                f"{argument}: compare sets --{cli.name_of(argument)} of every run itself"
+            )
     runs = []
     for place, value in enumerate(config.values):
         arguments = [*others, f"--{config.flag}={value}"]
@@ -195,7 +179,7 @@ def check(runs: Sequence[Run], config: Config) -> Compared:
     for run in runs:
         if run.seed > config.study.first_seed:
             continue
-        training.check_devices(run.config)
+        devices.check_devices(run.config)
         problem = run.experiment.build(run.config, mesh)
         task, hparams = training.task_of(run.config, problem)
         state = jax.eval_shape(task.init, jax.random.key(0), hparams)
@@ -359,19 +343,15 @@ def write_means(measured: Mapping[str, Sequence[Series]], path: Path) -> None:
                 events.scalars(step, {name: float(mean)})
 
 
-def _name(argument: str) -> str:
-    return argument.lstrip("-").partition("=")[0]
-
-
 def run(argv: list[str]) -> None:
     """Trains what is to be compared, and compares it."""
-    own = {"help", "h", *(flag.name for flag in cli.flags_of(Config))}
-    config, _ = cli.parse(Config, [a for a in argv if _name(a) in own])
+    own, others = cli.apart(Config, argv)
+    config, _ = cli.parse(Config, own)
     if not config.study.workdir:
         name = "_".join(filter(None, (config.experiment, config.flag, config.by)))
         config = cli.replace(config, workdir=f"runs/compare_{name}")
-    experiment = importlib.import_module(f"experiments.{config.experiment}")
-    runs = plan(config, experiment, [a for a in argv if _name(a) not in own])
+    experiment = catalogue.load(config.experiment)
+    runs = plan(config, experiment, others)
     asked = "values", "by", "by_values", "learning_rates", "target_loss", "metric", "vectorize"
     study.begin(config, runs, apart_from=asked)
     by = check(runs, config)

@@ -26,7 +26,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from experiments.harness import classification, cli, run_folder, summaries, training
+from experiments.harness import catalogue, classification, cli, run_folder, summaries, training
 from experiments.harness.cli import flag, require
 from experiments.harness.method import GRADIENT_DESCENT
 from experiments.harness.problem import Problem
@@ -85,7 +85,7 @@ def restore(workdir: Path) -> tuple[Any, Problem, State]:
     config, _ = cli.parse(config_type, [saved, f"--workdir={workdir}", "--coordinator="])
     if config.run.folds and config.run.fold is None:
         raise InputError(f"{workdir} holds folds; give the --workdir of one of them")
-    build = classification.experiment(config.run.experiment).build
+    build = catalogue.load(config.run.experiment).build
     problem, _, state = training.restore(config, build)
     return config, problem, state
 

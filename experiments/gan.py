@@ -21,14 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments.harness import artist, cli, image_data, training, yardstick
+from experiments.harness import artist, cli, devices, image_data, training, yardstick
 from experiments.harness.artist import Artist, Source
 from experiments.harness.cli import flag, require
 from experiments.harness.image_data import ImageDataFlags
 from experiments.harness.method import MethodFlags
 from experiments.harness.problem import Best, Build, Learner, Problem, View
 from experiments.harness.run import RunFlags
-from jaxdl import Batch, adversarial, optim, parallel, pictures
+from jaxdl import Batch, adversarial, optim, pictures
 from jaxdl.models import gan
 from jaxdl.nn import tabulate
 from jaxdl.task import State, Task
@@ -392,7 +392,7 @@ def build(config: Config, mesh: Mesh) -> Problem:
 def sample(config: Config, build: Build) -> None:
     """Draws the pictures of a run anew, with the latents of --sample_seed."""
     _, _, state = training.restore(config, build)
-    source = artist.source_of(config, parallel.data_mesh())
+    source = artist.source_of(config, devices.mesh_of(config))
     folder = Path(config.run.workdir) / f"{SAMPLES}_of_seed_{config.measuring.sample_seed}"
     artist.draw_all(_artist(config, source), state, folder)
     names = "samples.png" if config.on_ring else "samples.png, walk.png, nearest.png"

@@ -1,8 +1,8 @@
-"""Saving and restoring whole states; the only file that knows Orbax.
+"""Saving and restoring whole states.
 
 A checkpoint is `<workdir>/checkpoints/<step>/`, written in the background and complete or absent:
-Orbax writes beside it and renames. Every checkpoint carries a fingerprint of its arrays, because
-a flipped byte in a file of plain floats is otherwise restored without complaint.
+Orbax writes beside it and renames. What is in one, `jaxdl.saved` knows. States that are cut over
+devices are written and read in their parts: no host ever holds a whole one.
 
 A run has one writer, who holds `lock` and uses `Checkpoints`, and any number of readers, who use
 `load` and `restore` and change nothing.
@@ -10,26 +10,24 @@ A run has one writer, who holds `lock` and uses `Checkpoints`, and any number of
 
 import contextlib
 import errno
-import functools
-import json
 import logging
 import math
-import re
 import shutil
 import sys
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from jaxdl import InputError, files, hosts, trees
+from jaxdl import InputError, files, hosts, saved, trees
+from jaxdl.saved import DamagedCheckpoint
 from jaxdl.task import State
+
+T = TypeVar("T")
 
 FOLDER = "checkpoints"
 LOCK_FILE = ".lock"
@@ -81,13 +79,11 @@ class Checkpoints:
         self.folder = Path(workdir).absolute() / FOLDER
         self.totals: dict[str, tuple[float, float]] = {}
         self._keep, self._best, self._least = keep, best, least
-        self._sound: tuple[int, dict[str, Any]] | None = None
+        self._sound: int | None = None
 
     def __enter__(self) -> "Checkpoints":
-        _mute_closed_loops()
-        step = hosts.agree(self._find_sound)
-        if step is not None and self._sound is None:
-            self._sound = step, _read(self.folder, step)  # on the hosts beside the first
+        saved.mute_closed_loops()
+        self._sound = hosts.agree(self._find_sound)
         kept: list[Any] = [policies.LatestN(self._keep)]
         rank = None if self._best is None else self._rank
         if rank is not None:
@@ -123,13 +119,14 @@ class Checkpoints:
         damaged: dict[int, DamagedCheckpoint] = {}
         measured: dict[int, Mapping[str, float]] = {}
         for step in reversed(steps):
+            path = self.folder / str(step)
             try:
-                if self._sound is None:
-                    self._sound = step, _read(self.folder, step)
-                measured[step] = _read_metrics(self.folder / str(step))
+                if not measured:
+                    saved.check(path)
+                measured[step] = saved.metrics(path)
             except DamagedCheckpoint as found:
                 damaged[step] = found
-        if steps and self._sound is None:
+        if steps and not measured:
             raise InputError(f"every checkpoint in {self.folder} is damaged; {damaged[steps[-1]]}")
         for step, damage in damaged.items():
             aside = self.folder / f"{step}.damaged"
@@ -137,7 +134,7 @@ class Checkpoints:
             (self.folder / str(step)).rename(aside)
             print(f"{damage}; set aside as {aside.name}, going back", file=sys.stderr)
         self._remove_superseded(measured)
-        return None if self._sound is None else self._sound[0]
+        return max(measured, default=None)
 
     def _remove_superseded(self, measured: Mapping[int, Mapping[str, float]]) -> None:
         """Removes what is neither among the latest nor the best.
@@ -187,10 +184,10 @@ class Checkpoints:
         if step == self.latest:
             return
         tree = trees.from_state(state)
-        tree["totals"] = {name: trees.to_words(pair) for name, pair in (totals or {}).items()}
-        tree["fingerprint"] = trees.fingerprint(tree)
+        tree[saved.TOTALS] = {name: trees.to_words(pair) for name, pair in (totals or {}).items()}
+        tree[saved.FINGERPRINT] = trees.fingerprint(tree)
         if metrics is not None:
-            metrics = dict(metrics) | {CHECKSUM: _checksum(metrics)}
+            metrics = dict(metrics) | {saved.CHECKSUM: saved.checksum(metrics)}
         self.wait()
         try:
             if hosts.is_first():
@@ -220,8 +217,8 @@ class Checkpoints:
         steps = _steps(self.folder)
         kept = f"those of steps {', '.join(map(str, steps))} are kept" if steps else "there is none"
         raise OSError(
-            f"a checkpoint could not be written to {self.folder} ({_reason(error)}); {kept}; mend "
-            "that and give the same command again"
+            f"a checkpoint could not be written to {self.folder} ({saved.reason(error)}); {kept}; "
+            "mend that and give the same command again"
         ) from error
 
     def go_back(self, step: int) -> None:
@@ -235,7 +232,9 @@ class Checkpoints:
         Raises:
           DamagedCheckpoint: it cannot be read back; then nothing is removed.
         """
-        self._sound = (step, _read(self.folder, step)) if step else None
+        if step:
+            saved.check(self.folder / str(step))
+        self._sound = step or None
         for later in _steps(self.folder):
             if later > step:
                 shutil.rmtree(self.folder / str(later))
@@ -243,8 +242,8 @@ class Checkpoints:
 
     def measured(self, step: int) -> dict[str, float]:
         """The metrics that were saved with a step; none where there were none."""
-        found = dict(_read_metrics(self.folder / str(step)))
-        found.pop(CHECKSUM, None)
+        found = dict(saved.metrics(self.folder / str(step)))
+        found.pop(saved.CHECKSUM, None)
         return found
 
     def restore(self, template: State) -> State | None:
@@ -260,11 +259,10 @@ class Checkpoints:
         """
         if self._sound is None:
             return None
-        step, tree = self._sound
-        self._sound = None
-        totals = tree.pop("totals", {})
+        path, self._sound = self.folder / str(self._sound), None
+        state, totals = saved.onto(path, template)
         self.totals = {name: trees.from_words(words) for name, words in totals.items()}
-        return _like(tree, template, self.folder / str(step))
+        return state
 
     def restore_best(self, template: State) -> State:
         """The saved state whose metric is best, as a State like `template`.
@@ -273,9 +271,10 @@ class Checkpoints:
           DamagedCheckpoint: it cannot be read back.
         """
         self.wait()
-        step = hosts.agree(lambda: self.best)
-        assert step is not None, "restore_best is for runs that were evaluated"
-        return _like(_read(self.folder, step), template, self.folder / str(step))
+        assert self.best is not None, "restore_best is for runs that were evaluated"
+        path = self.folder / str(hosts.agree(lambda: self.best))
+        hosts.agree(lambda: saved.check(path))
+        return saved.onto(path, template)[0]
 
     def came_to(self, step: int) -> None:
         """Says which of its checkpoints the run came to: `load` and `restore` take that one.
@@ -288,10 +287,6 @@ class Checkpoints:
         if hosts.is_first():
             with files.replacing(self.folder / CAME_TO) as file:
                 file.write(b"%d\n" % step)
-
-
-class DamagedCheckpoint(InputError):
-    """A checkpoint that is not what was saved."""
 
 
 def load(workdir: str | Path, step: int | None = None) -> dict[str, Any]:
@@ -311,30 +306,30 @@ def load(workdir: str | Path, step: int | None = None) -> dict[str, Any]:
       InputError: there is no such checkpoint, or it is damaged; the message lists those there are.
       OSError: it cannot be read now, whatever is in it.
     """
-    tree = _load(Path(workdir).absolute() / FOLDER, step)
-    tree.pop("totals", None)
+    _, tree = _choose(Path(workdir).absolute() / FOLDER, step, saved.read)
+    tree.pop(saved.TOTALS, None)
     return tree
 
 
 def restore(workdir: str | Path, template: State, step: int | None = None) -> State:
-    """What `load` reads, as a State like `template`.
+    """What `load` reads, as a State like `template`, read straight to where that lies.
 
     Raises:
       InputError: also when the checkpoint is of another model or optimizer.
     """
     folder = Path(workdir).absolute() / FOLDER
-    found: list[dict[str, Any]] = []
+    # While its run goes on, hosts could find different ones.
+    chosen = hosts.agree(lambda: _choose(folder, step, saved.check)[0])
+    try:
+        return saved.onto(folder / str(chosen), template)[0]
+    except (DamagedCheckpoint, FileNotFoundError):
+        if chosen in _steps(folder) or hosts.are_several():
+            raise
+        return restore(workdir, template, step)  # the run that goes on has removed it
 
-    def choose() -> int:
-        found.append(_load(folder, step))
-        return int(found[0]["step"])
 
-    chosen = hosts.agree(choose)  # while its run goes on, hosts could find different ones
-    tree = found[0] if found else _load(folder, chosen)
-    return _like(tree, template, folder / str(chosen))
-
-
-def _load(folder: Path, step: int | None) -> dict[str, Any]:
+def _choose(folder: Path, step: int | None, use: Callable[[Path], T]) -> tuple[int, T]:
+    """The checkpoint that `load` describes, and what `use` makes of its path."""
     steps = _steps(folder)
     if step is not None and step not in steps:
         there = f"there are {', '.join(map(str, steps))}" if steps else "there is none"
@@ -342,11 +337,12 @@ def _load(folder: Path, step: int | None) -> dict[str, Any]:
     came_to = _came_to(folder)
     choice = sorted(steps, key=lambda other: (other == came_to, other)) if step is None else [step]
     while choice:
+        chosen = choice.pop()
         try:
-            return _read(folder, choice.pop())
+            return chosen, use(folder / str(chosen))
         except (DamagedCheckpoint, FileNotFoundError) as damage:
             if _steps(folder) != steps:  # the run that goes on has removed it
-                return _load(folder, step)
+                return _choose(folder, step, use)
             if not choice:
                 raise
             print(f"{damage}; going back to that of step {choice[-1]}", file=sys.stderr)
@@ -364,11 +360,6 @@ def _came_to(folder: Path) -> int | None:
         raise InputError(f"{path} is damaged; the command of the run writes it anew") from error
 
 
-def _like(tree: dict[str, Any], template: State, path: Path) -> State:
-    tree.pop("totals", None)
-    return trees.to_state(tree, template, f"checkpoint {path}")
-
-
 def steps(workdir: str | Path) -> list[int]:
     """The steps whose checkpoints are complete, in order; those set aside as damaged left out."""
     return _steps(Path(workdir) / FOLDER)
@@ -381,105 +372,6 @@ def _steps(folder: Path) -> list[int]:
 def _remove_unfinished(folder: Path) -> None:
     for path in folder.glob("*.orbax-checkpoint-tmp*"):  # what Orbax calls one it still writes
         shutil.rmtree(path, ignore_errors=True)
-
-
-CHECKSUM = "checksum"
-"""Of the metrics that are saved with a checkpoint, among them."""
-
-
-def _checksum(metrics: Mapping[str, float]) -> int:
-    pairs = sorted((name, float(value)) for name, value in metrics.items() if name != CHECKSUM)
-    return zlib.crc32(repr(pairs).encode())
-
-
-def _read_metrics(path: Path) -> Mapping[str, float]:
-    """The metrics saved with a checkpoint; none if there are none.
-
-    Raises:
-      DamagedCheckpoint: they are not those that were saved.
-    """
-    file = path / "metrics" / "metrics"
-    if not file.exists():
-        return {}
-    try:
-        metrics = json.loads(file.read_bytes())
-        sound = metrics.get(CHECKSUM, _checksum(metrics)) == _checksum(metrics)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise DamagedCheckpoint(f"checkpoint {path} is damaged ({file.name}: {error})") from error
-    if not sound:
-        raise DamagedCheckpoint(f"checkpoint {path} is damaged ({file.name} are not those saved)")
-    return metrics
-
-
-def _read(folder: Path, step: int) -> dict[str, Any]:
-    """Reads a checkpoint into numpy arrays on this host and checks its fingerprint.
-
-    Raises:
-      DamagedCheckpoint: files are missing or cannot be decoded, or the fingerprint is another.
-      OSError: files cannot be read now.
-    """
-    path = folder / str(step)
-    _read_metrics(path)
-    # The handler itself, for what wraps it hides errors and waits for other hosts.
-    handler = ocp.PyTreeCheckpointHandler()
-    _mute_closed_loops()
-    try:
-        shapes = handler.metadata(path / "default").tree
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
-        tree = handler.restore(path / "default", args=ocp.args.PyTreeRestore(None, as_numpy))
-        saved = tree.pop("fingerprint")
-    except Exception as error:
-        if not _is_damage(error):
-            if isinstance(error, OSError | MemoryError):
-                raise
-            raise OSError(f"checkpoint {path} cannot be read ({_reason(error)})") from error
-        raise DamagedCheckpoint(f"checkpoint {path} is damaged ({_reason(error)})") from error
-    if saved != trees.fingerprint(tree):
-        raise DamagedCheckpoint(
-            f"checkpoint {path} is damaged (its arrays are not those that were saved)"
-        )
-    return tree
-
-
-def _is_damage(error: Exception) -> bool:
-    """Whether a failed read shows that files are missing or hold what cannot be decoded.
-
-    A rename follows from it, so whatever else may have failed (memory, a device, a network's file
-    system) is no damage.
-    """
-    if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
-        return True
-    status = re.match(r"([A-Z_]+): ", str(error))  # TensorStore's, which are ValueErrors
-    if isinstance(error, ValueError) and status:
-        return status[1] in (
-            *("DATA_LOSS", "FAILED_PRECONDITION", "INVALID_ARGUMENT", "NOT_FOUND"),
-            *("OUT_OF_RANGE", "UNIMPLEMENTED"),
-        )
-    return isinstance(error, ValueError | LookupError | TypeError | AttributeError)
-
-
-def _reason(error: Exception) -> str:
-    if "No space left" in str(error):  # at the end of a long line
-        return "no space left"
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-
-
-@functools.cache
-def _mute_closed_loops() -> None:
-    """Keeps failed reads and saves from printing a traceback for each array that was under way.
-
-    Orbax closes its event loop at the first error. The others then find it closed, some of them
-    only later, and complain to the interpreter; or they have failed too, which asyncio logs.
-    """
-    before = sys.unraisablehook
-
-    def heard(unraisable: Any) -> None:
-        if "Event loop is closed" not in str(unraisable.exc_value):
-            before(unraisable)
-
-    sys.unraisablehook = heard
-    of_orbax = lambda record: "/orbax/" in logging.Formatter().format(record)
-    logging.getLogger("asyncio").addFilter(lambda record: not of_orbax(record))
 
 
 def _check_room(folder: Path, size: int) -> None:

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxdl import Batch, InputError, cost, hosts
+from jaxdl import Batch, InputError, cost, hosts, parallel
 from jaxdl.checkpoint import Checkpoints
 from jaxdl.task import Metrics, State, Task
 from jaxdl.writers import Progress, Writer, describe
@@ -310,8 +310,11 @@ def fit(
                     measured = hosts.agree_on(measure(state))
                     reports.evaluated(step, measured)
                     if histograms:
-                        writer.histograms(step, "weights", state.params)
-                        writer.histograms(step, "gradients", task.gradient(state, batch))
+                        for name, tree in (
+                            ("weights", state.params),
+                            ("gradients", task.gradient(state, batch)),
+                        ):
+                            writer.histograms(step, name, parallel.readable(tree))
                     state = observe(state, reports.last)
                     hosts.wait()  # for the first, which may have shown much
                 if checkpoints is not None:

@@ -123,6 +123,60 @@ class Typed(nn.Module):
         return {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
 
+class BatchNorm(nn.BatchNorm):
+    """Flax's batch norm, which can take its statistics over parts of the batch.
+
+    Across devices the statistics of a whole batch are a message for each layer and direction; those
+    of each device's own rows are none, as each GPU has its own in Goyal et al. 2017
+    (arXiv:1706.02677, section 4). Parts smaller than that, of about 32 examples in a large batch,
+    are the ghost batches of Hoffer et al. 2017 (arXiv:1705.08741).
+
+    Args:
+      groups: into how many parts of neighbouring examples a batch is cut, each normalized by its
+        own mean and variance. The running statistics are those of the parts on average. With 1 it
+        is Flax's to the instruction.
+
+    Raises:
+      InputError: a batch that does not divide into so many parts.
+    """
+
+    groups: int = 1
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        use_running_average: bool | None = None,
+        *,
+        mask: jax.Array | None = None,
+    ) -> jax.Array:
+        """Return the normalized batch."""
+        running = nn.merge_param(
+            "use_running_average", self.use_running_average, use_running_average
+        )
+        if self.groups == 1 or running:
+            return super().__call__(x, use_running_average, mask=mask)
+        if len(x) % self.groups:
+            raise InputError(f"a batch of {len(x)} does not divide into {self.groups} norm groups")
+        shape = x.shape[-1:]
+        scale = self.param("scale", self.scale_init, shape, self.param_dtype)
+        bias = self.param("bias", self.bias_init, shape, self.param_dtype)
+        means = self.variable("batch_stats", "mean", jnp.zeros, shape)
+        variances = self.variable("batch_stats", "var", jnp.ones, shape)
+
+        parts = x.astype(np.promote_types(x.dtype, jnp.float32))
+        parts = parts.reshape(self.groups, -1, *x.shape[1:])
+        mean, var = parts.mean(range(1, x.ndim)), parts.var(range(1, x.ndim))
+        if not self.is_initializing():
+            for kept, new in ((means, mean), (variances, var)):
+                kept.value = self.momentum * kept.value + (1 - self.momentum) * new.mean(0)
+        apart = (slice(None), *[None] * (x.ndim - 1))
+        y = (parts - mean[apart]) * jax.lax.rsqrt(var[apart] + self.epsilon)
+        of_features = (None,) * x.ndim
+        y = y * scale.astype(y.dtype)[of_features] + bias.astype(y.dtype)[of_features]
+        return y.reshape(x.shape).astype(self.dtype or x.dtype)
+
+
 class Normed(Typed):
     """A network with batch norms, whose statistics are float32 whatever the compute type.
 
@@ -133,22 +187,25 @@ class Normed(Typed):
       norm_epsilon: what is added to a variance.
       axis_name: mapped axis (of `pmap`, `vmap` or `shard_map`) over which the norms average their
         statistics in training; None under plain `jit`, sharded or not.
+      norm_groups: over how many parts of a batch they take their statistics (see `BatchNorm`).
     """
 
     _: dataclasses.KW_ONLY
     norm_momentum: float = 0.9
     norm_epsilon: float = 1e-5
     axis_name: str | None = None
+    norm_groups: int = 1
 
     @nn.nowrap
     def norm(self, train: bool) -> ModuleDef:
         """What makes the network's batch norms."""
         return partial(
-            nn.BatchNorm,
+            BatchNorm,
             use_running_average=not train,
             momentum=self.norm_momentum,
             epsilon=self.norm_epsilon,
             axis_name=self.axis_name,
+            groups=self.norm_groups,
             **self.types,
         )
 
@@ -164,6 +221,7 @@ class LocalResponseNorm(nn.Module):
     Args:
       size: number of channels summed over; of an even number one more lies before than after.
       alpha, beta, k: as above, torch's defaults.
+      groups: parts of the channels; what lies in another is no neighbour.
 
     Shapes: [..., C] to [..., C], of the same type. Computes in float32 at least.
 
@@ -174,17 +232,19 @@ class LocalResponseNorm(nn.Module):
     alpha: float = 1e-4
     beta: float = 0.75
     k: float = 1.0
+    groups: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Apply the layer."""
         wide = x.astype(np.promote_types(x.dtype, jnp.float32))
+        wide = wide.reshape(*x.shape[:-1], self.groups, -1) if self.groups > 1 else wide
         beyond = (self.size // 2, (self.size - 1) // 2)
-        squares = jnp.pad(wide**2, [(0, 0)] * (x.ndim - 1) + [beyond])
+        squares = jnp.pad(wide**2, [(0, 0)] * (wide.ndim - 1) + [beyond])
         # Shifted slices, which XLA fuses into one pass over the maps.
-        total = sum(squares[..., i : i + x.shape[-1]] for i in range(self.size))
+        total = sum(squares[..., i : i + wide.shape[-1]] for i in range(self.size))
         y = wide / (self.k + self.alpha / self.size * total) ** self.beta
-        return y.astype(x.dtype)
+        return y.reshape(x.shape).astype(x.dtype)
 
 
 def adaptive_avg_pool(x: jax.Array, output_size: tuple[int, int]) -> jax.Array:

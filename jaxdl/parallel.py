@@ -2,6 +2,7 @@
 
     task = supervised(init, loss, optimizer)
     task = jit(task, data_mesh())                        # any number of devices
+    task = jit(task, mesh, rules=(sharding.fsdp,))       # each of which holds a share of the state
     task = jit(scan(task), mesh, batch_spec=P(None, "data"))   # k steps in one call
     task = jit(vmap(task), mesh)                         # a sweep as one program
     task = lanes(task, mesh)                             # the same, whole trainings on each device
@@ -10,18 +11,20 @@
 Buffers are donated here and nowhere else: a state given to `train` must not be used again.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import checkify
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.experimental import checkify, multihost_utils
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxdl import Batch, InputError
-from jaxdl.task import State, Task
+from jaxdl import Batch, InputError, sharding
+from jaxdl.sharding import Rules
+from jaxdl.task import Begin, Task
 
-DATA = "data"
+DATA = sharding.DATA
 """The mesh axis that batches are spread over."""
 
 BATCH = P(DATA)
@@ -33,9 +36,7 @@ RUN_ONCE = {"xla_backend_optimization_level": 1}
 
 def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh of one axis, `data`, over the given devices (all by default, of all processes)."""
-    # Auto axes: the compiler places what the shardings below leave open.
-    devices = jax.devices() if devices is None else devices
-    return Mesh(np.asarray(devices), (DATA,), axis_types=(AxisType.Auto,))
+    return sharding.make_mesh({DATA: -1}, devices)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -55,6 +56,20 @@ def own_rows(batch: Batch) -> Batch:
     return jax.tree.map(rows, batch)
 
 
+def readable(tree: Any) -> Any:
+    """A tree that each host can read alone: what is cut over several hosts is gathered to them all.
+
+    All hosts must call it. Of one host it is the tree as it is.
+    """
+
+    def whole(leaf):
+        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
+            return leaf
+        return multihost_utils.process_allgather(leaf, tiled=True)
+
+    return jax.tree.map(whole, tree)
+
+
 def check_batch_size(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
     """Raises InputError when a global batch cannot be dealt out evenly to the devices.
 
@@ -63,31 +78,50 @@ def check_batch_size(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
       mesh: the devices.
       accumulate: into how many parts each device cuts its rows (see `task.supervised`).
     """
-    if batch_size < 1 or batch_size % mesh.size:
-        below = batch_size - batch_size % mesh.size
-        fits = f"{below} or {below + mesh.size}" if below > 0 else f"{mesh.size}"
+    count = sharding.axis_size(mesh, DATA)
+    if batch_size < 1 or batch_size % count:
+        below = batch_size - batch_size % count
+        fits = f"{below} or {below + count}" if below > 0 else f"{count}"
         raise InputError(
-            f"batch_size {batch_size} does not divide by the {mesh.size} devices; take {fits}"
+            f"batch_size {batch_size} does not divide by the {count} {_devices(mesh)}; take {fits}"
         )
-    rows = batch_size // mesh.size
+    rows = batch_size // count
     if rows % accumulate:
         less = max(n for n in range(1, accumulate) if rows % n == 0)
         raise InputError(
-            f"grad_accum {accumulate} does not divide the {rows} rows that each of the {mesh.size} "
-            f"devices has of a batch_size of {batch_size}; take grad_accum {less}, or a batch_size "
-            f"that divides by {accumulate * mesh.size}"
+            f"grad_accum {accumulate} does not divide the {rows} rows that each of the {count} "
+            f"{_devices(mesh)} has of a batch_size of {batch_size}; take grad_accum {less}, or a "
+            f"batch_size that divides by {accumulate * count}"
         )
 
 
-def jit(task: Task, mesh: Mesh, batch_spec: P = BATCH) -> Task:
-    """Compiles a Task for a mesh: the state on every device, each batch spread over them.
+def _devices(mesh: Mesh) -> str:
+    """What a mesh has along `data`, for messages."""
+    return "devices" if mesh.size == mesh.shape[DATA] else f"devices along the mesh axis {DATA!r}"
+
+
+def jit(task: Task, mesh: Mesh, batch_spec: P = BATCH, rules: Rules = ()) -> Task:
+    """Compiles a Task for a mesh: the state placed by rules, each batch spread over the devices.
 
     A step sees the global batch, so sums, batch statistics and random draws are those of one
     device; the compiler adds the communication.
+
+    Args:
+      task: what to compile.
+      mesh: the devices, by the axis `data` and others that `rules` name.
+      batch_spec: of a batch.
+      rules: how the arrays of a state are cut (`jaxdl.sharding`); with none every device holds all.
+        What is cut over `data` is gathered once a step, before it is used, and only the device's
+        own share of it is updated.
+
+    Raises:
+      InputError: when the state is first seen, a rule that fits nothing of it, or not the mesh.
     """
+    if rules:
+        return _jit_by_rules(task, mesh, batch_spec, rules)
     everywhere, spread = NamedSharding(mesh, P()), NamedSharding(mesh, batch_spec)
     return Task(
-        init=_jit_init(task, mesh),
+        init=_jit_init(task.init, mesh, everywhere),
         train=jax.jit(
             task.train,
             in_shardings=(everywhere, spread),
@@ -101,15 +135,57 @@ def jit(task: Task, mesh: Mesh, batch_spec: P = BATCH) -> Task:
     )
 
 
-def _jit_init(task: Task, mesh: Mesh) -> Callable[..., State]:
-    """The Task's `init`, which makes the state on every device.
+def _jit_by_rules(task: Task, mesh: Mesh, batch_spec: P, rules: Rules) -> Task:
+    # A state comes as `init` placed it, so that no shape has to be known before it does.
+    everywhere, inputs = NamedSharding(mesh, P()), (None, NamedSharding(mesh, batch_spec))
+
+    def placed(tree, specs):
+        constrain = lambda array, spec: jax.lax.with_sharding_constraint(
+            array, NamedSharding(mesh, spec)
+        )
+        return jax.tree.map(constrain, tree, specs)
+
+    def used(state, specs, *names):
+        """The state as a step uses it: networks whole over `data`, on which examples are."""
+        whole = jax.tree.map(lambda spec: P(*(a if a != DATA else None for a in spec)), specs)
+        return state._replace(
+            **{name: placed(getattr(state, name), getattr(whole, name)) for name in names}
+        )
+
+    def init(key, hparams):
+        state = task.init(key, hparams)
+        return placed(state, sharding.specs(state, rules, mesh))
+
+    def train(state, batch):
+        specs = sharding.specs(state, rules, mesh)
+        state, metrics = task.train(used(state, specs, "params", "extra"), batch)
+        return placed(state, specs), jax.lax.with_sharding_constraint(metrics, everywhere)
+
+    def evaluate(state, batch):
+        specs = sharding.specs(state, rules, mesh)
+        return task.eval(used(state, specs, "params", "extra", "average"), batch)
+
+    def gradient(state, batch):
+        specs = sharding.specs(state, rules, mesh)
+        return placed(task.gradient(used(state, specs, "params", "extra"), batch), specs.params)
+
+    return Task(
+        init=_jit_init(init, mesh, None),
+        train=jax.jit(train, in_shardings=inputs, donate_argnums=0),
+        eval=jax.jit(evaluate, in_shardings=inputs, out_shardings=everywhere),
+        gradient=jax.jit(gradient, in_shardings=inputs),
+    )
+
+
+def _jit_init(init: Begin, mesh: Mesh, placed: NamedSharding | None) -> Begin:
+    """Compiles a Task's `init`.
 
     Every layer's parameters are drawn by a part of the program of their own, so that it would take
     longer to compile than the step does, and it runs once.
     """
     on_cpus = mesh.devices.flat[0].platform == "cpu"
     options = RUN_ONCE if on_cpus else None
-    return jax.jit(task.init, out_shardings=NamedSharding(mesh, P()), compiler_options=options)
+    return jax.jit(init, out_shardings=placed, compiler_options=options)
 
 
 def checked(task: Task, mesh: Mesh) -> Task:
@@ -161,7 +237,7 @@ def pmap(task: Task, mesh: Mesh) -> Task:
         return run
 
     return Task(
-        init=_jit_init(task, mesh),
+        init=_jit_init(task.init, mesh, NamedSharding(mesh, P())),
         train=mapped(task.train, donated=(0,)),
         eval=mapped(task.eval),
         gradient=mapped(task.gradient),

@@ -28,13 +28,7 @@ def to_state(tree: dict[str, Any], template: State, name: str) -> State:
     Raises:
       InputError: they differ, and where they first do.
     """
-    saved, wanted = _shapes(tree), _shapes(from_state(template))
-    for leaf in sorted(saved.keys() | wanted.keys()):
-        if saved.get(leaf) != wanted.get(leaf):
-            raise InputError(
-                f"{name} is of another model or optimizer: {leaf} is "
-                f"{saved.get(leaf, 'absent')} there and {wanted.get(leaf, 'absent')} here"
-            )
+    check_same_shapes(tree, from_state(template), name)
     plain = template._replace(key=jax.random.key_data(template.key))
     state = flax.serialization.from_state_dict(plain, tree)
     state = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), state, plain)
@@ -42,9 +36,20 @@ def to_state(tree: dict[str, Any], template: State, name: str) -> State:
     return state._replace(key=jax.random.wrap_key_data(state.key, impl=impl))
 
 
+def check_same_shapes(saved: Any, wanted: Any, name: str) -> None:
+    """Raises InputError where a tree of arrays, or of their shapes, is not like another."""
+    there, here = _shapes(saved), _shapes(wanted)
+    for leaf in sorted(there.keys() | here.keys()):
+        if there.get(leaf) != here.get(leaf):
+            raise InputError(
+                f"{name} is of another model or optimizer: {leaf} is "
+                f"{there.get(leaf, 'absent')} there and {here.get(leaf, 'absent')} here"
+            )
+
+
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): np.shape(leaf)
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
         for path, leaf in jax.tree.leaves_with_path(tree)
     }
 
@@ -97,15 +102,28 @@ def _fingerprint_on_device(tree: Any) -> jax.Array:
 
 
 def _fingerprint_on_host(leaves: list[tuple[Any, Any]]) -> np.ndarray:
-    total, chunk = 0, 1 << 22
-    for place, (path, leaf) in enumerate(leaves):
-        words = np.ascontiguousarray(leaf).ravel().view(_word(leaf.dtype))
-        for start in range(0, words.size, chunk):
-            part = words[start : start + chunk].astype(np.uint32)
-            weights = np.arange(start, start + part.size, dtype=np.uint32) * np.uint32(2)
-            weights += np.uint32(_first_weight(path, place))
-            total += int(np.sum(part * weights, dtype=np.uint32))
+    total = sum(
+        fingerprint_of_array(path, place, leaf) for place, (path, leaf) in enumerate(leaves)
+    )
     return np.asarray(total % 2**32, np.uint32)
+
+
+def fingerprint_of_array(path: Any, place: int, array: np.ndarray) -> int:
+    """What one array of a tree adds to its `fingerprint`, before the modulus.
+
+    Args:
+      path: its path in the tree, as `jax.tree.leaves_with_path` gives it.
+      place: of how many it comes after there.
+      array: on the host.
+    """
+    total, chunk = 0, 1 << 22
+    words = np.ascontiguousarray(array).ravel().view(_word(array.dtype))
+    for start in range(0, words.size, chunk):
+        part = words[start : start + chunk].astype(np.uint32)
+        weights = np.arange(start, start + part.size, dtype=np.uint32) * np.uint32(2)
+        weights += np.uint32(_first_weight(path, place))
+        total += int(np.sum(part * weights, dtype=np.uint32))
+    return total
 
 
 def _word(dtype: Any) -> Any:

@@ -17,7 +17,7 @@ import tiny
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxdl import InputError, checkpoint, parallel, trees
+from jaxdl import InputError, checkpoint, parallel, saved, trees
 from jaxdl.checkpoint import Checkpoints
 from jaxdl.task import State
 
@@ -217,7 +217,7 @@ def test_only_damage_is_damage(run, broken, monkeypatch, capsys, name):
     def failing(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(checkpoint.ocp.PyTreeCheckpointHandler, "restore", failing)
+    monkeypatch.setattr(saved.ocp.PyTreeCheckpointHandler, "restore", failing)
     with pytest.raises(raised) as caught, Checkpoints(broken, keep=5):
         pass
     assert not isinstance(caught.value, InputError)
@@ -267,8 +267,8 @@ with checkpoint.Checkpoints("run") as checkpoints:
 def test_of_failed_reads_asyncio_tells_those_of_others_alone(run, caplog):
     """Where several arrays of a checkpoint fail at once, one error alone is retrieved."""
 
-    def abandon(path):
-        code = compile("async def read(): raise ValueError('DATA_LOSS')", path, "exec")
+    def abandon(path, message="DATA_LOSS"):
+        code = compile(f"async def read(): raise ValueError({message!r})", path, "exec")
         scope = {}
         exec(code, scope)
         loop = asyncio.new_event_loop()
@@ -280,6 +280,7 @@ def test_of_failed_reads_asyncio_tells_those_of_others_alone(run, caplog):
 
     checkpoint.load(run[0])
     abandon("/packages/orbax/checkpoint/serialization.py")
+    abandon("tasks.py", 'DATA_LOSS: Error reading "params.3/.zarray" in OCDBT database')
     assert not caplog.records
     abandon("/home/someone/server.py")
     assert "exception was never retrieved" in caplog.text
@@ -341,14 +342,14 @@ def test_remains_of_a_killed_save_are_removed(broken):
 
 def test_a_reader_follows_the_run_it_reads(broken, monkeypatch):
     """The checkpoint that it was about to read is gone: the run has newer ones."""
-    read, (workdir, _) = checkpoint._read, (broken, None)
+    read, workdir = saved.read, broken
 
-    def vanishing(folder, step):
-        if step == 5 and (folder / "5").exists():
-            (folder / "5").rename(folder / "6")
-        return read(folder, step)
+    def vanishing(path):
+        if path.name == "5" and path.exists():
+            path.rename(path.with_name("6"))
+        return read(path)
 
-    monkeypatch.setattr(checkpoint, "_read", vanishing)
+    monkeypatch.setattr(saved, "read", vanishing)
     assert int(checkpoint.load(workdir)["step"]) == 5  # as it calls itself
     assert checkpoint.steps(workdir) == [1, 2, 3, 4, 6]
 

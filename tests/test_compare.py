@@ -11,7 +11,7 @@ from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
 from experiments import compare, mlp
-from experiments.harness import cli, study, training
+from experiments.harness import catalogue, cli, study, training
 from jaxdl import InputError, checkpoint, parallel
 from jaxdl.writers import Writer
 
@@ -277,8 +277,8 @@ def test_table_by_hand():
 
 
 def test_experiments_are_found():
-    assert {"lenet", "mlp", "resnet", "vgg"} <= set(compare.names())
-    assert not {"classification", "compare", "training", "predict"} & set(compare.names())
+    assert {"lenet", "mlp", "resnet", "vgg"} <= set(catalogue.names())
+    assert not {"classification", "compare", "training", "predict"} & set(catalogue.names())
 
 
 @pytest.mark.parametrize(

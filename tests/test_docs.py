@@ -188,7 +188,7 @@ def test_the_list_of_commands_tells_each_by_its_kind():
     assert kinds == {
         "trains": "alexnet char_rnn densenet gan inception lenet mlp nin regression resnet seq2seq "
         "transfer vgg word2vec",
-        "tools": "benchmark compare curvature pixels predict schedule summary",
+        "tools": "benchmark compare curvature doctor pixels plan predict schedule summary",
         "studies": "studies.checkerboard studies.descent studies.mode_collapse studies.perceptron "
         "studies.recurrent studies.transfer",
     }

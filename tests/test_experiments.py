@@ -174,7 +174,7 @@ def test_killed_and_stopped_a_run_loses_nothing(command, whole):
     assert err == ""
     assert "and saved; go on with: python -m experiments.lenet --flagfile=parts/flags.txt" in out
     stopped_at = int(checkpoint.load(run)["step"])
-    assert 20 <= stopped_at < 135
+    assert 10 <= stopped_at < 135  # after the first report, which may be its next step
     resumed = command("lenet", "--flagfile=parts/flags.txt", "--resume=must")
     assert f"steps {stopped_at} to 135" in resumed.stdout
     assert_same_state(whole, run)

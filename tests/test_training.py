@@ -24,7 +24,7 @@ from jaxdl.writers import Writer, read_rows
 def at_little_cost(monkeypatch):
     """One program for all, and curves undrawn."""
     compiled = tiny.jitted(8)
-    monkeypatch.setattr(parallel, "jit", lambda task, mesh: compiled)
+    monkeypatch.setattr(parallel, "jit", lambda task, mesh, rules: compiled)
     monkeypatch.setattr(Writer, "curves", lambda self: None)
 
 

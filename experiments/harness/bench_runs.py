@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import importlib
 import io
 import os
 import shutil
@@ -17,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.harness import bench, classification, cli, training
+from experiments.harness import bench, catalogue, classification, cli, training
 from experiments.harness.bench import Side
 from jaxdl import loop, parallel
 from jaxdl.writers import Writer
@@ -30,7 +29,7 @@ LOG_EVERY = 50
 def measure_loop(config: Any) -> dict[str, Any]:
     """Times `fit`, with its data, metrics and files, and the step alone, by turns, on digits."""
     mesh = parallel.data_mesh()
-    experiment = classification.experiment(EXPERIMENTS.get(config.model, "resnet"))
+    experiment = catalogue.load(EXPERIMENTS.get(config.model, "resnet"))
     flags = [f"--model={config.model}", f"--batch_size={config.batch_size}", "--augment="]
     run, _ = cli.parse(experiment.Config, flags)
     problem = experiment.build(run, mesh)
@@ -138,7 +137,7 @@ def measure_sweep(config: Any) -> dict[str, Any]:
 
 def _compare(name: str, rates: np.ndarray, steps: int, vectorize: str) -> None:
     """Runs `experiments.compare` in a folder that is then removed, and shows nothing of it."""
-    compare = importlib.import_module("experiments.compare")
+    compare = catalogue.load("compare")
     folder = tempfile.mkdtemp()
     try:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -159,7 +158,7 @@ def _torch_in_turn(name: str, rates: np.ndarray, steps: int) -> None:
     """Trains the same networks in torch, one after another, and tests each on the test split."""
     from experiments.harness import bench_torch
 
-    experiment = classification.experiment(name)
+    experiment = catalogue.load(name)
     run = experiment.Config()
     pipeline = classification.make_pipeline(run, parallel.data_mesh(jax.devices()[:1]))
     splits = {}

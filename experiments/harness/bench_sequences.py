@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import cli, training
+from experiments.harness import catalogue, cli, training
 from jaxdl import InputError, parallel, recurrent
 from jaxdl.data import words
 
@@ -170,7 +170,7 @@ def _import(name: str, what: str) -> Any:
 
 def _recipe(experiment: str, *flags: str) -> tuple[Any, Any, Any, Any]:
     """The config of an experiment with these flags, its Problem, its Task, and a first State."""
-    module = importlib.import_module(f"experiments.{experiment}")
+    module = catalogue.load(experiment)
     config, _ = cli.parse(module.Config, [*flags])
     mesh = parallel.data_mesh()
     problem = module.build(config, mesh)

@@ -2,8 +2,8 @@
 
 import dataclasses
 import functools
-import importlib
 import math
+import re
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments.harness import cli, image_data, run_folder
+from experiments.harness import catalogue, cli, image_data, run_folder
 from experiments.harness.augmentation import AugmentFlags
 from experiments.harness.cli import flag, require
 from experiments.harness.image_data import ImageDataFlags
@@ -25,8 +25,8 @@ from experiments.harness.method import (
 )
 from experiments.harness.problem import Best, Learner, Problem, View
 from experiments.harness.run import RunFlags
-from jaxdl import Batch, InputError, augment, checkpoint, data, losses, models, transfer
-from jaxdl.nn import INITIALIZERS, initializer, tabulate
+from jaxdl import Batch, InputError, augment, checkpoint, data, losses, models, sharding, transfer
+from jaxdl.nn import INITIALIZERS, Normed, initializer, tabulate
 from jaxdl.task import Init, Loss, Optimizer, Schedule, Task
 
 L2_PENALTY = 5e-4
@@ -39,12 +39,17 @@ class NetworkFlags:
     model: str = flag("resnet20_cifar", "a name of jaxdl.models.names()")
     norm_momentum: float | None = flag(None, "of batch norms: how much of their averages stays")
     norm_epsilon: float | None = flag(None, "of batch norms: added to the variance")
+    norm_over: str = flag(
+        "global",
+        "of batch norms: what they take statistics over in training, all examples of a step "
+        "(global), those on one device (device), or so many (a number)",
+    )
 
     @property
     def arguments(self) -> dict[str, Any]:
         """Those that say something; the rest is as the model has it."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        del values["model"]
+        del values["model"], values["norm_over"]
         return {k: v for k, v in values.items() if v is not None and v is not False and v != ""}
 
     def __post_init__(self) -> None:
@@ -55,6 +60,9 @@ class NetworkFlags:
         momentum, epsilon = self.norm_momentum, self.norm_epsilon
         require(self, "norm_momentum", momentum is None or 0 <= momentum < 1, "in [0, 1)")
         require(self, "norm_epsilon", epsilon is None or epsilon > 0, "more than 0")
+        over = self.norm_over
+        known = over in ("global", "device") or re.fullmatch(r"[1-9]\d{0,8}", over) is not None
+        require(self, "norm_over", known, "global, device, or a number of examples")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,13 +123,35 @@ class Config:
         build_model(self, num_classes=10, axis_name=None)  # does it exist?
 
 
-def build_model(config: Any, num_classes: int, axis_name: str | None) -> nn.Module:
+def build_model(
+    config: Any, num_classes: int, axis_name: str | None, norm_groups: int = 1
+) -> nn.Module:
     """The model that a config names."""
     dtype = jnp.dtype(config.run.precision)
     arguments = config.model_arguments
     model = models.create(config.network.model, num_classes=num_classes, dtype=dtype, **arguments)
     # Only a network with batch statistics has something to synchronize.
-    return model.clone(axis_name=axis_name) if hasattr(model, "axis_name") else model
+    if not isinstance(model, Normed):
+        return model
+    return model.clone(axis_name=axis_name, norm_groups=norm_groups)
+
+
+def norm_groups(config: Any, mesh: Mesh) -> int:
+    """Into how many parts --norm_over cuts the examples that a training step sees at once.
+
+    Raises:
+      InputError: they cannot be cut so, or not under --parallel=pmap.
+    """
+    over, devices = config.network.norm_over, mesh.shape[sharding.DATA]
+    if over == "global":
+        return 1
+    require(config, "parallel", config.run.parallel == "jit", "jit with --norm_over")
+    if over == "device":
+        return devices
+    rows = config.run.batch_size // config.run.grad_accum
+    accepted = f"global, device, or a divisor of the {rows} examples that are computed at once"
+    require(config, "norm_over", rows % int(over) == 0, accepted)
+    return rows // int(over)
 
 
 class Trained(NamedTuple):
@@ -142,11 +172,6 @@ class Trained(NamedTuple):
     class_names: tuple[str, ...]
 
 
-def experiment(name: str) -> Any:
-    """The module `experiments.NAME`; what a run in a folder is of is known when it is read."""
-    return importlib.import_module(f"experiments.{name}")
-
-
 def config_of(workdir: str | Path) -> Config:
     """The flags of a run.
 
@@ -154,7 +179,7 @@ def config_of(workdir: str | Path) -> Config:
       InputError: there is no run, or none that classifies images.
     """
     name = run_folder.experiment_of(workdir)
-    config_type = experiment(name).Config
+    config_type = catalogue.load(name).Config
     config, _ = cli.parse(config_type, [f"--flagfile={Path(workdir) / run_folder.FLAGS_FILE}"])
     if not isinstance(config, Config):
         raise InputError(f"{workdir} holds a run of experiments.{name}: no classifier")
@@ -265,7 +290,7 @@ def build(
     for name, values in {"mean": mean, "std": std}.items():
         accepted = f"one number, or one for each of {channels} channels"
         require(config, name, len(values) in (1, channels), accepted)
-    num_classes = len(dataset.class_names)
+    num_classes, groups = len(dataset.class_names), norm_groups(config, mesh)
     augmentation = config.augmentation.make_augment(fill=mean)
     image = jax.ShapeDtypeStruct((1, *pipeline.image_shape), jnp.uint8)
     jax.eval_shape(augmentation, jax.random.key(0), image)  # does it fit the images?
@@ -273,7 +298,7 @@ def build(
 
     def task(axis_name: str | None) -> Task:
         init, loss = losses.classification(
-            build_model(config, num_classes, axis_name),
+            build_model(config, num_classes, axis_name, groups),
             pipeline.image_shape,
             functools.partial(augment.normalize, mean=mean, std=std),
             augmentation,
@@ -296,7 +321,12 @@ def build(
     return Problem(
         title=f"{config.network.model} learning {config.images.dataset}",
         learner=Learner(
-            task, config.method.hparams | smoothing, steps, config.method.in_words(warmup), table
+            task,
+            config.method.hparams | smoothing,
+            steps,
+            config.method.in_words(warmup),
+            table,
+            models.SHARDING.get(config.network.model, ()),
         ),
         feed=pipeline,
         splits=tuple(dataset.splits),

@@ -165,6 +165,18 @@ def parse(config_type: type[C], argv: Sequence[str]) -> tuple[C, list[str]]:
     return config, rest
 
 
+def name_of(argument: str) -> str:
+    """The name of the flag that an argument gives."""
+    return argument.lstrip("-").partition("=")[0]
+
+
+def apart(config_type: type, argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """A tool's own arguments, --help among them, and those of what it runs."""
+    own = {"help", "h", *(flag.name for flag in flags_of(config_type))}
+    ours = [argument for argument in argv if name_of(argument) in own]
+    return ours, [argument for argument in argv if name_of(argument) not in own]
+
+
 def replace(config: C, **values: Any) -> C:
     """A config with other values of some flags, by their names; these count as given."""
     given = _given(config) | values.keys()

@@ -26,8 +26,9 @@ from experiments.harness.lanes import Best, Lane, Reports, Totals, lane_of, set_
 from experiments.harness.problem import View
 from experiments.harness.run_folder import INPUTS_FILE, SUMMARY_FILE
 from jaxdl import checkpoint, lifting, loop, parallel
-from jaxdl.checkpoint import Checkpoints, DamagedCheckpoint
+from jaxdl.checkpoint import Checkpoints
 from jaxdl.data.lanes import Lanes
+from jaxdl.saved import DamagedCheckpoint
 from jaxdl.task import State, Task
 from jaxdl.writers import Progress, Writer
 

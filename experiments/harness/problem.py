@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol
 from jax.sharding import Mesh
 
 from jaxdl import Batch
+from jaxdl.sharding import Rules
 from jaxdl.task import State, Task
 from jaxdl.writers import Writer
 
@@ -52,6 +53,7 @@ class Learner(NamedTuple):
       steps: updates in all.
       method: how it is minimized and what decays, in words.
       table: the model's layers, as text.
+      sharding: how the model is cut over the mesh axis `model`; empty where it says nothing.
     """
 
     task: MakeTask
@@ -59,6 +61,7 @@ class Learner(NamedTuple):
     steps: int
     method: str
     table: MakeTable
+    sharding: Rules = ()
 
 
 class Best(NamedTuple):

@@ -1,9 +1,12 @@
 """The flags of any training run."""
 
 import dataclasses
+import re
 
 from experiments.harness.cli import flag, require
-from jaxdl import InputError
+from jaxdl import InputError, sharding
+
+SHARDS = ("fsdp", "model")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +67,18 @@ class RunFlags:
         ("jit", "pmap"),
         part_of_run=False,
     )
+    mesh: str = flag(
+        "data:-1",
+        "the devices as a grid of named axes, such as data:4,model:2; one length may be -1",
+        part_of_run=False,
+    )
+    shard: tuple[str, ...] = flag(
+        (),
+        "how the state is cut: by fsdp every large array over the axis data, by model what the "
+        "network says over the axis model; every device holds all of it when empty",
+        SHARDS,
+        part_of_run=False,
+    )
     coordinator: str = flag(
         "", "several hosts: host:port of process 0, or auto on a cluster", part_of_run=False
     )
@@ -101,7 +116,30 @@ class RunFlags:
         require(self, "workdir", "://" not in self.workdir, "a folder of this machine")
         require(self, "debug_nans", not self.debug_nans or self.parallel == "jit", "off with pmap")
         self._check_choices()
+        self._check_mesh()
         self._check_hosts()
+
+    @property
+    def mesh_axes(self) -> dict[str, int]:
+        """The axes of the mesh, by name: their lengths."""
+        pairs = [axis.partition(":") for axis in self.mesh.split(",")]
+        return {name: int(length) for name, _, length in pairs}
+
+    def _check_mesh(self) -> None:
+        axes = "|".join(sharding.AXES)
+        form = rf"({axes}):(-1|[1-9]\d{{0,5}})"
+        known = re.fullmatch(rf"{form}(,{form})*", self.mesh) is not None
+        names = self.mesh_axes if known else {}
+        once = known and len(names) == self.mesh.count(":") and sharding.DATA in names
+        accepted = f"data:N, or data:N,model:M with the axes {' and '.join(sharding.AXES)}"
+        require(self, "mesh", once, accepted)
+        lengths = [*names.values()]
+        require(self, "mesh", lengths.count(-1) <= 1, "of at most one length -1")
+        by_model = "model" not in self.shard or sharding.MODEL in names
+        require(self, "shard", by_model, "without model, or given with --mesh=data:N,model:M")
+        whole = self.parallel == "jit" or (names == {sharding.DATA: -1} and not self.shard)
+        require(self, "parallel", whole, "jit with --mesh and --shard")
+        require(self, "debug_nans", not (self.debug_nans and self.shard), "off with --shard")
 
     def _check_choices(self) -> None:
         for name in ("plateau", "early_stop"):

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from experiments.harness import run_folder, training
+from experiments.harness import devices, run_folder, training
 from experiments.harness.group import Group, Program
 from experiments.harness.lanes import Lane
 from jaxdl import lifting, parallel
@@ -25,7 +25,8 @@ LANES_FILE = "lanes.json"
 def can_be_lane(config: Any) -> bool:
     """Whether a run's flags ask for nothing that a program of many does not do."""
     run = config.run
-    return run.parallel == "jit" and not (run.debug_nans or run.profile_steps or run.folds)
+    plain = run.parallel == "jit" and run.mesh == type(run).mesh and not run.shard
+    return plain and not (run.debug_nans or run.profile_steps or run.folds)
 
 
 def train(runs: Sequence[Any], workdir: Path, diverged: Callable[[Any, str], None]) -> None:
@@ -55,7 +56,7 @@ def train(runs: Sequence[Any], workdir: Path, diverged: Callable[[Any, str], Non
 def _prepare(run: Any, mesh: Mesh) -> Lane:
     """A run as a lane, its programs traced."""
     config = run.config
-    training.check_devices(config)
+    devices.check_devices(config)
     problem = training.make_problem(config, run.experiment.build, mesh)
     training.check_choice(config, problem)
     task, hparams = training.task_of(config, problem)

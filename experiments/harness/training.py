@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments.harness import cli, run_folder, summaries
+from experiments.harness import cli, devices, run_folder, summaries
 from experiments.harness.cli import require
 from experiments.harness.problem import Build, Problem
 from experiments.harness.run_folder import FLAGS_FILE, INPUTS_FILE, SUMMARY_FILE
@@ -148,7 +148,7 @@ def make_problem(config: Any, build: Build, mesh: Mesh) -> Problem:
 
 def _prepare(config: Any, build: Build) -> tuple[Problem, Task, State]:
     """The problem, its task on all devices, and the state it begins with."""
-    mesh = parallel.data_mesh()
+    mesh = devices.mesh_of(config)
     problem = make_problem(config, build, mesh)
     axis_name = parallel.DATA if config.run.parallel == "pmap" else None
     task, hparams = task_of(config, problem, axis_name)
@@ -157,7 +157,7 @@ def _prepare(config: Any, build: Build) -> tuple[Problem, Task, State]:
     elif config.run.debug_nans:
         task = parallel.checked(task, mesh)
     else:
-        task = parallel.jit(task, mesh)
+        task = parallel.jit(task, mesh, rules=devices.sharding_rules(config, problem))
     return problem, task, task.init(jax.random.key(config.run.seed), hparams)
 
 
@@ -178,10 +178,15 @@ def watching(config: Any) -> Callable[[State, Any], tuple[Any, Any]]:
     return seen
 
 
+def has_schema(problem: Problem) -> bool:
+    """Whether the shapes of a problem's batches are known with none of them read."""
+    return isinstance(problem.feed, RowPipeline)
+
+
 def batch_shapes(problem: Problem) -> tuple[Any, Any]:
     """The shapes of a batch of training, and of one of the split that is watched."""
     feed = problem.feed
-    if isinstance(feed, RowPipeline):  # which need not be read for that
+    if isinstance(feed, RowPipeline):
         of = lambda field: jax.ShapeDtypeStruct((feed.batch_size, *field.shape), field.dtype)
         both = {name: of(field) for name, field in feed.schema.items()}
         return both, both
@@ -212,6 +217,11 @@ class _Watch:
         return int(state.monitor.since_best) >= self._patience
 
 
+def _to_show(state: State) -> State:
+    """A state whose networks the first host can read alone; its optimizer's part is not shown."""
+    return parallel.readable(state._replace(opt_state=()))
+
+
 class _Shown:
     """What the first host shows of a run, none of which may end it."""
 
@@ -232,23 +242,25 @@ class _Shown:
 
     def evaluated(self, state: State, metrics: dict[str, float]) -> State:
         """Shows an evaluation; the state after it."""
+        shown = _to_show(state)
         if hosts.is_first():
             with self._writer.sparing("an evaluation not reported"):
                 summaries.print_beside(self._problem, self._problem.eval_split, metrics, "eval")
-                self._problem.view.report(state, metrics, self._writer)
+                self._problem.view.report(shown, metrics, self._writer)
         return self.watch.after(state, metrics)
 
     def ended(self, result: loop.Result, metrics: dict[str, float], workdir: Path) -> dict:
         """Shows what a run came to; the metrics, with the last of training."""
+        state = _to_show(result.state)
         if not hosts.is_first():
             return metrics
         with self._writer.sparing("the last training metrics not read"):
             metrics = summaries.last_trained(workdir) | metrics
         if self._problem.best.metric not in result.metrics:  # this state was not reported on
             with self._writer.sparing("an evaluation not reported"):
-                self._problem.view.report(result.state, metrics, self._writer)
+                self._problem.view.report(state, metrics, self._writer)
         with self._writer.sparing("the end of the run not drawn"):
-            self._problem.view.finish(result.state)
+            self._problem.view.finish(state)
         return metrics
 
 
@@ -261,7 +273,7 @@ def train(config: Any, build: Build) -> dict[str, Any]:
     Raises:
       Interrupted: a signal stopped the run before its end; it is saved.
     """
-    check_devices(config)
+    devices.check_devices(config)
     with run_folder.opened(config) as workdir:
         return _train(cli.replace(config, workdir=str(workdir)), build)
 
@@ -379,11 +391,6 @@ def _check_length(config: Any, problem: Problem, step: int) -> None:
     )
 
 
-def check_devices(config: Any) -> None:
-    """Raises InputError when a batch, or a part by --grad_accum, does not go round the devices."""
-    parallel.check_batch_size(config.run.batch_size, parallel.data_mesh(), config.run.grad_accum)
-
-
 def check_choice(config: Any, problem: Problem) -> None:
     """Raises InputError when a run would be chosen by what it is tested on."""
     for name in ("early_stop", "plateau"):
@@ -402,8 +409,8 @@ def cross_validate(config: Any, build: Build) -> None:
     again that is done.
     """
     # What cannot be trained is told before the folder is its.
-    check_devices(config)
-    problem = build(cli.replace(config, fold=0), parallel.data_mesh())
+    devices.check_devices(config)
+    problem = build(cli.replace(config, fold=0), devices.mesh_of(config))
     check_choice(config, problem)
     with run_folder.opened(config) as workdir:
         for folder in workdir.glob("fold*"):
@@ -455,7 +462,7 @@ def measure(
 ) -> dict[str, float]:
     """All metrics of a state on a split, each named `prefix/metric`."""
     means = loop.evaluate(task, state, problem.feed.evaluate(split), prefix)
-    others = problem.view.measure(state, split)
+    others = problem.view.measure(_to_show(state), split)
     return means | {f"{prefix}/{name}": value for name, value in others.items()}
 
 

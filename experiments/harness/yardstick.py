@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments.harness import classification, cli, image_data, run_folder, training
+from experiments.harness import catalogue, classification, cli, image_data, run_folder, training
 from jaxdl import InputError, augment, data, fidelity, files, hosts
 from jaxdl.losses import SOWN
 
@@ -122,7 +122,7 @@ def trained_classifier(config: Any, mesh: Mesh) -> Path:
     Raises:
       Interrupted: a signal stopped its training.
     """
-    lenet = classification.experiment("lenet")
+    lenet = catalogue.load("lenet")
     shared = ("dataset", "data_dir", "classes", "channels", "on_corrupt", "test", "validation")
     values = {name: cli.to_dict(config)[name] for name in (*shared, "folds", "fold")}
     held_out = bool(values["test"] or values["validation"] or values["folds"])

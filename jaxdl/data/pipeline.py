@@ -360,7 +360,8 @@ def local_rows(
             "of the mesh; expected a multiple"
         ) from error
     everything = np.arange(batch_size)
-    return np.unique(np.concatenate([everything[index] for index in held if index is not None]))
+    own = [everything[index] for index in held if index is not None]
+    return np.unique(np.concatenate([everything[:0], *own]))  # none of a mesh that is elsewhere
 
 
 def make_global(

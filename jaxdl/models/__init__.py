@@ -5,8 +5,8 @@ Use a family directly, `from jaxdl.models import resnet`, or by a name that a us
     model = jaxdl.models.create("resnet50", num_classes=10)
 
 A family's file ends in the tables that are merged here: the names that it publishes (`MODELS`) with
-the images they are for (`IMAGE_SHAPES`), and what is published of them (`PUBLISHED`, `WEIGHTS`). A
-new family is a new file, and its name in `FAMILIES`.
+the images they are for (`IMAGE_SHAPES`), and what is published of them (`PUBLISHED`, `WEIGHTS`) and
+how they are cut over devices (`SHARDING`). A new family is a new file, and its name in `FAMILIES`.
 """
 
 import difflib
@@ -31,6 +31,7 @@ from jaxdl.models import (
     vgg,
 )
 from jaxdl.published import Published, Weights
+from jaxdl.sharding import Rules
 
 FAMILIES = (alexnet, densenet, googlenet, inception, lenet, linear, mlp, nin, resnet, vgg)
 
@@ -50,6 +51,9 @@ PUBLISHED: dict[str, Published] = _merged("PUBLISHED")
 
 WEIGHTS: dict[str, Weights] = _merged("WEIGHTS")
 """The published form of the weights of some of them; `jaxdl.pretrained` reads it."""
+
+SHARDING: dict[str, Rules] = _merged("SHARDING")
+"""How some of them are cut over a mesh axis `model`."""
 
 
 def names() -> tuple[str, ...]:

@@ -28,6 +28,7 @@ from jaxdl.nn import (
     flatten,
 )
 from jaxdl.published import CONV, DENSE, TORCHVISION, Published, Rows, Weights
+from jaxdl.sharding import MODEL, Along
 
 he_normal = nn.initializers.he_normal()
 normal, ones = nn.initializers.normal(0.01), nn.initializers.ones
@@ -109,6 +110,9 @@ class AlexNetOf2012(Typed):
         them; those of the other layers are in proportion.
       dropout: rate of the dropout after `fc6` and after `fc7`.
       small_images: as in `AlexNet`.
+      norm_within_towers: response normalization does not take the outermost channels of the two
+        towers for neighbours, as forms of one device do. Each of two devices (`SHARDING`) then
+        needs the other's maps for `conv3` and the dense layers alone, as the paper draws it.
       dtype, param_dtype: see `jaxdl.nn.Typed`.
 
     Shapes: images [B, H, W, C] of at least 67x67, of 15x15 with `small_images`, to float32 logits
@@ -127,6 +131,7 @@ class AlexNetOf2012(Typed):
     width: int = 96
     dropout: float = 0.5
     small_images: bool = False
+    norm_within_towers: bool = False
 
     def __post_init__(self) -> None:
         """Refuse a width that does not go into groups."""
@@ -143,7 +148,8 @@ class AlexNetOf2012(Typed):
         dense: ModuleDef = partial(nn.Dense, kernel_init=normal, **self.types)
         dropout: ModuleDef = partial(nn.Dropout, self.dropout, deterministic=not train)
         # The paper's n=5, alpha=1e-4, beta=0.75, k=2; its alpha is not divided by n as torch's is.
-        norm = LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0)
+        towers = 2 if self.norm_within_towers else 1
+        norm = LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0, groups=towers)
         w = self.width // 3
 
         if self.small_images:
@@ -175,6 +181,17 @@ def relu(model: nn.Module, x: jax.Array, layer: int) -> jax.Array:
 
 alexnet = AlexNet
 alexnet_paper = AlexNetOf2012
+
+SHARDING = {
+    # Two towers, as on the paper's GPUs: each layer's features over the axis.
+    "alexnet_paper": (
+        Along("conv[1-5]/kernel", (None, None, None, MODEL)),
+        Along("fc[678]/kernel", (None, MODEL)),
+        Along("(conv[1-5]|fc[678])/bias", (MODEL,)),
+    ),
+    # "One weird trick": convolutions by examples alone, the dense layers by features.
+    "alexnet": (Along("fc[678]/kernel", (None, MODEL)), Along("fc[678]/bias", (MODEL,))),
+}
 
 MODELS = {"alexnet": alexnet, "alexnet_paper": alexnet_paper}
 IMAGE_SHAPES = {"alexnet": (224, 224, 3), "alexnet_paper": (227, 227, 3)}

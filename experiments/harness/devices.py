@@ -1,0 +1,43 @@
+"""The devices of a run: their mesh, how its state is cut over them, and whether a batch fits."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from experiments.harness.problem import Problem
+from jaxdl import InputError, models, parallel, sharding
+
+
+def mesh_of(config: Any, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The devices of a run, all of them by default, as its --mesh lays them out.
+
+    Raises:
+      InputError: it does not fit them.
+    """
+    axes = config.run.mesh_axes
+    if devices is None and axes == {sharding.DATA: -1}:
+        return parallel.data_mesh()
+    return sharding.make_mesh(axes, devices)
+
+
+def sharding_rules(config: Any, problem: Problem) -> sharding.Rules:
+    """How a run's --shard cuts its state.
+
+    Raises:
+      InputError: it is to be cut by a model that says nothing.
+    """
+    by_model = "model" in config.run.shard
+    if by_model and not problem.learner.sharding:
+        raise InputError(
+            f"--shard=model: {problem.title.split()[0]} says nothing of how it is cut; take "
+            f"--shard=fsdp, or one of {', '.join(models.SHARDING)}"
+        )
+    of_model = problem.learner.sharding if by_model else ()
+    return (*of_model, sharding.fsdp) if "fsdp" in config.run.shard else of_model
+
+
+def check_devices(config: Any) -> None:
+    """Raises InputError when a batch, or a part by --grad_accum, does not go round the devices."""
+    parallel.check_batch_size(config.run.batch_size, mesh_of(config), config.run.grad_accum)
