@@ -34,7 +34,7 @@ import numpy as np
 from experiments.harness import catalogue, cli, devices, study, training
 from experiments.harness.cli import require
 from experiments.harness.study import Run, StudyFlags
-from jaxdl import InputError, parallel
+from jaxdl import InputError, figures, parallel
 from jaxdl.writers import Events, read_rows
 
 Series = dict[str, dict[int, float]]
@@ -241,16 +241,16 @@ def table(found: Mapping[str, Any], config: Config, by: Compared) -> str:
     heads = (f"final {by.metric}", best, f"final {by.loss}", goal, "seconds")
     shown = [(name, head) for name, head in zip(FIGURES, heads, strict=True) if head]
     rows = [[config.compared, *(head for _, head in shown), "runs"]]
-    for value, figures in found.items():
-        failed = figures["diverged"]
+    for value, measured in found.items():
+        failed = measured["diverged"]
         seeds = config.study.seeds
         runs = f"{seeds}, {len(failed)} diverged" if failed else str(seeds)
-        rows.append([value, *(_cell(name, figures[name]) for name, _ in shown), runs])
+        rows.append([value, *(_cell(name, measured[name]) for name, _ in shown), runs])
     notes = [f"eval/ is of the {by.split} split, which the best was chosen by."]
     notes += [
         f"{config.compared}={value}, seed {seed}: {how}"
-        for value, figures in found.items()
-        for seed, how in figures["diverged"].items()
+        for value, measured in found.items()
+        for seed, how in measured["diverged"].items()
     ]
     return "\n".join([study.table(rows), *(f"\n{note}" for note in notes)])
 
@@ -282,6 +282,7 @@ def finished(runs: Sequence[Run]) -> dict[str, list[Series]]:
     }
 
 
+@figures.styled
 def draw(measured: Mapping[str, Sequence[Series]], flag: str, by: Compared, path: Path) -> None:
     """Draws means over the seeds, in bands from the least to the greatest."""
     from matplotlib.figure import Figure
@@ -304,13 +305,14 @@ def draw(measured: Mapping[str, Sequence[Series]], flag: str, by: Compared, path
     figure.savefig(path, dpi=120)
 
 
+@figures.styled
 def draw_grid(found: Mapping[str, Any], config: Config, by: Compared, path: Path) -> None:
     """Draws the final metric of a grid as a heat map, its means over the seeds."""
     from matplotlib.figure import Figure
 
     # As they were planned: --flag down, --by across.
-    figures = np.array(list(found.values()), object).reshape(len(config.values), -1)
-    means = [[of["final"]["mean"] for of in row] for row in figures]
+    cells = np.array(list(found.values()), object).reshape(len(config.values), -1)
+    means = [[of["final"]["mean"] for of in row] for row in cells]
     shown = np.ma.masked_invalid(np.array(means, float))
     rows, columns = shown.shape
     figure = Figure(figsize=(2.5 + 1.3 * columns, 1.5 + 0.7 * rows), layout="constrained")
@@ -319,7 +321,7 @@ def draw_grid(found: Mapping[str, Any], config: Config, by: Compared, path: Path
     image = axes.imshow(shown, aspect="auto")
     figure.colorbar(image, label=f"final {by.metric}")
     middle = (shown.min() + shown.max()) / 2
-    for (row, column), of in np.ndenumerate(figures):
+    for (row, column), of in np.ndenumerate(cells):
         lines = [_cell("final", of["final"]).replace(" ", "\n", 1)]
         lines += [f"{len(of['diverged'])} diverged"] if of["diverged"] else []
         drawn = not np.ma.getmaskarray(shown)[row, column]

@@ -30,7 +30,7 @@ from experiments.harness import catalogue, classification, cli, run_folder, summ
 from experiments.harness.cli import flag, require
 from experiments.harness.method import GRADIENT_DESCENT
 from experiments.harness.problem import Problem
-from jaxdl import Batch, InputError, curvature
+from jaxdl import Batch, InputError, curvature, figures
 from jaxdl.task import State
 
 RECORD_FILE, PICTURE_FILE = "curvature.json", "curvature.png"
@@ -198,6 +198,7 @@ def tell(found: Mapping[str, Any], method: str, edges: Mapping[str, Edge]) -> st
     return "\n".join(lines)
 
 
+@figures.styled
 def draw(found: Mapping[str, Any], edges: Mapping[str, Edge], path: Path) -> None:
     """Draws the spectrum, and the greatest eigenvalues beside the edges of the rates."""
     spectrum = curvature.Spectrum(*map(np.asarray, found["spectrum"].values()))

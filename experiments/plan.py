@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 from experiments.harness import catalogue, cli, devices, training
 from experiments.harness.cli import flag, require
-from jaxdl import InputError, loop, parallel, planning, sharding
+from jaxdl import InputError, figures, loop, parallel, planning, sharding
 from jaxdl.planning import CHIPS, Estimate, Needs
 
 
@@ -209,6 +209,7 @@ def _size(count: float) -> str:
     return f"{count:.3g} GB"
 
 
+@figures.styled
 def draw(plans: Sequence[Plan], title: str) -> Figure:
     """How speed, the bounds and memory of a step grow with the number of chips."""
     figure = Figure(figsize=(12, 3.6), layout="constrained")

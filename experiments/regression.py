@@ -24,7 +24,7 @@ from experiments.harness.method import MethodFlags, supervised_task
 from experiments.harness.problem import Best, Learner, Problem, View
 from experiments.harness.run import RunFlags
 from experiments.harness.table_data import TableData, TableDataFlags
-from jaxdl import files, losses
+from jaxdl import figures, files, losses
 from jaxdl.models.mlp import ACTIVATIONS
 from jaxdl.nn import tabulate
 from jaxdl.task import State, Task
@@ -161,6 +161,7 @@ def line(table: TableData, layer: dict[str, np.ndarray]) -> dict[str, Any]:
     }
 
 
+@figures.styled
 def draw(table: TableData, predicted: dict[str, np.ndarray]) -> Any:
     """The picture of predictions [N] of each split: beside the truth, or over a single input."""
     from matplotlib.figure import Figure

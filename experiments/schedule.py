@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from experiments.harness import cli
 from experiments.harness.cli import flag, require
 from experiments.harness.method import ScheduleArguments
-from jaxdl import InputError, schedules
+from jaxdl import InputError, figures, schedules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +58,7 @@ def rates(config: Config) -> dict[str, jax.Array]:
     return curves
 
 
+@figures.styled
 def draw(config: Config) -> Figure:
     """The picture of the schedules."""
     figure = Figure(figsize=(7, 4), layout="constrained")

@@ -12,7 +12,7 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from jaxdl import files, require
+from jaxdl import figures, files, require
 
 if TYPE_CHECKING:  # it takes a second to import
     from matplotlib.figure import Figure
@@ -154,6 +154,15 @@ class Writer:
                     file.write("".join(lines).encode())
             self._sound = True
 
+    def graph(self, function: Callable[..., Any], *args: Any) -> None:
+        """Shows a function's operations, such as a network's, in TensorBoard's tab of graphs."""
+        if self._workdir is None:
+            return
+        with self.sparing("TensorBoard's graph not written"):
+            from jaxdl.graph import graph
+
+            self._events.graph(graph(function, *args))
+
     def histograms(self, step: int, prefix: str, tree: Any) -> None:
         """One histogram for each array of a tree, named `prefix/path`, of its finite values."""
         if self._workdir is None:
@@ -257,6 +266,14 @@ class Events:
             event.summary.MergeFrom(summary)
         _append(self._path, records + _record(event))
 
+    def graph(self, drawn: Any) -> None:
+        """Adds a GraphDef, once the file has begun."""
+        from tensorboardX.proto.event_pb2 import Event
+
+        _append(
+            self._path, _record(Event(wall_time=time.time(), graph_def=drawn.SerializeToString()))
+        )
+
 
 def _edges(values: np.ndarray) -> np.ndarray:
     """The edges of a histogram's bins, as many for values that are all the same."""
@@ -293,6 +310,7 @@ def _names(rows: Sequence[Row]) -> set[str]:
     return {name for row in rows for name in row if "/" in name}
 
 
+@figures.styled
 def draw_curves(rows: Sequence[Row]) -> "Figure":
     """A matplotlib figure with a panel for each kind of metric, its lines those of the splits.
 

@@ -161,10 +161,7 @@ def command(tmp_path, environment):
 
 HOST = """
 import sys
-process = int(sys.argv[1])
-name = sys.argv[3]
-sys.argv[1:] = [*sys.argv[4:], f"--coordinator=localhost:{sys.argv[2]}", "--num_processes=2",
-                f"--process_id={process}"]
+name, *sys.argv[1:] = sys.argv[1:]
 import runpy
 runpy.run_module(f"experiments.{name}", run_name="__main__")
 """
@@ -172,26 +169,39 @@ runpy.run_module(f"experiments.{name}", run_name="__main__")
 
 @pytest.fixture
 def two_hosts(tmp_path, environment):
-    """Runs an experiment as two processes of two devices each; returns what each printed."""
+    """Runs an experiment as two processes of two devices each; returns what each printed.
 
-    def start(name, *flags):
+    Or as another `count` of processes, of other `devices`, that a cluster has told who they are:
+    process -> variables of the environment.
+    """
+
+    def start(name, *flags, count=2, devices=2, cluster=None):
         with socket.socket() as probe:
             probe.bind(("localhost", 0))
             port = str(probe.getsockname()[1])
+
+        def who(process):
+            if cluster is not None:
+                return ["--coordinator=auto"]
+            by_hand = f"--coordinator=localhost:{port}", f"--num_processes={count}"
+            return [*by_hand, f"--process_id={process}"]
+
+        told = cluster or (lambda process: {})
         return [
             subprocess.Popen(
-                [sys.executable, "-c", HOST, str(process), port, name, *flags],
+                [sys.executable, "-c", HOST, name, *flags, *who(process)],
                 cwd=tmp_path,
-                env=environment | {"XLA_FLAGS": xla_flags(2)},
+                env=environment | {"XLA_FLAGS": xla_flags(devices)} | told(process),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
             )
-            for process in range(2)
+            for process in range(count)
         ]
 
-    def end(hosts, codes=(0, 0)):
+    def end(hosts, codes=None):
         """What each printed, on stdout and on stderr."""
+        codes = codes or (0,) * len(hosts)
         said = [host.communicate(timeout=240) for host in hosts]
         codes_and_errors = [(h.returncode, err) for h, (_, err) in zip(hosts, said, strict=True)]
         assert [code for code, _ in codes_and_errors] == list(codes), codes_and_errors
@@ -199,8 +209,8 @@ def two_hosts(tmp_path, environment):
         own = lambda line: "[Gloo]" not in line and "peer ranks" not in line
         return [("".join(filter(own, out.splitlines(True))), err) for out, err in said]
 
-    def run(name, *flags):
-        return [out for out, _ in end(start(name, *flags))]
+    def run(name, *flags, **how):
+        return [out for out, _ in end(start(name, *flags, **how))]
 
     run.start, run.end = start, end
     return run

@@ -5,6 +5,7 @@ import doctest
 import importlib
 import inspect
 import itertools
+import os
 import re
 import subprocess
 import sys
@@ -127,11 +128,24 @@ def blocks(text, language):
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
 def test_python_of_pages_compiles(path):
     for block in blocks(path.read_text(), "python"):
+        if "--8<--" in block:
+            script = re.search(r'--8<-- "(.*)"', block)[1]
+            block = (ROOT / script).read_text()
         compile(block, name_of(path), "exec")
 
 
+# By what the names and numbers on a page are replaced where it runs here.
+SMALLER = {
+    'create("resnet50"': 'create("lenet5"',
+    "resnet50": "resnet18",
+    "224": "32",
+    "epochs=10": "epochs=1",
+}
+
+
 @pytest.mark.slow
-def test_python_of_the_readme_runs(tmp_path, monkeypatch):
+@pytest.mark.parametrize("path", [p for p in PAGES if blocks(p.read_text(), "python")], ids=name_of)
+def test_python_of_pages_runs(path, tmp_path, monkeypatch):
     """As it stands there, block after block, but by smaller networks, images and counts."""
     monkeypatch.chdir(tmp_path)
     model = models.create("resnet18")
@@ -148,16 +162,47 @@ def test_python_of_the_readme_runs(tmp_path, monkeypatch):
             "key": jax.random.split(jax.random.key(1), 8),
         },
     }
-    smaller = {'create("resnet50"': 'create("lenet5"', "resnet50": "resnet18", "224": "32"}
-    smaller["epochs=10"] = "epochs=1"
-    text = (ROOT / "README.md").read_text()
-    for given, instead in smaller.items():
-        assert given in text
+    text = path.read_text()
+    for given, instead in SMALLER.items():
         text = text.replace(given, instead)
     for block in blocks(text, "python"):
-        exec(block, names)
-    assert names["logits"].shape == (8, 10)
-    assert np.isfinite(names["metrics"]["loss"].value)
+        if "--8<--" not in block:  # a script, which runs by itself
+            exec(block, names)
+    if "logits" in names:
+        assert names["logits"].shape == (8, 10)
+    if "metrics" in names:
+        assert np.isfinite(names["metrics"]["loss"].value)
+
+
+def test_pages_say_what_is_replaced_where_they_run():
+    text = "".join(path.read_text() for path in PAGES)
+    assert [given for given in SMALLER if given not in text] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["arrays_to_run", "step_to_mesh"])
+def test_scripts_of_the_tutorial_run(name, tmp_path):
+    script = ROOT / "docs" / "tutorial" / f"{name}.py"
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    environment |= {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, script], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_every_module_is_on_a_page_of_the_reference():
+    text = "".join(path.read_text() for path in (ROOT / "docs" / "api").glob("*.md"))
+    listed = re.findall(r"^::: (\S+)$", text, re.MULTILINE)
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for path in ROOT.glob("jaxdl/**/*.py")
+    }
+    assert sorted(listed) == sorted(modules)
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().split()) <= 900
 
 
 @pytest.mark.parametrize("path", [*PAGES, *FILES, *RECIPES], ids=name_of)
@@ -188,9 +233,11 @@ def test_the_list_of_commands_tells_each_by_its_kind():
     assert kinds == {
         "trains": "alexnet char_rnn densenet gan inception lenet mlp nin regression resnet seq2seq "
         "transfer vgg word2vec",
-        "tools": "benchmark compare curvature doctor pixels plan predict schedule summary",
-        "studies": "studies.checkerboard studies.descent studies.mode_collapse studies.perceptron "
-        "studies.recurrent studies.transfer",
+        "tools": "benchmark compare curvature doctor export pixels plan predict schedule summary",
+        "studies": "studies.approximation studies.batch_norm studies.batch_size "
+        "studies.checkerboard studies.depth studies.descent studies.mode_collapse "
+        "studies.multiply_adds studies.optimizers studies.perceptron studies.recurrent "
+        "studies.regularization studies.schedules studies.transfer studies.vanishing",
     }
 
 

@@ -1,12 +1,20 @@
 """Several hosts: what each of them does when another one stops, fails, dies or finds damage."""
 
+import collections
+import contextlib
+import os
 import signal
+from typing import ClassVar
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from jaxdl import InputError, checkpoint, hosts
+from jaxdl.data import RowPipeline
+from jaxdl.data.order import TrainOrder
+from jaxdl.data.rows import Field
 
 FLAGS = ("--steps=100", "--eval_every=40", "--checkpoint_every=20", "--log_every=10")
 
@@ -64,6 +72,118 @@ def test_killed_stopped_and_damaged_runs_go_on_exactly(two_hosts, tmp_path):
     assert f"steps {before} to 100" in first
     assert second == silence == ""
     assert_same(checkpoint.load(run), checkpoint.load(tmp_path / "whole"))
+
+
+@pytest.mark.slow
+def test_sharded_states_are_saved_by_all_and_read_by_any_number(two_hosts, experiment, tmp_path):
+    """Four processes, then two, then one: as one process trains that holds the whole state."""
+    flags = ("--width=128", "--dropout=0", "--augment=", "--schedule=constant", "--eval_every=4")
+    flags = (*flags, "--warmup_epochs=0", "--checkpoint_every=4", "--ema_decay=0.9")
+    experiment("mlp", *flags, "--steps=12", "--workdir=whole")
+    sharded = (*flags, "--shard=fsdp", "--workdir=run", "--resume=auto")
+    first, *others = two_hosts("mlp", *sharded, "--steps=4", count=4, devices=1)
+    assert "4 cpu devices" in first
+    assert others == ["", "", ""]
+    longer = (*sharded[:-1], "--resume=extend")
+    first, second = two_hosts("mlp", *longer, "--steps=8")
+    assert "steps 4 to 8" in first
+    assert second == ""
+    experiment("mlp", *longer, "--steps=12", devices=2)
+    ours, theirs = (checkpoint.load(tmp_path / name) for name in ("run", "whole"))
+    assert int(ours["step"]) == int(theirs["step"]) == 12
+    for kind in ("params", "average"):
+        leaves = [jax.tree.leaves(tree[kind]) for tree in (ours, theirs)]
+        for one, other in zip(*leaves, strict=True):
+            np.testing.assert_allclose(one, other, rtol=0, atol=1e-4)
+
+
+def slurm(process):
+    return {
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_STEP_NODELIST": "localhost,other[1-3]",
+        "SLURM_NTASKS": "2",
+        "SLURM_PROCID": str(process),
+        "SLURM_LOCALID": str(process),
+        "SLURM_STEP_NUM_NODES": "1",
+    }
+
+
+def open_mpi(process):
+    return {
+        "OMPI_MCA_orte_hnp_uri": f"{(os.getpid() + 7) * 4096}.0;tcp://127.0.0.1,10.0.0.1:34911",
+        "OMPI_COMM_WORLD_SIZE": "2",
+        "OMPI_COMM_WORLD_RANK": str(process),
+        "OMPI_COMM_WORLD_LOCAL_RANK": str(process),
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cluster", [slurm, open_mpi])
+def test_clusters_tell_the_processes_who_they_are(two_hosts, cluster):
+    flags = ("--steps=2", "--width=8", "--augment=", "--eval_every=2", "--workdir=run")
+    first, second = two_hosts("mlp", *flags, cluster=cluster, devices=1)
+    assert "2 cpu devices" in first
+    assert second == ""
+
+
+def test_what_is_said_by_hand_is_what_jax_is_told(monkeypatch):
+    told = []
+    monkeypatch.setattr(hosts, "_end_quietly", lambda: None)
+    monkeypatch.setattr(
+        hosts.jax.distributed, "initialize", lambda *args, **kwargs: told.append(args)
+    )
+    hosts.start(None, None, None)
+    assert told == []
+    hosts.start("host0:1234", 4, 3)
+    hosts.start("auto", None, None)
+    assert told == [("host0:1234", 4, 3), (None, None, None)]
+
+    def refuse(*args, **kwargs):
+        raise ValueError("coordinator_address\nshould be defined.")
+
+    monkeypatch.setattr(hosts.jax.distributed, "initialize", refuse)
+    with pytest.raises(InputError, match="could not join at auto: coordinator_address should be"):
+        hosts.start("auto", None, None)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_each_process_opens_its_own_rows_alone(processes, tmp_path):
+    """Counted: of a global batch all processes together open each file once."""
+    opened = []
+
+    class Counted:
+        """Sixteen rows that tell who was opened."""
+
+        schema: ClassVar = {"x": Field((), np.float32)}
+        random = False
+
+        def __len__(self):
+            return 16
+
+        def read(self, index, generator):
+            opened.append(index)
+            return {"x": np.float32(index)}
+
+        def name(self, index):
+            return str(index)
+
+    batch = 8
+    share = batch // processes
+    seen = []
+    for process in range(processes):
+        opened.clear()
+        rows = slice(process * share, (process + 1) * share)
+        splits = {"train": Counted(), "test": Counted()}
+        pipeline = RowPipeline(splits, batch, backend="grain", rows=rows)
+        with contextlib.closing(pipeline.train(0)) as batches:
+            first, second = next(batches), next(batches)
+        assert len(first["x"]) == len(second["x"]) == share
+        seen += [*first["x"], *second["x"]]
+        order = TrainOrder(16, batch, 0)
+        steps = -(-len(opened) // share)  # what is read ahead with those asked for
+        own = collections.Counter(int(i) for step in range(steps) for i in order(step)[rows])
+        assert collections.Counter(opened) <= own
+    assert sorted(seen) == list(range(16))  # a pass, each row once
 
 
 @pytest.mark.slow

@@ -12,11 +12,11 @@ ROOT = Path(__file__).parent.parent
 # are named behind the bar.
 FLOORS = """
 jaxdl
-published sharding
+published sharding figures
 lowering
 conv pooling recurrent attention hosts files
 nn
-data.order data.rows data.images data.sources data.folders data.idx data.subsets data.digits | data
+data.order data.rows data.images data.sources data.folders data.idx data.noise data.subsets data.digits | data
 data.tables
 data.reading data.pipeline data.image_pipeline data.ring data.text data.pairs data.words | data
 data.lanes
@@ -27,11 +27,11 @@ methods proximal curvature
 metrics augment optim schedules transfer fidelity pictures trees lifting
 losses | metrics
 adversarial
-parallel saved writers cost planning pretrained bottleneck forms
-checkpoint
+parallel saved graph cost planning pretrained bottleneck forms
+writers checkpoint
 loop
 arrays
-"""
+"""  # noqa: E501
 
 
 # The same of what experiments share. On it stand the files that are run, which do not import one
@@ -44,7 +44,8 @@ image_data table_data corpus method summaries translation
 training classification lanes
 group
 sweep
-study yardstick bench_training bench_input bench_runs bench_sequences
+study serving yardstick bench_training bench_input bench_runs bench_sequences
+claim
 artist
 """
 

@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import re
 
 import flax.linen as nn
 import jax
@@ -12,7 +13,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from jaxdl import InputError, checkpoint, losses, models, optim, parallel, planning, sharding, task
-from jaxdl.nn import BatchNorm
+from jaxdl.nn import BatchNorm, LocalResponseNorm
 from jaxdl.sharding import Along, fsdp
 
 KEY = jax.random.key(3)
@@ -355,3 +356,76 @@ def test_collectives_are_read_from_a_program():
     sent = collections.Counter({(c.kind, c.axes): c.sent for c in found})
     assert sent["all-reduce", "data"] == 2 * 0.75 * 256
     assert sent["all-gather", "data"] == 0.75 * 544
+
+
+# AlexNet on two devices.
+
+
+@functools.cache
+def alexnet_paper(within_towers=True):
+    """The network of the paper, narrow, on small images, without dropout."""
+    model = models.create(
+        "alexnet_paper", num_classes=4, width=12, dropout=0.0, small_images=True
+    ).clone(norm_within_towers=within_towers)
+    init, loss = losses.classification(model, (32, 32, 3), lambda x: x.astype(jnp.float32) / 255)
+    return task.supervised(init, loss, adam)
+
+
+def images(size=8):
+    rng = np.random.default_rng(1)
+    shape = (size, 32, 32, 3)
+    pixels = rng.integers(0, 256, shape).astype(np.uint8)
+    return {"image": pixels, "label": np.arange(size) % 4, "mask": np.ones(size, bool)}
+
+
+@functools.cache
+def alexnet_trained(**axes):
+    """Three steps on a mesh, and the program of one."""
+    rules = models.SHARDING["alexnet_paper"] if sharding.MODEL in axes else ()
+    on = mesh(**axes)
+    made = parallel.jit(alexnet_paper(), on, rules=rules)
+    hparams = {"learning_rate": jnp.float32(1e-4), "label_smoothing": jnp.float32(0)}
+    state = made.init(KEY, hparams)
+    batch = jax.device_put(images(), parallel.batch_sharding(on))
+    program = made.train.lower(state, batch).compile().as_text()
+    for _ in range(3):
+        state, metrics = made.train(state, batch)
+    return state, float(metrics["loss"].value), program
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("axes", [{"data": 1, "model": 2}, {"data": 4, "model": 2}])
+def test_alexnet_s_towers_on_two_devices_are_those_on_one(axes):
+    state, loss, _ = alexnet_trained(**axes)
+    whole, expected, _ = alexnet_trained(data=1)
+    assert loss == pytest.approx(expected, rel=1e-5)
+    for ours, theirs in zip(
+        jax.tree.leaves(state.params), jax.tree.leaves(whole.params), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5)
+    for name in ("conv2", "conv5", "fc6"):
+        kernel = state.params[name]["kernel"]
+        assert kernel.sharding.shard_shape(kernel.shape)[-1] == kernel.shape[-1] // 2
+
+
+@pytest.mark.slow
+def test_alexnet_s_towers_meet_where_the_paper_has_them_meet():
+    """Forward: the maps before conv3, and what goes into each dense layer. And nowhere else."""
+    program = alexnet_trained(data=1, model=2)[2]
+    layers = collections.Counter()
+    for line in program.splitlines():
+        kinds = "|".join(planning.COLLECTIVES)
+        if not re.search(rf"= .* ({kinds})(-start)?\(", line):
+            continue
+        layers.update(re.findall(r"\b(?:conv\d|fc\d|LocalResponseNorm_\d)\b", line)[:1])
+    assert set(layers) <= {"conv3", "fc6", "fc7", "fc8"}
+    assert {"conv3", "fc6", "fc7", "fc8"} <= set(layers)
+
+
+def test_response_norms_of_towers_take_no_neighbours_from_each_other():
+    x = jax.random.normal(KEY, (2, 3, 3, 8)) * 10
+    norm = functools.partial(LocalResponseNorm, 5, alpha=0.5, beta=0.75, k=2.0)
+    apart = norm(groups=2).apply({}, x)
+    halves = [norm().apply({}, half) for half in jnp.split(x, 2, axis=-1)]
+    np.testing.assert_allclose(apart, jnp.concatenate(halves, -1), rtol=1e-6)
+    assert jnp.abs(apart - norm().apply({}, x)).max() > 0.01

@@ -327,3 +327,21 @@ def test_labels_of_records_are_read_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr("numpy.savez", refuse)
     assert count_reads() == count_reads() == 4
+
+
+def test_noise_is_the_same_each_time_and_of_the_size_asked_for():
+    dataset = load("noise:6x8x3:5:12")
+    assert (len(dataset.class_names), dataset.channels) == (5, 3)
+    train, test = dataset.splits["train"], dataset.splits["test"]
+    assert (len(train), len(test)) == (12, 12)
+    example = train[7]
+    assert example["image"].shape == (6, 8, 3)
+    assert example["image"].dtype == np.uint8
+    assert example["label"] == 2
+    np.testing.assert_array_equal(example["image"], train[7]["image"])
+    for other in (train[8], test[7]):
+        assert (other["image"] != example["image"]).any()
+    assert len(load("noise:224x224x3:1000").splits["train"]) == 1_281_167
+    for wrong in ("noise:6x8:5", "noise:6x8x2:5", "noise:0x8x1:5", "noise:6x8x1:5:0", "noise:"):
+        with pytest.raises(InputError, match="such as noise:224x224x3:1000"):
+            load(wrong)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import mlp, predict, transfer
-from experiments.harness import cli, training
+from experiments import mlp, transfer
+from experiments.harness import cli, serving, training
 from experiments.studies import transfer as transfer_study
 from jaxdl import InputError, checkpoint, data, models, parallel, pretrained
 from jaxdl.transfer import merged
@@ -181,7 +181,8 @@ def test_a_run_that_froze_layers_goes_on_and_predicts(source, tmp_path):
     for name in ("test/loss", "test/ema_loss"):
         assert resumed[name] == whole[name]
 
-    classify, class_names = predict.load_run(half)
+    server = serving.of_run(half)
+    classify, class_names = server.classify(), server.class_names
     assert list(class_names) == ["7", "3", "5"]
     digit = data.load("digits").splits["test"][0]["image"]
     (tmp_path / "digit.png").write_bytes(digit)

@@ -317,6 +317,15 @@ def build(
         model = build_model(config, num_classes, None)
         return tabulate(model, jnp.zeros((1, *pipeline.image_shape)), train=False)
 
+    def network() -> tuple[Any, tuple[Any, ...]]:
+        model = build_model(config, num_classes, None)
+        image = jax.ShapeDtypeStruct((1, *pipeline.image_shape), jnp.float32)
+        apply = functools.partial(model.apply, train=False)
+        variables = jax.eval_shape(
+            functools.partial(model.init, train=False), jax.random.key(0), image
+        )
+        return apply, (variables, image)
+
     smoothing = {"label_smoothing": config.classifier.label_smoothing}
     return Problem(
         title=f"{config.network.model} learning {config.images.dataset}",
@@ -327,6 +336,7 @@ def build(
             config.method.in_words(warmup),
             table,
             models.SHARDING.get(config.network.model, ()),
+            network,
         ),
         feed=pipeline,
         splits=tuple(dataset.splits),

@@ -15,7 +15,9 @@ from jaxdl import data, parallel
 class ImageDataFlags:
     """Which images a run is about, and how they are read."""
 
-    dataset: str = flag("digits", "digits, folder:PATH, idx:FOLDER, or a prepared TFDS set")
+    dataset: str = flag(
+        "digits", "digits, folder:PATH, idx:FOLDER, noise:HxWxC:CLASSES, or a prepared TFDS set"
+    )
     data_dir: str = flag("", "where TFDS sets are; TFDS's own place when empty", part_of_run=False)
     test: float = flag(0.0, "share of the training split to hold out for testing")
     validation: float = flag(0.0, "share of what is then left to hold out for validation")

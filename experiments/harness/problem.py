@@ -1,6 +1,6 @@
 """What an experiment trains, as the harness asks for it: one `Problem`, of named parts."""
 
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from typing import Any, NamedTuple, Protocol
 
 from jax.sharding import Mesh
@@ -43,6 +43,14 @@ class MakeTable(Protocol):
         ...
 
 
+class MakeNetwork(Protocol):
+    """What gives a network as a function, to be drawn."""
+
+    def __call__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """The function and its arguments, or their shapes."""
+        ...
+
+
 class Learner(NamedTuple):
     """What is trained.
 
@@ -54,6 +62,7 @@ class Learner(NamedTuple):
       method: how it is minimized and what decays, in words.
       table: the model's layers, as text.
       sharding: how the model is cut over the mesh axis `model`; empty where it says nothing.
+      network: gives its network to be drawn; None where that is not shown.
     """
 
     task: MakeTask
@@ -62,6 +71,7 @@ class Learner(NamedTuple):
     method: str
     table: MakeTable
     sharding: Rules = ()
+    network: MakeNetwork | None = None
 
 
 class Best(NamedTuple):

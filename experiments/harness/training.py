@@ -234,6 +234,9 @@ class _Shown:
             return
         with self._writer.sparing("the model's table not shown"):
             self._writer.text("model", self._problem.learner.table())
+        if self._problem.learner.network is not None:
+            function, args = self._problem.learner.network()
+            self._writer.graph(function, *args)
         with self._writer.sparing("inputs not shown"):
             key, rows = jax.random.fold_in(state.key, 0), parallel.own_rows(batch)
             inputs = self._problem.view.inputs(key, rows)

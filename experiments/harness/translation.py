@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from jaxdl import decoding
+from jaxdl import decoding, figures
 from jaxdl.data.pairs import EOS, GO, PAD, SubwordVocabulary
 from jaxdl.models.seq2seq import Seq2Seq
 
@@ -55,6 +55,7 @@ def search(
     return run
 
 
+@figures.styled
 def heat_maps(
     model: Seq2Seq,
     params: Any,

@@ -28,7 +28,7 @@ from experiments import gan
 from experiments.harness import cli, image_data, study, training
 from experiments.harness.cli import flag, require
 from experiments.harness.study import Run, StudyFlags
-from jaxdl import adversarial, fidelity, parallel, pictures
+from jaxdl import adversarial, fidelity, figures, parallel, pictures
 
 STRIDE = 2
 """Of every layer that doubles a map, in pixels."""
@@ -148,6 +148,7 @@ def table(found: Found, beside: Mapping[str, Look]) -> str:
     return study.table(rows)
 
 
+@figures.styled
 def draw(found: Found, beside: Mapping[str, Look], path: Path) -> None:
     """Draws a row for each upsampling: samples and their spectrum, at first and at last.
 

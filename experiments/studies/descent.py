@@ -29,7 +29,7 @@ from matplotlib.figure import Figure
 from experiments.harness import cli, study
 from experiments.harness.cli import flag, require
 from experiments.harness.study import StudyFlags
-from jaxdl import InputError, curvature, losses, optim
+from jaxdl import InputError, curvature, figures, losses, optim
 from jaxdl.data.digits import NUM_TRAIN
 from jaxdl.models.mlp import mlp
 from jaxdl.task import supervised
@@ -289,6 +289,7 @@ def table(
     return "\n\n".join(map(study.table, (rows, kinds, edges)))
 
 
+@figures.styled
 def draw_quadratics(distances: Mapping[str, np.ndarray], path: Path) -> None:
     """Draws the distances to the minimum: means over the seeds, from least to greatest."""
     figure = Figure(figsize=(4 * len(distances), 4), layout="constrained")
@@ -303,6 +304,7 @@ def draw_quadratics(distances: Mapping[str, np.ndarray], path: Path) -> None:
     figure.savefig(path, dpi=100)
 
 
+@figures.styled
 def draw_points(points: Mapping[str, list[Point]], path: Path) -> None:
     """Draws each function's levels, and its stationary points by their kinds."""
     columns = 3
@@ -323,6 +325,7 @@ def draw_points(points: Mapping[str, list[Point]], path: Path) -> None:
     figure.savefig(path, dpi=80)
 
 
+@figures.styled
 def draw_edge(every: int, descents: Mapping[float, Descent], path: Path) -> None:
     """Draws the losses of the first seed, and of all seeds the sharpness beside 2 / rate."""
     figure = Figure(figsize=(11, 4.5), layout="constrained")

@@ -24,7 +24,7 @@ import numpy as np
 from experiments.harness import cli, study
 from experiments.harness.cli import flag, require
 from experiments.harness.study import StudyFlags
-from jaxdl import losses, optim, parallel
+from jaxdl import figures, losses, optim, parallel
 from jaxdl.models.linear import Perceptron
 from jaxdl.task import supervised
 
@@ -192,6 +192,7 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> str:
     return study.table(rows)
 
 
+@figures.styled
 def draw(found: Mapping[str, Mapping[str, Any]], courses: Mapping[str, Course], path: Path) -> None:
     """Draws mistakes so far, those of each margin beside the bound, and the weights on xor."""
     from matplotlib.figure import Figure

@@ -31,7 +31,7 @@ from experiments import char_rnn
 from experiments.harness import cli, run_folder, study
 from experiments.harness.cli import flag, require
 from experiments.harness.study import StudyFlags
-from jaxdl import InputError, losses, optim
+from jaxdl import InputError, figures, losses, optim
 from jaxdl.data.text import CharVocabulary, TextPipeline, read_corpus
 from jaxdl.models.language_model import language_model
 from jaxdl.recurrent import Recurrent
@@ -214,6 +214,7 @@ def table(by_lag: Lags, clipping: Clipping) -> str:
     return f"{study.table(rows)}\n\n{study.table(trainings)}"
 
 
+@figures.styled
 def draw_lags(by_lag: Lags, path: Path) -> None:
     """Draws the gradients of each cell: means over the seeds, in bands from least to greatest."""
     figure = Figure(figsize=(4 * len(by_lag), 4), layout="constrained")
@@ -228,6 +229,7 @@ def draw_lags(by_lag: Lags, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+@figures.styled
 def draw_clipping(clipping: Clipping, path: Path) -> None:
     """Draws the trainings of the first seed; a mean would blur their jumps."""
     figure = Figure(figsize=(10, 4), layout="constrained")
@@ -243,6 +245,7 @@ def draw_clipping(clipping: Clipping, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+@figures.styled
 def draw_gates(text: str, found: Mapping[str, np.ndarray], units: int, path: Path) -> None:
     """Draws the first units of each gate over the text."""
     figure = Figure(figsize=(0.14 * len(text) + 2, 2.5 * len(found)), layout="constrained")

@@ -19,7 +19,7 @@ from experiments import resnet, transfer
 from experiments.harness import cli, study
 from experiments.harness.cli import flag, require
 from experiments.harness.study import Run, StudyFlags
-from jaxdl import data
+from jaxdl import data, figures
 
 OLD_CLASSES, NEW_CLASSES = "0,1,2,3,4", "5,6,7,8,9"
 
@@ -95,6 +95,7 @@ def table(found: Accuracies) -> str:
     return study.table(rows)
 
 
+@figures.styled
 def draw(found: Accuracies, path: Path) -> None:
     """Draws means over the seeds, in bands from the least to the greatest."""
     from matplotlib.figure import Figure

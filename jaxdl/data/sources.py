@@ -68,6 +68,7 @@ def load(name: str, data_dir: str | None = None) -> Dataset:
         directory names. Images without classes lie in PATH/train and so on themselves, or all
         in PATH. What is no image is counted on stderr. The images are gray if all of the train
         split are whose headers are read, `folders.HEADERS` of them at most, else RGB.
+        `noise:HxWxC:CLASSES` are images of that size with nothing to read (`data.noise`).
       data_dir: where TFDS keeps its sets; by default TFDS's own choice, $TFDS_DATA_DIR or
         ~/tensorflow_datasets. Folders and idx files do not use it.
 
@@ -82,6 +83,10 @@ def load(name: str, data_dir: str | None = None) -> Dataset:
         from jaxdl.data import idx
 
         return idx.load(pathlib.Path(name.removeprefix("idx:")).expanduser())
+    if name.startswith("noise:"):
+        from jaxdl.data import noise
+
+        return noise.load(name.removeprefix("noise:"))
     from tensorflow_datasets.core import constants
 
     root = pathlib.Path(data_dir or constants.get_default_data_dir()).expanduser()

@@ -1,0 +1,244 @@
+"""A claim of a textbook as a study: setups by seeds, what they measured, and a verdict in words.
+
+A study of a claim is a file in `experiments/studies` that holds one `Claim` and hands it to `main`.
+"""
+
+import dataclasses
+import functools
+import math
+import shlex
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn, Protocol
+
+from experiments.harness import catalogue, cli, study
+from experiments.harness.cli import flag, require
+from experiments.harness.study import Run, StudyFlags
+from jaxdl import figures
+
+Values = list[float | None]
+"""By seed; None for a run that diverged."""
+Measured = Mapping[str, Mapping[str, Values]]
+"""{setup: {metric: values}}"""
+
+
+@dataclasses.dataclass(frozen=True)
+class ClaimFlags:
+    """How thoroughly a claim is looked into, and where the page of it goes."""
+
+    quick: bool = flag(False, "two seeds of a smaller form, in under two minutes")
+    page: str = flag("", "a folder for NAME.md and its picture, such as docs/results")
+
+
+class Setup(NamedTuple):
+    """One of those that are compared.
+
+    Attributes:
+      name: as tables have it.
+      flags: of the experiment.
+    """
+
+    name: str
+    flags: tuple[str, ...]
+
+
+class Verdict(NamedTuple):
+    """What came of a claim.
+
+    Attributes:
+      word: "holds", "holds in part" or "does not hold".
+      reason: the figures that say so, in a sentence or two.
+    """
+
+    word: str
+    reason: str
+
+
+class Judge(Protocol):
+    """What makes a verdict of measurements."""
+
+    def __call__(self, measured: Measured, /) -> Verdict:
+        """({setup: {metric: values}}) -> the verdict."""
+        ...
+
+
+class Draw(Protocol):
+    """What draws measurements."""
+
+    def __call__(self, figure: Any, measured: Measured, /) -> None:
+        """(an empty Matplotlib figure, {setup: {metric: values}}) -> None."""
+        ...
+
+
+class Claim(NamedTuple):
+    """What a textbook says, and how it is looked into.
+
+    Attributes:
+      name: of the study's module, page and picture.
+      title: of the page.
+      claim: in a sentence.
+      source: the paper or the textbook.
+      varied: what differs between the setups.
+      held: what does not.
+      experiment: that is run.
+      common: flags of all setups.
+      setups: in the table's order.
+      metrics: the table's columns, of a run's summary.
+      judge: makes the verdict.
+      draw: draws the picture, whose title says the finding.
+      seeds: of the full form.
+      minutes: that the full form takes on two cores, about.
+      quickly: flags of the quick form, after the others.
+    """
+
+    name: str
+    title: str
+    claim: str
+    source: str
+    varied: str
+    held: str
+    experiment: str
+    common: tuple[str, ...]
+    setups: tuple[Setup, ...]
+    metrics: tuple[str, ...]
+    judge: Judge
+    draw: Draw
+    seeds: int
+    minutes: float
+    quickly: tuple[str, ...]
+
+
+def main(claim: Claim) -> NoReturn:
+    """The command line of a study of a claim."""
+
+    def looked_into(argv: list[str]) -> None:
+        run(claim, argv)
+
+    cli.main(looked_into)
+
+
+def config_of(claim: Claim, argv: Sequence[str]) -> Any:
+    """The flags of a study of this claim."""
+    default = StudyFlags(f"runs/{claim.name}", seeds=claim.seeds)
+    fields: list[Any] = [("study", StudyFlags, default), ("form", ClaimFlags, ClaimFlags())]
+    made: Any = dataclasses.make_dataclass("Config", fields, frozen=True)
+    made.__doc__ = f"{claim.title}."
+    return study.read(made, argv)
+
+
+def run(claim: Claim, argv: Sequence[str]) -> Measured:
+    """Trains what is not done, and leaves the table, its numbers, the picture and the page."""
+    config = config_of(claim, argv)
+    if config.form.quick:
+        given = [argument for argument in argv if cli.name_of(argument) == "seeds"]
+        changes = {} if given else {"seeds": 2}
+        folder = f"{config.study.workdir}_quick" if "workdir" not in _names(argv) else ""
+        config = cli.replace(config, **changes, **({"workdir": folder} if folder else {}))
+    page = Path(config.form.page)
+    there = not config.form.page or page.is_dir()
+    require(config, "page", there, "a folder that there is")
+    runs = plan(claim, config)
+    if not config.form.quick and not all(run.done for run in runs):
+        print(f"about {claim.minutes:g} min on two cores; --quick takes less than two", flush=True)
+    study.begin(config, runs, apart_from=("page",))
+    command = shlex.join(["python", "-m", f"experiments.studies.{claim.name}", *argv])
+    workdir = Path(config.study.workdir)
+    study.train(runs, command, divergence_is_a_result=True, together_in=workdir)
+    measured = measure(claim, runs)
+    verdict = claim.judge(measured)
+    record = {"measured": measured, "verdict": verdict._asdict()}
+    text = f"{table(claim, measured)}\n\nIt {verdict.word}: {verdict.reason}"
+    picture = {f"{claim.name}.png": functools.partial(_draw, claim, measured)}
+    study.finish(config, record, claim.claim, text, picture)
+    if config.form.page:
+        said, below = (
+            f"It {verdict.word}. {verdict.reason}",
+            write(claim, config, measured, command),
+        )
+        write_page(page, claim.name, claim.title, claim.claim, claim.source, said, below)
+        _draw(claim, measured, page / f"{claim.name}.png")
+    return measured
+
+
+def _names(argv: Sequence[str]) -> set[str]:
+    return {cli.name_of(argument) for argument in argv}
+
+
+def plan(claim: Claim, config: Any) -> list[Run]:
+    """All runs, each setup's together."""
+    experiment = catalogue.load(claim.experiment)
+    seldom = ("--eval_every=1000000", "--checkpoint_every=1000000", "--nohistograms")
+    more = claim.quickly if config.form.quick else ()
+    return [
+        Run(
+            setup.name,
+            seed,
+            study.folder(config, setup.name.replace("/", "_")),
+            experiment,
+            [*claim.common, *seldom, *setup.flags, *more],
+        )
+        for setup in claim.setups
+        for seed in study.seeds_of(config)
+    ]
+
+
+def measure(claim: Claim, runs: Sequence[Run]) -> Measured:
+    """What the runs came to; None for what one that diverged has not."""
+    found: dict[str, dict[str, Values]] = {}
+    for run in runs:
+        summary = {} if run.diverged else run.summary()
+        for name in claim.metrics:
+            found.setdefault(str(run.setup), {}).setdefault(name, []).append(summary.get(name))
+    return found
+
+
+def mean(values: Sequence[float | None]) -> float:
+    """Of those there are; nan of none."""
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    return statistics.mean(known) if known else math.nan
+
+
+def clearly_greater(a: Values, b: Values) -> bool:
+    """Whether the mean of `a` is above that of `b` by more than both spreads together."""
+    known = [[v for v in values if v is not None] for values in (a, b)]
+    spreads = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in known]
+    return all(known) and mean(a) - mean(b) > sum(spreads)
+
+
+def table(claim: Claim, measured: Measured) -> str:
+    """Mean ± sample standard deviation over the seeds, in Markdown."""
+    show = functools.partial(study.significant, digits=4)
+    show_std = functools.partial(study.significant, digits=2)
+    rows = [["", *claim.metrics]]
+    for name, found in measured.items():
+        cells = [study.cell(found[metric], show, show_std) for metric in claim.metrics]
+        lost = sum(value is None for value in found[claim.metrics[0]])
+        diverged = f" ({lost} of {len(found[claim.metrics[0]])} diverged)" if lost else ""
+        rows.append([name + diverged, *cells])
+    return study.table(rows)
+
+
+def write(claim: Claim, config: Any, measured: Measured, command: str) -> str:
+    """What stands below the picture of a claim's page."""
+    seeds = config.study.seeds
+    return f"""{table(claim, measured)}
+
+Mean and sample standard deviation of {seeds} seed{"s" * (seeds > 1)}.
+
+- Varied: {claim.varied}
+- Held: {claim.held}
+- Command: `{command}`"""
+
+
+def write_page(
+    folder: Path, name: str, title: str, claim: str, source: str, verdict: str, below: str
+) -> None:
+    """Writes the page of a claim, in Markdown; its picture lies beside it as NAME.png."""
+    parts = (f"# {title}", f"> {claim}\n>\n> {source}", f"**{verdict}**", f"![{title}]({name}.png)")
+    text = "\n\n".join([*parts, below])
+    (folder / f"{name}.md").write_text(f"{text}\n", encoding="utf-8")
+
+
+def _draw(claim: Claim, measured: Measured, path: Path) -> None:
+    figures.save(path, lambda figure: claim.draw(figure, measured))

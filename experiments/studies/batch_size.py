@@ -1,0 +1,78 @@
+"""Batch size against generalization, with the rate scaled and not.
+
+python -m experiments.studies.batch_size --quick
+"""
+
+from typing import Any
+
+from experiments.harness import claim
+from experiments.harness.claim import Claim, Measured, Setup, Verdict, clearly_greater, mean
+from jaxdl import figures
+
+SIZES = (8, 32, 128, 512)
+BASE_RATE, BASE_SIZE = 0.02, 32
+SCALINGS = {"constant rate": 0.0, "rate by the root": 0.5, "rate in proportion": 1.0}
+
+
+def judge(measured: Measured) -> Verdict:
+    """By the test accuracy of the largest batch against the base one's."""
+    of = lambda scaling, size: measured[f"{scaling}, {size}"]["test/accuracy"]
+    largest = max(SIZES)
+    lost = clearly_greater(of("constant rate", BASE_SIZE), of("constant rate", largest))
+    won = clearly_greater(of("rate in proportion", largest), of("constant rate", largest))
+    word = "holds" if lost and won else "holds in part" if lost or won else "does not hold"
+    each = ", ".join(f"{mean(of(scaling, largest)):.3f} with a {scaling}" for scaling in SCALINGS)
+    return Verdict(
+        word,
+        f"After as many epochs batches of {largest} reach {each}; batches of {BASE_SIZE} reach "
+        f"{mean(of('constant rate', BASE_SIZE)):.3f}.",
+    )
+
+
+def draw(figure: Any, measured: Measured) -> None:
+    """Test accuracy and training loss by batch size."""
+    for axes, metric in zip(figure.subplots(1, 2), ("test/accuracy", "train/loss"), strict=True):
+        for scaling in SCALINGS:
+            found = [measured[f"{scaling}, {size}"][metric] for size in SIZES]
+            figures.band(axes, SIZES, found, scaling)
+        axes.set(xscale="log", xlabel="batch size", ylabel=metric)
+        axes.set_xticks(SIZES, [str(size) for size in SIZES], minor=False)
+        axes.minorticks_off()
+    axes.legend()
+    figure.suptitle("In as many epochs large batches fall behind, unless the rate grows with them")
+
+
+CLAIM = Claim(
+    name="batch_size",
+    title="Large batches need larger rates",
+    claim="In the same number of epochs a larger batch generalizes worse, and a learning rate in "
+    "proportion to the batch makes up for it.",
+    source="Keskar et al. 2016, arXiv:1609.04836; Goyal et al. 2017, arXiv:1706.02677",
+    varied="batch size, and how the rate grows with it",
+    held="LeNet-5 on digits, momentum 0.9, a rate of 0.02 at 32, 20 epochs, 2 of warm-up",
+    experiment="lenet",
+    common=(
+        *("--optimizer=momentum", "--epochs=20", "--warmup_epochs=2", "--label_smoothing=0"),
+        "--augment=",
+    ),
+    setups=tuple(
+        Setup(
+            f"{scaling}, {size}",
+            (
+                f"--batch_size={size}",
+                f"--learning_rate={BASE_RATE * (size / BASE_SIZE) ** power:g}",
+            ),
+        )
+        for scaling, power in SCALINGS.items()
+        for size in SIZES
+    ),
+    metrics=("test/accuracy", "train/loss"),
+    judge=judge,
+    draw=draw,
+    seeds=5,
+    minutes=12,
+    quickly=("--epochs=4",),
+)
+
+if __name__ == "__main__":
+    claim.main(CLAIM)

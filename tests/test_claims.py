@@ -1,0 +1,181 @@
+"""Studies of claims: each finds, in its smallest form, the direction of what it is about."""
+
+import importlib
+import json
+import pkgutil
+
+import numpy as np
+import pytest
+
+import experiments.studies.__main__ as studies_main
+from experiments import studies
+from experiments.harness import claim
+from experiments.harness.claim import Claim, Verdict
+from experiments.studies import approximation, multiply_adds
+from jaxdl import InputError, writers
+
+CLAIMS = {
+    name: module.CLAIM
+    for name in sorted(m.name for m in pkgutil.iter_modules(studies.__path__))
+    if isinstance(
+        getattr(module := importlib.import_module(f"experiments.studies.{name}"), "CLAIM", None),
+        Claim,
+    )
+}
+
+
+@pytest.fixture(autouse=True)
+def at_little_cost(one_device, monkeypatch):
+    monkeypatch.setattr(writers.Writer, "curves", lambda self: None)
+
+
+def measured(name, tmp_path, setups, *quickly, seeds=1):
+    """What some setups of a claim measure in a form smaller than the quick one."""
+    whole = CLAIMS[name]
+    few = tuple(setup for setup in whole.setups if setup.name in setups)
+    assert len(few) == len(setups)
+    small = whole._replace(setups=few, quickly=(*whole.quickly, *quickly), judge=unjudged)
+    small = small._replace(draw=lambda figure, found: None)
+    flags = ["--quick", f"--seeds={seeds}", f"--workdir={tmp_path / name}"]
+    return claim.run(small, flags)
+
+
+def unjudged(found):
+    return Verdict("holds", "As far as it goes.")
+
+
+def of(found, setup, metric):
+    return claim.mean(found[setup][metric])
+
+
+@pytest.mark.slow
+def test_depth(tmp_path):
+    setups = ("plain, 56 layers", "residual, 56 layers")
+    found = measured("depth", tmp_path, setups, "--steps=80")
+    assert of(found, setups[0], "train/loss") > of(found, setups[1], "train/loss")
+
+
+@pytest.mark.slow
+def test_vanishing(tmp_path):
+    setups = ("sigmoid, Xavier", "sigmoid, Xavier, batch norm", "relu, Kaiming")
+    found = measured("vanishing", tmp_path, setups)
+    assert of(found, setups[0], "test/accuracy") < 0.3
+    assert of(found, setups[1], "test/accuracy") > 0.7
+    assert of(found, setups[2], "test/accuracy") > 0.6
+
+
+def test_batch_norm(tmp_path):
+    setups = ("without, rate 1", "with, rate 1")
+    found = measured("batch_norm", tmp_path, setups, "--epochs=3", seeds=2)
+    assert of(found, setups[1], "test/accuracy") > 0.6
+    without = of(found, setups[0], "test/accuracy")
+    assert np.isnan(without) or without < 0.5
+
+
+@pytest.mark.slow
+def test_regularization(tmp_path):
+    setups = ("nothing, 10 a class", "augmentation, 10 a class")
+    found = measured("regularization", tmp_path, setups, seeds=2)
+    assert of(found, setups[0], "train/accuracy") > 0.99 > of(found, setups[0], "test/accuracy")
+    gaps = [of(found, s, "train/accuracy") - of(found, s, "test/accuracy") for s in setups]
+    assert gaps[1] < gaps[0]
+
+
+@pytest.mark.slow
+def test_optimizers(tmp_path):
+    setups = ("sgd, 0.01", "momentum, 0.01", "adam, 0.003")
+    found = measured("optimizers", tmp_path, setups)
+    losses = [of(found, setup, "train/loss") for setup in setups]
+    assert losses[0] > losses[1] > 0
+    assert losses[0] > losses[2] > 0
+
+
+@pytest.mark.slow
+def test_schedules(tmp_path):
+    setups = ("constant", "cosine")
+    found = measured("schedules", tmp_path, setups, "--steps=100")
+    assert of(found, setups[0], "train/loss") > of(found, setups[1], "train/loss")
+
+
+@pytest.mark.slow
+def test_batch_size(tmp_path):
+    setups = ("constant rate, 32", "constant rate, 512", "rate in proportion, 512")
+    found = measured("batch_size", tmp_path, setups)
+    losses = [of(found, setup, "train/loss") for setup in setups]
+    assert losses[1] > losses[2] > losses[0]
+
+
+def test_multiply_adds(tmp_path):
+    flags = ["--quick", f"--workdir={tmp_path / 'study'}", f"--page={tmp_path}"]
+    multiply_adds.run(flags)
+    text = (tmp_path / "multiply_adds.md").read_text()
+    assert "120.4 against 12.4 million multiply-adds" in text
+    assert "take 0.72 of the multiply-adds" in text
+    assert "none of NiN's" in text
+    assert 5_000 < (tmp_path / "multiply_adds.png").stat().st_size < 100_000
+
+
+@pytest.mark.slow
+def test_approximation():
+    narrow, wide = (approximation.error(1, width, seed=0, epochs=80) for width in (2, 64))
+    assert wide < narrow / 2
+
+
+# The harness of claims
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_verdicts_are_of_what_was_measured(name, tmp_path):
+    """Of equal values nothing is clearly better; a picture is drawn of all setups."""
+    whole = CLAIMS[name]
+    equal = {s.name: {m: [0.5, 0.5] for m in whole.metrics} for s in whole.setups}
+    verdict = whole.judge(equal)
+    assert verdict.word in ("holds in part", "does not hold")
+    assert verdict.reason.endswith(".")
+    claim._draw(whole, equal, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size < 100_000
+    diverged = {s.name: {m: [None, None] for m in whole.metrics} for s in whole.setups}
+    assert whole.judge(diverged).word != "holds"
+    assert name == whole.name
+
+
+def test_a_page_holds_the_claim_the_verdict_and_the_table(tmp_path):
+    whole = CLAIMS["batch_norm"]
+    small = whole._replace(
+        setups=whole.setups[:2], quickly=("--steps=2",), judge=unjudged, draw=lambda f, m: None
+    )
+    flags = ["--quick", "--seeds=1", f"--workdir={tmp_path / 'study'}", f"--page={tmp_path}"]
+    claim.run(small, flags)
+    page = (tmp_path / "batch_norm.md").read_text()
+    assert page.startswith(f"# {whole.title}\n\n> {whole.claim}")
+    assert "**It holds. As far as it goes.**" in page
+    assert "| without, rate 0.003" in page
+    assert "python -m experiments.studies.batch_norm" in page
+    record = json.loads((tmp_path / "study" / "table.json").read_text())
+    assert record["verdict"]["word"] == "holds"
+    # Given again it trains nothing.
+    before = (tmp_path / "study" / "without,_rate_0.003" / "seed0" / "metrics.jsonl").stat()
+    claim.run(small, flags)
+    after = (tmp_path / "study" / "without,_rate_0.003" / "seed0" / "metrics.jsonl").stat()
+    assert before.st_mtime_ns == after.st_mtime_ns
+
+
+def test_clearly_greater_is_by_more_than_both_spreads():
+    assert claim.clearly_greater([1.0, 1.1], [0.5, 0.6])
+    assert not claim.clearly_greater([1.0, 1.1], [0.9, 1.1])
+    assert not claim.clearly_greater([None, None], [0.5])
+    assert not claim.clearly_greater([1.0], [1.0])
+
+
+def test_a_page_wants_a_folder(tmp_path):
+    with pytest.raises(InputError, match="a folder that there is"):
+        claim.run(CLAIMS["depth"], [f"--workdir={tmp_path / 'a'}", "--page=no/such"])
+
+
+def test_studies_are_listed(capsys):
+    assert studies_main.main([]) == 0
+    out = capsys.readouterr().out
+    for name in (*CLAIMS, "transfer", "mode_collapse"):
+        assert f"\n{name} " in f"\n{out}"
+    assert studies_main.main(["depth"]) == 1
+    assert "python -m experiments.studies.depth" in capsys.readouterr().err
