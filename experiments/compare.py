@@ -92,6 +92,7 @@ class Config:
         return f"{self.flag}, {self.by}" if self.by else self.flag
 
 
+MOST_NAMED = 12  # lines of a picture; of more the names have no room beside it
 # Flags of an experiment that every run is given by `compare`.
 TAKEN = ("experiment", "workdir", "seed", "mode")
 
@@ -297,7 +298,7 @@ def draw(measured: Mapping[str, Sequence[Series]], flag: str, by: Compared, path
         axes.set_title(name)
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
-        if axes.lines:
+        if 0 < len(axes.lines) <= MOST_NAMED:
             axes.legend(title=flag)
     losses = [loss for line in panels[by.loss].lines for loss in np.asarray(line.get_ydata())]
     if losses and min(losses) > 0:

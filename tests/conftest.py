@@ -68,9 +68,9 @@ def one_device():
     """For experiments in this process: JAX as the tests have set it up, but one of its devices."""
     from experiments.harness import training  # here: most tests have no use for what it imports
 
-    mesh = parallel.data_mesh(jax.devices()[:1])
+    made, mesh = parallel.data_mesh, parallel.data_mesh(jax.devices()[:1])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parallel, "data_mesh", lambda: mesh)
+        patch.setattr(parallel, "data_mesh", lambda given=None: made(given) if given else mesh)
         patch.setattr(training, "prepare_jax", lambda *config: None)
         yield
 

@@ -182,6 +182,7 @@ def crash_at(monkeypatch, owner, method, when):
     monkeypatch.setattr(owner, method, counted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("owner", "method", "when"),
     [
@@ -204,6 +205,7 @@ def test_what_was_killed_goes_on_bit_for_bit(
     assert_same_runs(together, again, 0)
 
 
+@pytest.mark.slow
 def test_a_signal_saves_all_lanes(together, tmp_path, monkeypatch, capsys):
     send = group.Reports.send
 
@@ -224,6 +226,7 @@ def test_a_signal_saves_all_lanes(together, tmp_path, monkeypatch, capsys):
     assert_same_runs(together, run(*DROPOUT, workdir=folder), 0)
 
 
+@pytest.mark.slow
 def test_a_lane_that_diverges_stops_alone(tmp_path, capsys, alone_trained):
     flags = (*MLP, "--flag=learning_rate", "--values=0.05,1e30", "--steps=10", "--eval_every=5")
     folder = run(*flags, workdir=tmp_path / "rates")
@@ -263,6 +266,7 @@ def test_lanes_too_many_are_trained_in_groups(together, tmp_path, monkeypatch, c
         assert group.Program(lane, parallel.data_mesh()).lanes_at_once(2) == 1
 
 
+@pytest.mark.slow
 def test_lanes_go_round_the_devices(together, tmp_path, monkeypatch):
     mesh = all_devices(jax.devices()[:4])
     monkeypatch.setattr(parallel, "data_mesh", lambda: mesh)
@@ -274,6 +278,7 @@ def test_lanes_go_round_the_devices(together, tmp_path, monkeypatch):
             np.testing.assert_allclose(one[leaf], two[leaf], 0, 1e-5, err_msg=leaf)
 
 
+@pytest.mark.slow
 def test_a_lane_stops_early_alone(tmp_path, alone_trained):
     flags = (*MLP, "--flag=learning_rate", "--values=0,0.05", "--early_stop=1", "--plateau=1")
     flags = (*flags, "--steps=24", "--eval_every=6")

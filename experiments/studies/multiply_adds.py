@@ -111,7 +111,7 @@ def measure(rounds: int) -> dict[str, dict[str, Row]]:
 
 
 def heads() -> dict[str, tuple[int, int]]:
-    """{network: (its parameters, those of its dense layers)}"""
+    """Of each network its parameters, and those of its dense layers."""
     found = {}
     for name in HEADS:
         layers = cost.layers(models.create(name), models.IMAGE_SHAPES[name])
