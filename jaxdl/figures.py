@@ -14,7 +14,6 @@ STYLE: dict[str, Any] = {
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlesize": 10,
-    "axes.titlelocation": "left",
     "figure.titlesize": 11,
     "font.family": "DejaVu Sans",  # which Matplotlib brings
     "font.size": 9,

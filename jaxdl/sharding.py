@@ -12,7 +12,7 @@ over another by `fsdp`.
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -86,6 +86,43 @@ def fsdp(path: str, shape: tuple[int, ...], spec: P, mesh: Mesh) -> P:
     while axes[-1] is None:  # as specs are written
         axes.pop()
     return P(*axes)
+
+
+def apart(
+    convolution: Callable[..., jax.Array], mesh: Mesh, axis: str = MODEL
+) -> Callable[..., jax.Array]:
+    """A grouped convolution of which each device along an axis does its own groups.
+
+    The partitioner would gather the maps of all groups on every device, which needs but its own.
+
+    Args:
+      convolution: with the signature of `jax.lax.conv_general_dilated`, for maps [B, H, W, C] and
+        kernels [H, W, C / groups, features].
+      mesh: the devices, with the axes `data` and `axis`.
+      axis: along which the channels lie.
+
+    Raises:
+      InputError: when called, groups that do not divide over the devices of the axis.
+    """
+
+    def convolve(lhs: jax.Array, rhs: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
+        groups, count = kwargs.pop("feature_group_count"), axis_size(mesh, axis)
+        if groups % count:
+            raise InputError(
+                f"{groups} groups of a convolution do not divide over the {count} devices along "
+                f"the mesh axis {axis!r}"
+            )
+        own = lambda lhs, rhs: convolution(
+            lhs, rhs, *args, feature_group_count=groups // count, **kwargs
+        )
+        rows = DATA if lhs.shape[0] % axis_size(mesh, DATA) == 0 else None  # one, to begin with
+        maps, kernels = P(rows, None, None, axis), P(None, None, None, axis)
+        alone = jax.shard_map(
+            own, mesh=mesh, in_specs=(maps, kernels), out_specs=maps, check_vma=False
+        )
+        return alone(lhs, rhs)
+
+    return convolve
 
 
 def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:

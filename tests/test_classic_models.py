@@ -454,7 +454,7 @@ DENSENET_NORMS = {
             functools.partial(models.create, "nin_cifar", dropout=0.0),
             *(45, 1, OURS, {}),
         ),
-        (
+        slow(
             "narrow_densenet",
             functools.partial(densenet.DenseNet, (2, 3, 3, 2), growth_rate=8),
             *(75, 1, DENSENET, DENSENET_NORMS),

@@ -144,7 +144,11 @@ SMALLER = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", [p for p in PAGES if blocks(p.read_text(), "python")], ids=name_of)
+@pytest.mark.parametrize(
+    "path",
+    [p for p in PAGES if "--8<--" not in p.read_text() and blocks(p.read_text(), "python")],
+    ids=name_of,
+)
 def test_python_of_pages_runs(path, tmp_path, monkeypatch):
     """As it stands there, block after block, but by smaller networks, images and counts."""
     monkeypatch.chdir(tmp_path)
@@ -166,8 +170,7 @@ def test_python_of_pages_runs(path, tmp_path, monkeypatch):
     for given, instead in SMALLER.items():
         text = text.replace(given, instead)
     for block in blocks(text, "python"):
-        if "--8<--" not in block:  # a script, which runs by itself
-            exec(block, names)
+        exec(block, names)
     if "logits" in names:
         assert names["logits"].shape == (8, 10)
     if "metrics" in names:

@@ -187,7 +187,10 @@ def test_the_compiled_step_holds_what_was_computed():
     assert needs.arguments < 0.2 * whole.arguments
 
 
-@pytest.mark.parametrize("saved", [*WAYS, "whole"])
+@pytest.mark.parametrize(
+    "saved",
+    ["fsdp", *(pytest.param(way, marks=pytest.mark.slow) for way in ("model", "both", "whole"))],
+)
 def test_checkpoints_go_from_mesh_to_mesh(saved, tmp_path):
     state = trained(saved)[0]
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
@@ -362,11 +365,11 @@ def test_collectives_are_read_from_a_program():
 
 
 @functools.cache
-def alexnet_paper(within_towers=True):
+def alexnet_paper(on):
     """The network of the paper, narrow, on small images, without dropout."""
     model = models.create(
         "alexnet_paper", num_classes=4, width=12, dropout=0.0, small_images=True
-    ).clone(norm_within_towers=within_towers)
+    ).clone(norm_within_towers=True, tower_mesh=on)
     init, loss = losses.classification(model, (32, 32, 3), lambda x: x.astype(jnp.float32) / 255)
     return task.supervised(init, loss, adam)
 
@@ -383,7 +386,7 @@ def alexnet_trained(**axes):
     """Three steps on a mesh, and the program of one."""
     rules = models.SHARDING["alexnet_paper"] if sharding.MODEL in axes else ()
     on = mesh(**axes)
-    made = parallel.jit(alexnet_paper(), on, rules=rules)
+    made = parallel.jit(alexnet_paper(on if rules else None), on, rules=rules)
     hparams = {"learning_rate": jnp.float32(1e-4), "label_smoothing": jnp.float32(0)}
     state = made.init(KEY, hparams)
     batch = jax.device_put(images(), parallel.batch_sharding(on))
@@ -411,15 +414,27 @@ def test_alexnet_s_towers_on_two_devices_are_those_on_one(axes):
 @pytest.mark.slow
 def test_alexnet_s_towers_meet_where_the_paper_has_them_meet():
     """Forward: the maps before conv3, and what goes into each dense layer. And nowhere else."""
-    program = alexnet_trained(data=1, model=2)[2]
-    layers = collections.Counter()
-    for line in program.splitlines():
-        kinds = "|".join(planning.COLLECTIVES)
-        if not re.search(rf"= .* ({kinds})(-start)?\(", line):
-            continue
-        layers.update(re.findall(r"\b(?:conv\d|fc\d|LocalResponseNorm_\d)\b", line)[:1])
-    assert set(layers) <= {"conv3", "fc6", "fc7", "fc8"}
-    assert {"conv3", "fc6", "fc7", "fc8"} <= set(layers)
+    met = collections.Counter()
+    kinds = "|".join(planning.COLLECTIVES)
+    for line in alexnet_trained(data=1, model=2)[2].splitlines():
+        found = re.search(rf"= (.*) ({kinds})(-start)?\(", line)
+        if found is None or not re.search(r"\[[\d,]*\d{2}", found[1]):
+            continue  # what is summed for metrics is smaller
+        if not planning.collectives_of(line, mesh(data=1, model=2)):
+            continue  # along data, where there is but one
+        layers = set(re.findall(r"\b(?:conv\d|fc\d|LocalResponseNorm_\d)\b", line))
+        assert len(layers) == 1, line
+        backward = "transpose" in re.search(r'op_name="([^"]*)"', line)[1]
+        met[layers.pop(), "backward" if backward else "forward", found[2]] += 1
+    assert met == {
+        ("conv3", "forward", "all-gather"): 1,
+        ("fc6", "forward", "all-gather"): 1,
+        ("fc7", "forward", "all-gather"): 1,
+        ("fc8", "forward", "all-reduce"): 1,
+        ("conv3", "backward", "all-reduce"): 1,
+        ("fc6", "backward", "all-reduce"): 1,
+        ("fc7", "backward", "all-reduce"): 1,
+    }
 
 
 def test_response_norms_of_towers_take_no_neighbours_from_each_other():

@@ -124,12 +124,18 @@ class Config:
 
 
 def build_model(
-    config: Any, num_classes: int, axis_name: str | None, norm_groups: int = 1
+    config: Any,
+    num_classes: int,
+    axis_name: str | None,
+    norm_groups: int = 1,
+    mesh: Mesh | None = None,
 ) -> nn.Module:
-    """The model that a config names."""
+    """The model that a config names; on the devices of a mesh where it may have to know them."""
     dtype = jnp.dtype(config.run.precision)
     arguments = config.model_arguments
     model = models.create(config.network.model, num_classes=num_classes, dtype=dtype, **arguments)
+    if hasattr(model, "tower_mesh") and "model" in config.run.shard:
+        model = model.clone(tower_mesh=mesh)
     # Only a network with batch statistics has something to synchronize.
     if not isinstance(model, Normed):
         return model
@@ -298,7 +304,7 @@ def build(
 
     def task(axis_name: str | None) -> Task:
         init, loss = losses.classification(
-            build_model(config, num_classes, axis_name, groups),
+            build_model(config, num_classes, axis_name, groups, mesh),
             pipeline.image_shape,
             functools.partial(augment.normalize, mean=mean, std=std),
             augmentation,

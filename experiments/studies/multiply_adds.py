@@ -141,8 +141,8 @@ def verdict(found: dict[str, dict[str, Row]], networks: dict[str, tuple[int, int
     times = [statistics.median(row.milliseconds) for row in (wide, narrow, one, two)]
     return (
         f"It holds: {wide.multiply_adds / 1e6:.1f} against {narrow.multiply_adds / 1e6:.1f} "
-        f"million multiply-adds, and {times[0] / times[1]:.1f} times the speed here; two 3x3 for one "
-        f"5x5 take {two.multiply_adds / one.multiply_adds:.2f} of the multiply-adds and "
+        f"million multiply-adds, and {times[0] / times[1]:.1f} times the speed here; two 3x3 for "
+        f"one 5x5 take {two.multiply_adds / one.multiply_adds:.2f} of the multiply-adds and "
         f"{times[3] / times[2]:.2f} of the time. Dense layers hold "
         f"{networks['alexnet'][1] / networks['alexnet'][0]:.0%} of AlexNet's parameters and none "
         "of NiN's."

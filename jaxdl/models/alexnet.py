@@ -16,8 +16,10 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from jaxdl import InputError, pooling
+from jaxdl.conv import convolve
 from jaxdl.nn import (
     Convolution,
     LocalResponseNorm,
@@ -28,7 +30,7 @@ from jaxdl.nn import (
     flatten,
 )
 from jaxdl.published import CONV, DENSE, TORCHVISION, Published, Rows, Weights
-from jaxdl.sharding import MODEL, Along
+from jaxdl.sharding import MODEL, Along, apart
 
 he_normal = nn.initializers.he_normal()
 normal, ones = nn.initializers.normal(0.01), nn.initializers.ones
@@ -113,6 +115,8 @@ class AlexNetOf2012(Typed):
       norm_within_towers: response normalization does not take the outermost channels of the two
         towers for neighbours, as forms of one device do. Each of two devices (`SHARDING`) then
         needs the other's maps for `conv3` and the dense layers alone, as the paper draws it.
+      tower_mesh: of a network that is cut by `SHARDING`, its devices: each then convolves its own
+        towers, where the partitioner would gather both.
       dtype, param_dtype: see `jaxdl.nn.Typed`.
 
     Shapes: images [B, H, W, C] of at least 67x67, of 15x15 with `small_images`, to float32 logits
@@ -132,6 +136,7 @@ class AlexNetOf2012(Typed):
     dropout: float = 0.5
     small_images: bool = False
     norm_within_towers: bool = False
+    tower_mesh: Mesh | None = None
 
     def __post_init__(self) -> None:
         """Refuse a width that does not go into groups."""
@@ -144,7 +149,10 @@ class AlexNetOf2012(Typed):
         """Return the logits of a batch of images."""
         check_image_size(self, x, 15 if self.small_images else 67, 15)
         conv: ModuleDef = partial(Convolution, kernel_init=normal, **self.types)
-        grouped: ModuleDef = partial(conv, feature_group_count=2, bias_init=ones)
+        convolution = convolve if self.tower_mesh is None else apart(convolve, self.tower_mesh)
+        grouped: ModuleDef = partial(
+            conv, feature_group_count=2, bias_init=ones, conv_general_dilated=convolution
+        )
         dense: ModuleDef = partial(nn.Dense, kernel_init=normal, **self.types)
         dropout: ModuleDef = partial(nn.Dropout, self.dropout, deterministic=not train)
         # The paper's n=5, alpha=1e-4, beta=0.75, k=2; its alpha is not divided by n as torch's is.
@@ -186,11 +194,16 @@ SHARDING = {
     # Two towers, as on the paper's GPUs: each layer's features over the axis.
     "alexnet_paper": (
         Along("conv[1-5]/kernel", (None, None, None, MODEL)),
-        Along("fc[678]/kernel", (None, MODEL)),
-        Along("(conv[1-5]|fc[678])/bias", (MODEL,)),
+        Along("fc[67]/kernel", (None, MODEL)),
+        Along("(conv[1-5]|fc[67])/bias", (MODEL,)),
+        Along("fc8/kernel", (MODEL, None)),  # whose sums are then the logits, whole on each
     ),
     # "One weird trick": convolutions by examples alone, the dense layers by features.
-    "alexnet": (Along("fc[678]/kernel", (None, MODEL)), Along("fc[678]/bias", (MODEL,))),
+    "alexnet": (
+        Along("fc[67]/kernel", (None, MODEL)),
+        Along("fc[67]/bias", (MODEL,)),
+        Along("fc8/kernel", (MODEL, None)),
+    ),
 }
 
 MODELS = {"alexnet": alexnet, "alexnet_paper": alexnet_paper}
