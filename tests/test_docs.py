@@ -128,9 +128,6 @@ def blocks(text, language):
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
 def test_python_of_pages_compiles(path):
     for block in blocks(path.read_text(), "python"):
-        if "--8<--" in block:
-            script = re.search(r'--8<-- "(.*)"', block)[1]
-            block = (ROOT / script).read_text()
         compile(block, name_of(path), "exec")
 
 
@@ -144,11 +141,7 @@ SMALLER = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "path",
-    [p for p in PAGES if "--8<--" not in p.read_text() and blocks(p.read_text(), "python")],
-    ids=name_of,
-)
+@pytest.mark.parametrize("path", [p for p in PAGES if blocks(p.read_text(), "python")], ids=name_of)
 def test_python_of_pages_runs(path, tmp_path, monkeypatch):
     """As it stands there, block after block, but by smaller networks, images and counts."""
     monkeypatch.chdir(tmp_path)
