@@ -12,6 +12,7 @@ chips with the axes of the mesh that it goes along. A message in the body of a l
 import contextlib
 import os
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -171,11 +172,20 @@ def topology_devices(topology: str) -> list[jax.Device]:
 
 @contextlib.contextmanager
 def _quiet_libtpu() -> Iterator[None]:
-    """libtpu looks for a machine of its own in files and on the network unless told not to."""
-    told = {"TPU_SKIP_MDS_QUERY": "1", "TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3"}
-    for name, value in told.items():
-        os.environ.setdefault(name, value)
-    yield
+    """Keeps libtpu from looking for a machine of its own on the network, and from telling of it.
+
+    What it has to say of that it writes to the process's stderr, past Python.
+    """
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    sys.stderr.flush()
+    screen = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+            yield
+    finally:
+        os.dup2(screen, 2)
+        os.close(screen)
 
 
 def needs_of(compiled: Any, mesh: Mesh) -> Needs:

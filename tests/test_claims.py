@@ -57,7 +57,7 @@ def test_depth(tmp_path):
 
 @pytest.mark.slow
 def test_vanishing(tmp_path):
-    setups = ("sigmoid, Xavier", "sigmoid, Xavier, batch norm", "relu, Kaiming")
+    setups = ("sigmoid, Xavier", "sigmoid, Xavier and batch norms", "relu, Kaiming")
     found = measured("vanishing", tmp_path, setups)
     assert of(found, setups[0], "test/accuracy") < 0.3
     assert of(found, setups[1], "test/accuracy") > 0.7

@@ -184,12 +184,13 @@ def plan(claim: Claim, config: Any) -> list[Run]:
 
 
 def measure(claim: Claim, runs: Sequence[Run]) -> Measured:
-    """What the runs came to; None for what one that diverged has not."""
+    """What the runs came to, their averages where they keep any; None where one diverged."""
     found: dict[str, dict[str, Values]] = {}
     for run in runs:
         summary = {} if run.diverged else run.summary()
         for name in claim.metrics:
-            found.setdefault(str(run.setup), {}).setdefault(name, []).append(summary.get(name))
+            value = summary.get(name.replace("/", "/ema_"), summary.get(name))
+            found.setdefault(str(run.setup), {}).setdefault(name, []).append(value)
     return found
 
 

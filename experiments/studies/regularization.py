@@ -22,22 +22,21 @@ WAYS: dict[str, tuple[str, ...]] = {
 
 
 def judge(measured: Measured) -> Verdict:
-    """By the test accuracy against nothing, where there are fewest examples."""
-    of = lambda way, count: measured[f"{way}, {count} a class"]["test/accuracy"]
+    """By the test loss against nothing, where there are fewest examples."""
     fewest = min(COUNTS)
-    better = [w for w in WAYS if clearly_greater(of(w, fewest), of("nothing", fewest))]
-    worse = [w for w in WAYS if clearly_greater(of("nothing", fewest), of(w, fewest))]
-    others = len(WAYS) - 1
-    word = "does not hold" if not better else "holds" if len(better) == others else "holds in part"
-    base = mean(of("nothing", fewest))
-    each = ", ".join(
-        f"{way} {mean(of(way, fewest)) - base:+.3f}" for way in WAYS if way != "nothing"
+    of = lambda way, metric: measured[f"{way}, {fewest} a class"][metric]
+    losses = {way: of(way, "test/loss") for way in WAYS}
+    others = [way for way in WAYS if way != "nothing"]
+    better = [way for way in others if clearly_greater(losses["nothing"], losses[way])]
+    word = "does not hold" if not better else "holds" if better == others else "holds in part"
+    each = "; ".join(
+        f"{way}: {mean(losses[way]):.3f} and {mean(of(way, 'test/accuracy')):.3f}" for way in WAYS
     )
-    lost = f" Clearly worse: {', '.join(worse)}." if worse else ""
     return Verdict(
         word,
-        f"With {fewest} examples of each class nothing gets {base:.3f}, and beside it {each}. "
-        f"Clearly better than nothing: {', '.join(better) or 'none'}.{lost}",
+        f"With {fewest} examples of each class all reach a training accuracy of about 1. Test loss "
+        f"and accuracy are, by way, {each}. Clearly below the loss of nothing: "
+        f"{', '.join(better) or 'none'}.",
     )
 
 

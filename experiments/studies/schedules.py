@@ -30,10 +30,10 @@ def judge(measured: Measured) -> Verdict:
     better = [way for way in WAYS if clearly_greater(loss["constant"], loss[way])]
     decays = [way for way in better if way.startswith(("exponential", "cosine"))]
     word = "holds" if len(decays) == 4 else "holds in part" if better else "does not hold"
-    each = ", ".join(f"{way} {mean(values):.4f}" for way, values in loss.items())
+    each = "; ".join(f"{way}: {mean(values):.4f}" for way, values in loss.items())
     return Verdict(
         word,
-        f"Test losses: {each}. Clearly below a constant rate's: {', '.join(better) or 'none'}.",
+        f"Test losses: {each}. Clearly below a constant rate's: {'; '.join(better) or 'none'}.",
     )
 
 

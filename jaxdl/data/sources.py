@@ -352,7 +352,7 @@ def open_tfds(name: str, root: pathlib.Path) -> Any:
 
 
 def find_version(name: str, root: pathlib.Path) -> pathlib.Path:
-    """Returns the directory of the newest prepared version that `name` allows, such as `NAME/CONFIG:V`.
+    """Returns the directory of the newest version that `name`, such as `NAME/CONFIG:V`, allows.
 
     TFDS has a search of its own, but it imports the set's code, which may want TensorFlow, and
     tells what is missing in a page of context.
