@@ -185,7 +185,8 @@ def _speeds(found: dict[str, Any]) -> Iterator[Line]:
             yield Line("ok", topic, f"{text}; what to expect is not known of this device")
             continue
         share = found[name] / peak
-        text += f", {share:.0%} of the {peak / 1e9:,.0f} of its data sheet"
+        source = "that its clock allows" if on_cpu else "of its data sheet"
+        text += f", {share:.0%} of the {peak / 1e9:,.0f} {source}"
         enough = 0.4 if name == "matmul" else 0.15
         cure = "" if share >= enough else "look for what else runs on it: top, nvidia-smi"
         yield Line("note" if cure else "ok", topic, text, cure)

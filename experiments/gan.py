@@ -338,7 +338,7 @@ def build(config: Config, mesh: Mesh) -> Problem:
     """The Problem of training a generator against a discriminator."""
     source = artist.source_of(config, mesh)
     classes, shape, game = len(source.class_names), source.sample_shape, config.game
-    if config.run.mode != "sample":
+    if config.run.mode == "train":
         source.yardstick()  # what does not fit is told before anything is trained
     rows = config.run.batch_size * game.discriminator_steps
     examples = source.pipeline.examples("train")

@@ -254,6 +254,7 @@ def run(argv: list[str]) -> None:
     planned, rest = cli.parse(experiment.Config, others)
     if rest:
         raise InputError(f"{rest[0]!r} is no flag; see --help")
+    planned = cli.replace(planned, mode="eval")  # nothing is made ready for a training
     require(planned, "parallel", planned.run.parallel == "jit", "jit, for which is planned")
     plans: list[Plan] = []
     for topology in config.topology:
