@@ -369,7 +369,8 @@ def run(argv: list[str]) -> None:
         picture = {"heatmap.png": functools.partial(draw_grid, found, config, by)}
     pictures = picture | {"tensorboard/": functools.partial(write_means, measured)}
     record = by._asdict() | {"results": found}
-    study.finish(config, record, f"`{command}`", table(found, config, by), pictures)
+    page = study.Page(Path(config.study.workdir).name, f"Values of {config.compared}", "", "")
+    study.finish(config, record, f"`{command}`", table(found, config, by), pictures, page)
 
 
 if __name__ == "__main__":

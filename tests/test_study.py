@@ -87,8 +87,11 @@ def test_a_signal_ends_the_study_too(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.endswith("and with the study: the same command\n")
 
 
+PAGE = study.page_of("a", "The finding", "What it is of.\n\nAnd more.")
+
+
 def finish(config):
-    study.finish(config, {"found": [1.0, math.inf]}, "Title.", "a table", {})
+    study.finish(config, {"found": [1.0, math.inf]}, "Title.", "a table", {}, PAGE)
 
 
 def test_a_folder_is_of_one_study(tmp_path, trained):
@@ -121,7 +124,9 @@ def test_the_record_is_json_and_the_end_is_told(tmp_path, capsys):
     config = of(tmp_path / "new")
     drawn = []
     found = {"found": {"b": [1.0, math.inf], "a": math.nan}}
-    study.finish(config, found, "Title.", "a table", {"a.png": drawn.append, "b/": drawn.append})
+    study.finish(
+        config, found, "Title.", "a table", {"a.png": drawn.append, "b/": drawn.append}, PAGE
+    )
     record = json.loads((tmp_path / "new" / "table.json").read_text(), parse_constant=pytest.fail)
     assert list(record["found"]) == ["b", "a"]
     assert record["found"] == {"b": [1.0, None], "a": None}
@@ -130,6 +135,21 @@ def test_the_record_is_json_and_the_end_is_told(tmp_path, capsys):
     assert drawn == [tmp_path / "new" / "a.png", tmp_path / "new" / "b"]
     told = f"\nTitle.\n\na table\n\nin {tmp_path}/new: table.md, table.json, a.png, b/\n"
     assert capsys.readouterr().out == told
+
+
+def test_a_page_has_the_pictures_beside_it(tmp_path):
+    drawn = []
+    pictures = {"a.png": drawn.append, "b.png": drawn.append, "a.gif": drawn.append}
+    (tmp_path / "pages").mkdir()
+    config = cli.replace(of(tmp_path / "new"), page=str(tmp_path / "pages"))
+    study.finish(config, {}, "Title.", "a table", pictures, PAGE)
+    assert (tmp_path / "pages" / "a.md").read_text() == (
+        "# The finding\n\nWhat it is of.\n\n![The finding](a.png)\n\n![The finding](a_b.png)\n\n"
+        "a table\n\nCommand: `python -m experiments.studies.a`\n"
+    )
+    assert drawn[3:] == [tmp_path / "pages" / "a.png", tmp_path / "pages" / "a_b.png"]
+    with pytest.raises(InputError, match="--page=.*no: it must be a folder that there is"):
+        cli.replace(config, page=str(tmp_path / "no"))
 
 
 def test_spreads_and_cells_by_hand():

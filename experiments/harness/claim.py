@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, Protocol
 
 from experiments.harness import catalogue, cli, study
-from experiments.harness.cli import flag, require
+from experiments.harness.cli import flag
 from experiments.harness.study import Run, StudyFlags
 from jaxdl import figures
 
@@ -25,10 +25,9 @@ Measured = Mapping[str, Mapping[str, Values]]
 
 @dataclasses.dataclass(frozen=True)
 class ClaimFlags:
-    """How thoroughly a claim is looked into, and where the page of it goes."""
+    """How thoroughly a claim is looked into."""
 
     quick: bool = flag(False, "two seeds of a smaller form, in under two minutes")
-    page: str = flag("", "a folder for NAME.md and its picture, such as docs/results")
 
 
 class Setup(NamedTuple):
@@ -135,29 +134,23 @@ def run(claim: Claim, argv: Sequence[str]) -> Measured:
         changes = {} if given else {"seeds": 2}
         folder = f"{config.study.workdir}_quick" if "workdir" not in _names(argv) else ""
         config = cli.replace(config, **changes, **({"workdir": folder} if folder else {}))
-    page = Path(config.form.page)
-    there = not config.form.page or page.is_dir()
-    require(config, "page", there, "a folder that there is")
     runs = plan(claim, config)
     if not config.form.quick and not all(run.done for run in runs):
         print(f"about {claim.minutes:g} min on two cores; --quick takes less than two", flush=True)
-    study.begin(config, runs, apart_from=("page",))
+    study.begin(config, runs)
     command = shlex.join(["python", "-m", f"experiments.studies.{claim.name}", *argv])
     workdir = Path(config.study.workdir)
     study.train(runs, command, divergence_is_a_result=True, together_in=workdir)
     measured = measure(claim, runs)
     verdict = claim.judge(measured)
-    record = {"measured": measured, "verdict": verdict._asdict()}
-    text = f"{table(claim, measured)}\n\nIt {verdict.word}: {verdict.reason}"
-    picture = {f"{claim.name}.png": functools.partial(_draw, claim, measured)}
-    study.finish(config, record, claim.claim, text, picture)
-    if config.form.page:
-        said, below = (
-            f"It {verdict.word}. {verdict.reason}",
-            write(claim, config, measured, command),
-        )
-        write_page(page, claim.name, claim.title, claim.claim, claim.source, said, below)
-        _draw(claim, measured, page / f"{claim.name}.png")
+    study.finish(
+        config,
+        {"measured": measured, "verdict": verdict._asdict()},
+        f"{claim.claim}\n\nIt {verdict.word}: {verdict.reason}",
+        table(claim, measured),
+        {f"{claim.name}.png": functools.partial(_draw, claim, measured)},
+        page_of(claim, config, verdict, command),
+    )
     return measured
 
 
@@ -220,25 +213,21 @@ def table(claim: Claim, measured: Measured) -> str:
     return study.table(rows)
 
 
-def write(claim: Claim, config: Any, measured: Measured, command: str) -> str:
-    """What stands below the picture of a claim's page."""
-    seeds = config.study.seeds
-    return f"""{table(claim, measured)}
+def above(claim: str, source: str, verdict: str) -> str:
+    """What stands above the picture of a claim's page."""
+    return f"> {claim}\n>\n> {source}\n\n**{verdict}**"
 
-Mean and sample standard deviation of {seeds} seed{"s" * (seeds > 1)}.
+
+def page_of(claim: Claim, config: Any, verdict: Verdict, command: str) -> study.Page:
+    """What is on a claim's page."""
+    seeds = config.study.seeds
+    below = f"""Mean and sample standard deviation of {seeds} seed{"s" * (seeds > 1)}.
 
 - Varied: {claim.varied}
 - Held: {claim.held}
 - Command: `{command}`"""
-
-
-def write_page(
-    folder: Path, name: str, title: str, claim: str, source: str, verdict: str, below: str
-) -> None:
-    """Writes the page of a claim, in Markdown; its picture lies beside it as NAME.png."""
-    parts = (f"# {title}", f"> {claim}\n>\n> {source}", f"**{verdict}**", f"![{title}]({name}.png)")
-    text = "\n\n".join([*parts, below])
-    (folder / f"{name}.md").write_text(f"{text}\n", encoding="utf-8")
+    said = f"It {verdict.word}. {verdict.reason}"
+    return study.Page(claim.name, claim.title, above(claim.claim, claim.source, said), below)
 
 
 def _draw(claim: Claim, measured: Measured, path: Path) -> None:

@@ -12,7 +12,7 @@ import math
 import statistics
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from jaxdl import InputError, loop
 TABLE_FILE = "table.md"
 RECORD_FILE = "table.json"
 DIVERGED_FILE = "diverged.txt"
-GROWING = ("workdir", "seeds", "first_seed")
+GROWING = ("workdir", "seeds", "first_seed", "page")
 """Flags that may be others when a study goes on."""
 
 
@@ -34,12 +34,15 @@ class StudyFlags:
     workdir: str = flag("", "the study's folder, in which the same command goes on")
     seeds: int = flag(5, "how many trainings of each setup")
     first_seed: int = flag(0, "of the seeds, which are in a row")
+    page: str = flag("", "a folder for a page and its pictures, such as docs/results")
 
     def __post_init__(self) -> None:
         """Raises InputError for seeds that cannot be."""
         require(self, "seeds", self.seeds >= 1, "at least 1")
         fits = 0 <= self.first_seed < 2**31 - self.seeds
         require(self, "first_seed", fits, "at least 0, 31 bits")
+        there = not self.page or Path(self.page).is_dir()
+        require(self, "page", there, "a folder that there is")
 
 
 class Config(Protocol):
@@ -247,14 +250,39 @@ def band(axes: Any, x: Sequence[float], values: np.ndarray, label: str, style: s
     axes.fill_between(x, low, high, alpha=0.2, color=line.get_color())
 
 
+class Page(NamedTuple):
+    """What stands on a study's page beside its pictures and its table.
+
+    Attributes:
+      name: of the file, without its suffix; pictures are called after it.
+      title: the finding.
+      above: the pictures, in Markdown, such as the claim and the verdict.
+      below: the table, such as the command.
+    """
+
+    name: str
+    title: str
+    above: str
+    below: str
+
+
+def page_of(name: str, title: str, documentation: str | None) -> Page:
+    """The page of `experiments/studies/NAME.py`, whose documentation tells of it first."""
+    about = (documentation or "").partition("\n")[0]
+    return Page(name, title, about, f"Command: `python -m experiments.studies.{name}`")
+
+
 def finish(
     config: Any,
     found: Mapping[str, Any],
     title: str,
     text: str,
     pictures: Mapping[str, Callable[[Path], None]],
+    page: Page,
 ) -> None:
     """Writes table.json, table.md and the pictures into the study's folder, and tells of them.
+
+    With --page=FOLDER it writes the study's page there, too.
 
     Args:
       config: the study's flags, which table.json holds too.
@@ -262,6 +290,7 @@ def finish(
       title: what the table is of.
       text: the table.
       pictures: {file name: what draws it, (path) -> None}
+      page: what else is on the page.
     """
     workdir = Path(config.study.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -272,3 +301,19 @@ def finish(
     for name, draw in pictures.items():
         draw(workdir / name)
     print(f"\n{title}\n\n{text}\n\nin {workdir}: {', '.join([TABLE_FILE, RECORD_FILE, *pictures])}")
+    if config.study.page:
+        _write_page(Path(config.study.page), page, text, pictures)
+
+
+def _write_page(
+    folder: Path, page: Page, text: str, pictures: Mapping[str, Callable[[Path], None]]
+) -> None:
+    parts = [f"# {page.title}", page.above]
+    for name, draw in pictures.items():
+        if name.endswith(".png"):
+            stem = Path(name).stem
+            own = f"{page.name}.png" if stem == page.name else f"{page.name}_{name}"
+            draw(folder / own)
+            parts.append(f"![{page.title}]({own})")
+    text = "\n\n".join([*parts, text, page.below]).rstrip()
+    (folder / f"{page.name}.md").write_text(f"{text}\n", encoding="utf-8")

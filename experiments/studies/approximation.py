@@ -6,14 +6,12 @@ python -m experiments.studies.approximation --quick
 import dataclasses
 import functools
 import itertools
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from experiments.harness import claim, cli, study
 from experiments.harness.claim import ClaimFlags
-from experiments.harness.cli import require
 from experiments.harness.study import StudyFlags
 from jaxdl import arrays, figures, models
 
@@ -111,8 +109,6 @@ def draw(by_width: dict[int, list[float]], by_depth: dict[int, list[float]], fig
 def run(argv: list[str]) -> None:
     """Fits, and leaves the table, the picture and the page."""
     config = study.read(Config, argv)
-    page = Path(config.form.page)
-    require(config, "page", not config.form.page or page.is_dir(), "a folder that there is")
     study.begin(config)
     if not config.form.quick:
         print("about 4 min on two cores; --quick takes less than two", flush=True)
@@ -125,15 +121,13 @@ def run(argv: list[str]) -> None:
     picture = functools.partial(draw, by_width, by_depth)
     pictures = {"approximation.png": functools.partial(figures.save, draw=picture)}
     record = {"by_width": by_width, "by_depth": by_depth}
-    study.finish(config, record, CLAIM, f"{text}\n\n{said}", pictures)
-    if config.form.page:
-        seeds = len(next(iter(by_width.values())))
-        notes = (
-            f"On [-1, 1], sin 3x + 0.3 sin 11x + |x - 0.3|, {POINTS} points, tanh, Adam at 0.01 "
-            f"with a cosine. {seeds} seeds. Command: `python -m experiments.studies.approximation`"
-        )
-        claim.write_page(page, "approximation", TITLE, CLAIM, SOURCE, said, f"{text}\n\n{notes}")
-        figures.save(page / "approximation.png", picture)
+    seeds = len(next(iter(by_width.values())))
+    notes = (
+        f"On [-1, 1], sin 3x + 0.3 sin 11x + |x - 0.3|, {POINTS} points, tanh, Adam at 0.01 with a "
+        f"cosine. {seeds} seeds. Command: `python -m experiments.studies.approximation`"
+    )
+    page = study.Page("approximation", TITLE, claim.above(CLAIM, SOURCE, said), notes)
+    study.finish(config, record, f"{CLAIM}\n\n{said}", text, pictures, page)
 
 
 if __name__ == "__main__":

@@ -210,6 +210,7 @@ def run(argv: list[str]) -> None:
         f"Percent of the images' energy that repeats every {STRIDE} pixels.",
         table(found, beside),
         {"checkerboard.png": functools.partial(draw, found, beside)},
+        study.page_of("checkerboard", "What transposed convolutions leave in pictures", __doc__),
     )
 
 

@@ -377,6 +377,7 @@ def run(argv: list[str]) -> None:
             "stationary.png": functools.partial(draw_points, points),
             "edge.png": functools.partial(draw_edge, config.every, descents),
         },
+        study.page_of("descent", "Why a learning rate diverges", __doc__),
     )
 
 

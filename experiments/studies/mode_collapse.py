@@ -259,6 +259,7 @@ def run(argv: list[str]) -> None:
             "mode_collapse.png": functools.partial(pictures.write_png, picture=frames[-1]),
             "mode_collapse.gif": lambda path: pictures.write_gif(path, frames, SECONDS_PER_FRAME),
         },
+        study.page_of("mode_collapse", "Which losses find all modes", __doc__),
     )
 
 

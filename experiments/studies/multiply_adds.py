@@ -8,7 +8,6 @@ import functools
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -17,7 +16,6 @@ import jax.numpy as jnp
 
 from experiments.harness import claim, cli, study
 from experiments.harness.claim import ClaimFlags
-from experiments.harness.cli import require
 from experiments.harness.study import StudyFlags
 from jaxdl import cost, figures, models
 from jaxdl.nn import Convolution
@@ -163,22 +161,18 @@ def draw(found: dict[str, dict[str, Row]], figure: Any) -> None:
 def run(argv: list[str]) -> None:
     """Counts and times, and leaves the table, the picture and the page."""
     config = study.read(Config, argv)
-    page = Path(config.form.page)
-    require(config, "page", not config.form.page or page.is_dir(), "a folder that there is")
     study.begin(config)
     found, networks = measure(3 if config.form.quick else config.study.seeds), heads()
     text, said = tables(found, networks), verdict(found, networks)
     picture = functools.partial(draw, found)
     record = {"measured": {k: {n: r._asdict() for n, r in v.items()} for k, v in found.items()}}
     pictures = {"multiply_adds.png": functools.partial(figures.save, draw=picture)}
-    study.finish(config, record, CLAIM, f"{text}\n\n{said}", pictures)
-    if config.form.page:
-        notes = (
-            f"Times are of {config.study.seeds} rounds by turns. "
-            "Command: `python -m experiments.studies.multiply_adds`"
-        )
-        claim.write_page(page, "multiply_adds", TITLE, CLAIM, SOURCE, said, f"{text}\n\n{notes}")
-        figures.save(page / "multiply_adds.png", picture)
+    notes = (
+        f"Times are of {config.study.seeds} rounds by turns. "
+        "Command: `python -m experiments.studies.multiply_adds`"
+    )
+    page = study.Page("multiply_adds", TITLE, claim.above(CLAIM, SOURCE, said), notes)
+    study.finish(config, record, f"{CLAIM}\n\n{said}", text, pictures, page)
 
 
 if __name__ == "__main__":

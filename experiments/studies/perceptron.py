@@ -245,6 +245,7 @@ def run(argv: list[str]) -> None:
         "Mistakes of perceptrons beside Novikoff's bound.",
         table(found),
         {"perceptron.png": functools.partial(draw, found, courses)},
+        study.page_of("perceptron", "What the perceptron learns, and what it cannot", __doc__),
     )
 
 

@@ -290,7 +290,14 @@ def run(argv: list[str]) -> None:
     pictures["lags.png"] = functools.partial(draw_lags, by_lag)
     pictures["clipping.png"] = functools.partial(draw_clipping, clipping)
     title = f"Norms of the gradient by the input {config.lags} steps before, over that by the last."
-    study.finish(config, record, title, table(by_lag, clipping), pictures)
+    study.finish(
+        config,
+        record,
+        title,
+        table(by_lag, clipping),
+        pictures,
+        study.page_of("recurrent", "How far back recurrent layers learn", __doc__),
+    )
 
 
 if __name__ == "__main__":

@@ -130,6 +130,7 @@ def run(argv: list[str]) -> None:
         "Test accuracy on the digits 5 to 9.",
         table(found),
         {"transfer.png": functools.partial(draw, found)},
+        study.page_of("transfer", "What transfer learning brings", __doc__),
     )
 
 
