@@ -160,10 +160,12 @@ def test_a_page_holds_the_claim_the_verdict_and_the_table(tmp_path):
     assert before.st_mtime_ns == after.st_mtime_ns
 
 
-def test_clearly_greater_is_by_more_than_both_spreads():
-    assert claim.clearly_greater([1.0, 1.1], [0.5, 0.6])
+def test_clearly_greater_is_seed_by_seed():
+    assert claim.clearly_greater([1.0, 2.1], [0.5, 1.6])  # whatever the seeds have in common
     assert not claim.clearly_greater([1.0, 1.1], [0.9, 1.1])
-    assert not claim.clearly_greater([None, None], [0.5])
+    assert not claim.clearly_greater([1.0, 1.1], [0.1, 1.4])
+    assert not claim.clearly_greater([None, None], [0.5, 0.5])
+    assert claim.clearly_greater([1.0], [0.5])
     assert not claim.clearly_greater([1.0], [1.0])
 
 

@@ -138,7 +138,8 @@ def run(claim: Claim, argv: Sequence[str]) -> Measured:
     if not config.form.quick and not all(run.done for run in runs):
         print(f"about {claim.minutes:g} min on two cores; --quick takes less than two", flush=True)
     study.begin(config, runs)
-    command = shlex.join(["python", "-m", f"experiments.studies.{claim.name}", *argv])
+    said = [argument for argument in argv if cli.name_of(argument) not in ("workdir", "page")]
+    command = shlex.join(["python", "-m", f"experiments.studies.{claim.name}", *said])
     workdir = Path(config.study.workdir)
     study.train(runs, command, divergence_is_a_result=True, together_in=workdir)
     measured = measure(claim, runs)
@@ -194,10 +195,14 @@ def mean(values: Sequence[float | None]) -> float:
 
 
 def clearly_greater(a: Values, b: Values) -> bool:
-    """Whether the mean of `a` is above that of `b` by more than both spreads together."""
-    known = [[v for v in values if v is not None] for values in (a, b)]
-    spreads = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in known]
-    return all(known) and mean(a) - mean(b) > sum(spreads)
+    """Whether `a` is above `b` by more on average than by how much that differs from seed to seed.
+
+    Both are by the same seeds, which share what is drawn from them, such as examples.
+    """
+    pairs = zip(a, b, strict=True)
+    apart = [x - y for x, y in pairs if x is not None and y is not None]
+    spread = statistics.stdev(apart) if len(apart) > 1 else 0.0
+    return bool(apart) and statistics.mean(apart) > spread
 
 
 def table(claim: Claim, measured: Measured) -> str:
