@@ -148,7 +148,7 @@ def test_a_page_has_the_pictures_beside_it(tmp_path):
         "a table\n\nCommand: `python -m experiments.studies.a`\n"
     )
     assert drawn[3:] == [tmp_path / "pages" / "a.png", tmp_path / "pages" / "a_b.png"]
-    with pytest.raises(InputError, match="--page=.*no: it must be a folder that there is"):
+    with pytest.raises(InputError, match=r"--page=.*no: it must be a folder that there is"):
         cli.replace(config, page=str(tmp_path / "no"))
 
 
