@@ -61,7 +61,6 @@ class Plan:
       chips: how many.
       mesh: their axes.
       batch_size: examples a step.
-      unit: what they are.
       parameters: how many the network has.
       state_bytes: of the state on one chip.
       model_flops: of the products of a step, over all chips; None where they cannot be counted.
@@ -72,7 +71,6 @@ class Plan:
     chips: int
     mesh: dict[str, int]
     batch_size: int
-    unit: str
     parameters: int
     state_bytes: int
     model_flops: float | None
@@ -101,7 +99,7 @@ class Plan:
             found["estimate"] = estimate._asdict() | {
                 "seconds": estimate.seconds,
                 "bound": estimate.bound,
-                f"{self.unit}_per_second": self.batch_size / estimate.seconds,
+                "examples_per_second": self.batch_size / estimate.seconds,
             }
         return found
 
@@ -131,7 +129,6 @@ def plan(config: Any, experiment: Any, topology: str) -> Plan:
         mesh.size,
         dict(mesh.shape),
         config.run.batch_size,
-        problem.unit,
         sum(leaf.size for leaf in jax.tree.leaves(shapes.params)),
         sharding.bytes_per_device(shapes, placed),
         loop.step_flops(task.train, state, batch),
@@ -159,7 +156,7 @@ def table(found: Plan, shard: Sequence[str]) -> str:
     axes = sharding.in_words(found.mesh)
     head = (
         f"{found.topology}: {found.chips} chips, mesh {axes}, state {state}, "
-        f"{found.batch_size:,} {found.unit} a step"
+        f"{found.batch_size:,} examples a step"
     )
     kinds = ("arguments", "temporary", "outputs", "program")
     memory = " + ".join(f"{name} {_size(getattr(needs, name))}" for name in kinds)
@@ -192,7 +189,7 @@ def table(found: Plan, shard: Sequence[str]) -> str:
     if found.estimate is not None and found.chip is not None:
         e = found.estimate
         parts = ", ".join(f"{name} {1e3 * value:.3g} ms" for name, value in e._asdict().items())
-        speed = f"{found.batch_size / e.seconds:,.0f} {found.unit}/s"
+        speed = f"{found.batch_size / e.seconds:,.0f} examples/s"
         rows.append(
             ("at least", f"{1e3 * e.seconds:.3g} ms a step ({speed}), bound by {e.bound}: {parts}")
         )
@@ -232,7 +229,7 @@ def draw(plans: Sequence[Plan], title: str) -> Figure:
     memory.set_ylim(bottom=0)
     memory.legend()
     for axes, label in (
-        (speed, f"{plans[0].unit} a second"),
+        (speed, "examples a second"),
         (times, "ms a step"),
         (memory, "GB a chip"),
     ):
@@ -272,7 +269,7 @@ def run(argv: list[str]) -> None:
         Path(config.json).write_text(text + "\n", encoding="utf-8")
     if config.picture:
         name = f"{config.experiment} of {plans[0].parameters:,} parameters"
-        title = f"{name}, {planned.run.batch_size // plans[0].chips} {plans[0].unit} a chip"
+        title = f"{name}, {planned.run.batch_size // plans[0].chips} examples a chip"
         draw(plans, title).savefig(config.picture, dpi=100)
 
 

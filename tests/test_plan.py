@@ -46,7 +46,7 @@ def test_a_plan_says_what_the_compiled_step_needs(tmp_path, capsys):
     assert found["model_flops"] > 6 * 64 * 0.9 * found["parameters"] / 1.5
     assert "estimate" not in found  # a CPU has no data sheet here
     assert f"all-reduce along data (4 chips): {of_gradients / 1e3:.3g}"[:-1] in text
-    assert text.startswith("cpu:4: 4 chips, mesh data:4, state whole on each, 64 images a step")
+    assert text.startswith("cpu:4: 4 chips, mesh data:4, state whole on each, 64 examples a step")
 
 
 def test_several_topologies_grow_by_the_batch_and_are_drawn(tmp_path, capsys):

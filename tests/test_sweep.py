@@ -7,11 +7,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from networks import SHALLOW
 from PIL import Image
 
 from experiments import compare, mlp, predict, resnet
 from experiments.harness import cli, group, study, sweep, training
-from jaxdl import checkpoint, lifting, parallel
+from jaxdl import checkpoint, lifting, models, parallel
 from jaxdl.data.lanes import Lanes
 from jaxdl.writers import Writer, read_rows
 
@@ -117,7 +118,9 @@ def test_lanes_are_the_runs_alone(together, tmp_path, alone_trained):
 
 
 @pytest.mark.slow
-def test_a_network_with_batch_norm_and_averages_in_lanes(tmp_path, alone_trained):
+def test_a_network_with_batch_norm_and_averages_in_lanes(tmp_path, alone_trained, monkeypatch):
+    # Of each stage one block, which compiles sooner.
+    monkeypatch.setitem(models.MODELS, "resnet20_cifar", SHALLOW["resnet20_cifar"])
     # Two steps, for such a network makes a last bit large within some more.
     flags = (*RESNET, "--flag=learning_rate", "--values=0.001,0.003")
     flags += ("--steps=2", "--log_every=1", "--eval_every=2")
