@@ -69,7 +69,7 @@ def bars(axes: Any, found: Mapping[str, Sequence[float | None]], label: str) -> 
             axes.barh(place, np.mean(values), color=PALETTE[0], alpha=0.35)
             axes.plot(values, [place] * len(values), ".", color=PALETTE[0])
     axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
+    axes.set_ylim(len(names) - 0.5, -0.5)  # the first on top
     axes.set_xlabel(label)
 
 

@@ -12,7 +12,7 @@ from experiments.harness import claim
 from experiments.harness.claim import Claim, Measured, Setup, Verdict, clearly_greater, mean
 
 OPTIMIZERS = ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw", "lion")
-RATES = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+RATES = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 METRIC = "train/loss"
 
 
@@ -44,14 +44,17 @@ def draw(figure: Any, measured: Measured) -> None:
     """The training loss by optimizer and rate, as a heat map."""
     axes = figure.subplots()
     table = np.array([[mean(measured[f"{o}, {r:g}"][METRIC]) for r in RATES] for o in OPTIMIZERS])
-    image = axes.imshow(np.log10(np.maximum(table, 1e-6)), aspect="auto", cmap="cividis_r")
+    shown = np.log10(np.maximum(table, 1e-6))
+    image = axes.imshow(shown, aspect="auto", cmap="cividis_r")
+    middle = (np.nanmin(shown) + np.nanmax(shown)) / 2 if np.isfinite(shown).any() else 0.0
     for row, optimizer in enumerate(OPTIMIZERS):
         for column, rate in enumerate(RATES):
             value = table[row, column]
             text = "diverged" if math.isnan(value) else f"{value:.2g}"
             weight = "bold" if rate == best(measured, optimizer) else "normal"
+            color = "white" if shown[row, column] > middle else "black"
             axes.text(
-                *(column, row, text), ha="center", va="center", size=7, weight=weight, color="C1"
+                *(column, row, text), ha="center", va="center", size=7, weight=weight, color=color
             )
     axes.set_xticks(range(len(RATES)), [f"{rate:g}" for rate in RATES])
     axes.set_yticks(range(len(OPTIMIZERS)), OPTIMIZERS)
