@@ -197,6 +197,12 @@ def test_every_module_is_on_a_page_of_the_reference():
     assert sorted(listed) == sorted(modules)
 
 
+def test_every_page_is_in_the_navigation():
+    text = (ROOT / "mkdocs.yml").read_text()
+    pages = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
+    assert set(re.findall(r"[\w/]+\.md", text.partition("nav:")[2])) == pages
+
+
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().split()) <= 900
 
