@@ -203,6 +203,12 @@ def test_every_page_is_in_the_navigation():
     assert set(re.findall(r"[\w/]+\.md", text.partition("nav:")[2])) == pages
 
 
+def test_pictures_are_small():
+    sizes = {name_of(path): path.stat().st_size for path in (ROOT / "docs").rglob("*.png")}
+    assert sizes
+    assert not {name: size for name, size in sizes.items() if size > 100_000}
+
+
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().split()) <= 900
 

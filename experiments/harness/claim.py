@@ -130,10 +130,9 @@ def run(claim: Claim, argv: Sequence[str]) -> Measured:
     """Trains what is not done, and leaves the table, its numbers, the picture and the page."""
     config = config_of(claim, argv)
     if config.form.quick:
-        given = [argument for argument in argv if cli.name_of(argument) == "seeds"]
-        changes = {} if given else {"seeds": 2}
-        folder = f"{config.study.workdir}_quick" if "workdir" not in _names(argv) else ""
-        config = cli.replace(config, **changes, **({"workdir": folder} if folder else {}))
+        given = {cli.name_of(argument) for argument in argv}
+        smaller = {"seeds": 2, "workdir": f"{config.study.workdir}_quick"}
+        config = cli.replace(config, **{k: v for k, v in smaller.items() if k not in given})
     runs = plan(claim, config)
     if not config.form.quick and not all(run.done for run in runs):
         print(f"about {claim.minutes:g} min on two cores; --quick takes less than two", flush=True)
@@ -153,10 +152,6 @@ def run(claim: Claim, argv: Sequence[str]) -> Measured:
         page_of(claim, config, verdict, command),
     )
     return measured
-
-
-def _names(argv: Sequence[str]) -> set[str]:
-    return {cli.name_of(argument) for argument in argv}
 
 
 def plan(claim: Claim, config: Any) -> list[Run]:

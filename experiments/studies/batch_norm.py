@@ -72,7 +72,7 @@ CLAIM = Claim(
     judge=judge,
     draw=draw,
     seeds=5,
-    minutes=4,
+    minutes=1,
     quickly=("--epochs=6",),
 )
 

@@ -70,7 +70,7 @@ CLAIM = Claim(
     judge=judge,
     draw=draw,
     seeds=5,
-    minutes=12,
+    minutes=4,
     quickly=("--epochs=4",),
 )
 

@@ -88,7 +88,7 @@ CLAIM = Claim(
     judge=judge,
     draw=draw,
     seeds=5,
-    minutes=10,
+    minutes=2,
     quickly=("--steps=100",),
 )
 

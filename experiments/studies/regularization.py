@@ -78,7 +78,7 @@ CLAIM = Claim(
     judge=judge,
     draw=draw,
     seeds=5,
-    minutes=6,
+    minutes=1,
     quickly=("--steps=200",),
 )
 

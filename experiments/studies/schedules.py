@@ -65,7 +65,7 @@ CLAIM = Claim(
     judge=judge,
     draw=draw,
     seeds=5,
-    minutes=8,
+    minutes=3,
     quickly=("--steps=150",),
 )
 

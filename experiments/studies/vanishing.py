@@ -81,7 +81,7 @@ CLAIM = Claim(
     judge=judge,
     draw=draw,
     seeds=5,
-    minutes=8,
+    minutes=1.5,
     quickly=("--epochs=15",),
 )
 
