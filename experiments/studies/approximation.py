@@ -124,7 +124,7 @@ def run(argv: list[str]) -> None:
     seeds = len(next(iter(by_width.values())))
     notes = (
         f"On [-1, 1], sin 3x + 0.3 sin 11x + |x - 0.3|, {POINTS} points, tanh, Adam at 0.01 with a "
-        f"cosine. {seeds} seeds. The error is of what training finds, not of the best that there is. "
+        f"cosine. {seeds} seeds. The error is of what training finds, not of the best there is. "
         "Command: `python -m experiments.studies.approximation`"
     )
     page = study.Page("approximation", TITLE, claim.above(CLAIM, SOURCE, said), notes)
