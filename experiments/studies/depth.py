@@ -63,7 +63,7 @@ CLAIM = Claim(
     judge=judge,
     draw=draw,
     seeds=5,
-    minutes=12,
+    minutes=6,
     quickly=("--width=4", "--steps=150"),
 )
 
