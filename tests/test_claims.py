@@ -11,7 +11,7 @@ import experiments.studies.__main__ as studies_main
 from experiments import studies
 from experiments.harness import claim
 from experiments.harness.claim import Claim, Verdict
-from experiments.studies import approximation, multiply_adds
+from experiments.studies import approximation, multiply_adds, paths
 from jaxdl import InputError, writers
 
 CLAIMS = {
@@ -113,6 +113,23 @@ def test_multiply_adds(tmp_path):
     assert "take 0.72 of the multiply-adds" in text
     assert "none of NiN's" in text
     assert 5_000 < (tmp_path / "multiply_adds.png").stat().st_size < 100_000
+
+
+@pytest.mark.slow
+def test_paths(tmp_path):
+    found = paths.measure(paths.Config(paths.StudyFlags(str(tmp_path), seeds=2), steps=300))
+    steps = {name: claim.mean(of.steps) for name, of in found["ravine"].items()}
+    assert steps["momentum"] < steps["sgd"] < 300
+    assert found["noisy bowl"]["momentum"].rate < found["noisy bowl"]["sgd"].rate
+    assert paths.verdict(found).startswith("It holds")
+
+
+def test_arrivals_are_to_stay():
+    values = np.array([[9.0] * 4 + [0.0] * 12, [0.0] * 12 + [9.0] * 4, [0.0] * 16])
+    arrived = paths.arrivals(paths.SURFACES["ravine"], values)
+    np.testing.assert_array_equal(arrived, [4, np.inf, 0])
+    arrived = paths.arrivals(paths.SURFACES["noisy bowl"], values)  # ten steps are enough
+    np.testing.assert_array_equal(arrived, [4, 0, 0])
 
 
 @pytest.mark.slow

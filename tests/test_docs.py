@@ -236,16 +236,20 @@ def test_the_command_of_a_recipe_takes_its_flags(path):
     assert config.run.workdir == f"runs/{path.stem}"
 
 
+STUDIES = (
+    *("approximation", "batch_norm", "batch_size", "checkerboard", "depth", "descent"),
+    *("mode_collapse", "multiply_adds", "optimizers", "paths", "perceptron", "recurrent"),
+    *("regularization", "schedules", "transfer", "vanishing"),
+)
+
+
 def test_the_list_of_commands_tells_each_by_its_kind():
     kinds = {kind: " ".join(found) for kind, found in experiments_main.listed().items()}
     assert kinds == {
         "trains": "alexnet char_rnn densenet gan inception lenet mlp nin regression resnet seq2seq "
         "transfer vgg word2vec",
         "tools": "benchmark compare curvature doctor export pixels plan predict schedule summary",
-        "studies": "studies.approximation studies.batch_norm studies.batch_size "
-        "studies.checkerboard studies.depth studies.descent studies.mode_collapse "
-        "studies.multiply_adds studies.optimizers studies.perceptron studies.recurrent "
-        "studies.regularization studies.schedules studies.transfer studies.vanishing",
+        "studies": " ".join(f"studies.{name}" for name in STUDIES),
     }
 
 
