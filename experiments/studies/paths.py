@@ -135,7 +135,7 @@ class Found(NamedTuple):
 
 
 def measure(config: Config) -> dict[str, dict[str, Found]]:
-    """{surface: {optimizer: what it comes to}}"""
+    """What each optimizer comes to on each surface: {surface: {optimizer: Found}}."""
     keys = jnp.stack([jax.random.key(seed) for seed in study.seeds_of(config)])
     found: dict[str, dict[str, Found]] = {}
     for title, surface in SURFACES.items():
@@ -193,12 +193,12 @@ def draw(found: dict[str, dict[str, Found]], figure: Any) -> None:
         values = surface.value(np.stack([x, y]))
         axes.contour(x, y, values, levels=12, colors="0.8", linewidths=0.7)
         for name, own in of.items():
-            axes.plot(own.points[:60, 0], own.points[:60, 1], ".-", label=name, linewidth=1)
+            axes.plot(own.points[:40, 0], own.points[:40, 1], ".-", label=name, linewidth=1)
         axes.set(xlim=(left, right), ylim=(bottom, top), xlabel="x", ylabel="y")
         axes.set_title(title)
         axes.grid(False)
     axes.legend(fontsize=7)
-    figure.suptitle("Sixty steps of five optimizers, each at its best rate")
+    figure.suptitle("Forty steps of five optimizers, each at its best rate")
 
 
 def run(argv: list[str]) -> None:
@@ -217,7 +217,7 @@ def run(argv: list[str]) -> None:
         f"{config.study.seeds} seeds, which move the start by a tenth and draw the noise. "
         "Command: `python -m experiments.studies.paths`"
     )
-    picture = functools.partial(figures.save, draw=functools.partial(draw, found), size=(9.0, 3.4))
+    picture = functools.partial(figures.save, draw=functools.partial(draw, found), size=(8.0, 3.2))
     page = study.Page("paths", TITLE, claim.above(CLAIM, SOURCE, said), notes)
     study.finish(config, record, f"{CLAIM}\n\n{said}", table(found), {"paths.png": picture}, page)
 
