@@ -221,6 +221,7 @@ def estimate(needs: Needs, chip: Chip) -> Estimate:
 _INSTRUCTION = re.compile(
     rf"= (?P<shape>.*?) (?P<kind>{'|'.join(COLLECTIVES)})(?P<start>-start)?\((?P<rest>.*)"
 )
+_COMPUTATION = re.compile(r"^(ENTRY )?%?[\w.-]+ \(.*\{$")
 _ARRAY = re.compile(r"\b(pred|[subf]\d+\w*|bf16|c\d+)\[([\d,]*)\]")
 
 
@@ -232,10 +233,19 @@ def collectives_of(text: str, mesh: Mesh) -> tuple[Collective, ...]:
       mesh: the devices it was compiled for.
     """
     found: dict[tuple[str, str, int], list[int]] = {}
+    scatters, seen = False, set()
     for line in text.splitlines():
+        if _COMPUTATION.match(line):
+            # A TPU's scatter is a computation of a sum and of a slice of it.
+            scatters = line.lstrip("%").startswith("all-reduce-scatter")
         match = _INSTRUCTION.search(line)
         if match is None:
             continue
+        # What goes on beside other work stands where it begins and where it ends, too.
+        channel = re.search(r"channel_id=(\d+)", line)
+        if channel and (match["kind"], channel[1]) in seen:
+            continue
+        seen.add((match["kind"], channel[1] if channel else line))
         kind, arrays = match["kind"], _ARRAY.findall(match["shape"])
         sizes = [_bytes(*array) for array in arrays]
         # What starts a message holds its operands, too.
@@ -247,6 +257,8 @@ def collectives_of(text: str, mesh: Mesh) -> tuple[Collective, ...]:
             continue
         if kind == "reduce-scatter":
             size *= chips
+        elif kind == "all-reduce" and scatters:
+            kind = "reduce-scatter"
         counted = found.setdefault((kind, axes, chips), [0, 0])
         counted[0] += 1
         counted[1] += size

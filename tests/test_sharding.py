@@ -344,6 +344,14 @@ def test_collectives_are_read_from_a_program():
   %e = f32[10]{0} collective-permute(%x), source_target_pairs={{0,1},{1,0},{2,3},{3,2}}
   %f = (f32[2]{0}, f32[8]{0}) all-gather-start(%x), replica_groups=[2,4]<=[4,2]T(1,0)
   %g = f32[8]{0} all-gather-done(%f)
+  %g2 = f32[100]{0} all-gather(%x), channel_id=9, replica_groups=[1,8]<=[8]
+%async_computation (p: f32[4]) -> f32[100] {
+  %g3 = f32[100]{0} all-gather(%x), channel_id=9, replica_groups=[1,8]<=[8]
+}
+%all-reduce-scatter.2 (input: f32[8,8]) -> f32[8,2] {
+  %s = f32[8,8]{1,0} all-reduce(%input), channel_id=9, replica_groups=[2,4]<=[4,2]T(1,0)
+}
+ENTRY %main (x: f32[4]) -> f32[4] {
   %h = f32[6]{0} all-to-all(%x), replica_groups=mesh['axis_0'=4,'axis_1'=1,'axis_2'=2] {'axis_0'}
 """
     found = planning.collectives_of(text, mesh(data=4, model=2))
@@ -353,6 +361,8 @@ def test_collectives_are_read_from_a_program():
         ("all-reduce", "model"): (2, 1, 48),
         ("all-gather", "data"): (4, 2, 512 + 32),
         ("reduce-scatter", "data,model"): (8, 1, 128),
+        ("reduce-scatter", "data"): (4, 1, 256),  # as a TPU has it
+        ("all-gather", "data,model"): (8, 1, 400),  # told twice
         ("collective-permute", "model"): (2, 1, 40),
         ("all-to-all", "data"): (4, 1, 24),
     }
