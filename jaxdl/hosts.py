@@ -10,6 +10,7 @@ import ctypes
 import itertools
 import json
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -29,7 +30,9 @@ HEARTBEAT_SECONDS = 30
 DAYS_IN_MS = 30 * 24 * 3600 * 1000
 """How long to wait for what another host decides; if that one dies, so does this."""
 FAILED = "jaxdl/failed"
-GONE = "another process of this run is gone; start all of them again with the same command"
+GONE = "{} of this run is gone; start all of them again with the same command"
+TELLING_SECONDS = 2 * HEARTBEAT_SECONDS - 10
+"""How long JAX may take to tell which process is dead; until then it is not known."""
 
 _turns = itertools.count()
 _last_word = threading.Lock()  # held by whichever thread says why this process ends
@@ -146,9 +149,9 @@ def is_consequence(error: BaseException) -> bool:
 
 
 def end_with_the_others() -> NoReturn:
-    """Ends after `is_consequence`: as soon as it is known why, and soon in any case."""
-    time.sleep(5)
-    _say(GONE)
+    """Ends after `is_consequence`: as soon as it is known who failed, or else in a minute."""
+    time.sleep(TELLING_SECONDS)
+    _say(GONE.format("another process"))
     _leave()
 
 
@@ -182,6 +185,13 @@ def _watch() -> None:
         _leave()
 
 
+def _dead(text: bytes) -> str:
+    """Who JAX's log says has died."""
+    numbers = {int(n) for n in re.findall(rb"/task:(\d+)", text)}
+    others = sorted(numbers - {distributed.global_state.process_id})
+    return f"process {', '.join(map(str, others))}" if others else "another process"
+
+
 def _end_quietly() -> None:
     """Makes one line of the page that JAX prints as it aborts for another process's death.
 
@@ -197,7 +207,7 @@ def _end_quietly() -> None:
     def on_abort(number: int) -> None:
         text = os.pread(kept.fileno(), 1 << 16, 0)
         if b"JAX distributed service" in text:
-            _say(GONE)
+            _say(GONE.format(_dead(text)))
             _leave()
         os.write(screen, text)
 

@@ -47,7 +47,7 @@ def test_killed_stopped_and_damaged_runs_go_on_exactly(two_hosts, tmp_path):
     read_until(both[0], "step 20/")
     both[1].kill()
     (_, said), _ = two_hosts.end(both, (1, -signal.SIGKILL))
-    assert said == f"error: {hosts.GONE}\n"
+    assert said == f"error: {hosts.GONE.format('process 1')}\n"
 
     # Ctrl-C at one: both save the same step, and the flags are those of a run on any number.
     both = two_hosts.start("lenet", *flags)
@@ -87,6 +87,9 @@ def test_sharded_states_are_saved_by_all_and_read_by_any_number(two_hosts, exper
     assert "steps 4 to 8" in first
     assert second == ""
     experiment("mlp", *longer, "--steps=12", devices=2)
+    assert "--shard=fsdp\n" in (tmp_path / "run" / "flags.txt").read_text()
+    evaluated = experiment("mlp", "--mode=eval", "--workdir=run").stdout  # on one, which holds all
+    assert evaluated.startswith("test at step 12: ")
     ours, theirs = (checkpoint.load(tmp_path / name) for name in ("run", "whole"))
     assert int(ours["step"]) == int(theirs["step"]) == 12
     for kind in ("params", "average"):
@@ -199,6 +202,12 @@ def test_what_one_host_cannot_read_ends_both_with_its_line(two_hosts, tmp_path):
     (_, first), (_, second) = two_hosts.end(both, (1, 1))
     assert second.startswith("error: set/test/b/7.png is not an image")
     assert first == "error: process 1 failed: " + second.removeprefix("error: ")
+
+
+def test_who_is_dead_is_read_from_the_log():
+    text = b"/job:jax_worker/replica:0/task:3 is unhealthy, as is /job:jax_worker/replica:0/task:12"
+    assert hosts._dead(text) == "process 3, 12"
+    assert hosts._dead(b"JAX distributed service: connection refused") == "another process"
 
 
 def test_alone_there_is_nothing_to_agree_on():

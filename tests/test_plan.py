@@ -49,6 +49,7 @@ def test_a_plan_says_what_the_compiled_step_needs(tmp_path, capsys):
     assert text.startswith("cpu:4: 4 chips, mesh data:4, state whole on each, 64 examples a step")
 
 
+@pytest.mark.slow
 def test_several_topologies_grow_by_the_batch_and_are_drawn(tmp_path, capsys):
     picture = tmp_path / "growth.png"
     flags = (*MLP, "--topology=cpu:2,cpu:4,cpu:8", f"--picture={picture}", "--shard=fsdp")

@@ -291,6 +291,7 @@ class TestScheduledSampling:
         np.testing.assert_allclose(some, one[:10], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_stands_in_is_drawn_from_the_models_own_guess():
     model, variables = small("none", kind="rnn", layers=1, bidirectional=False)
     # The first guess is 3 or 6, nothing else, whatever was read.

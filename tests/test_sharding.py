@@ -83,7 +83,9 @@ def trained(way):
     return state, metrics
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way", ["fsdp", *(pytest.param(way, marks=pytest.mark.slow) for way in ("model", "both"))]
+)
 def test_a_sharded_state_trains_as_a_whole_one(way):
     state, metrics = trained(way)
     whole, expected = trained("whole")
@@ -215,6 +217,7 @@ def test_checkpoints_go_from_mesh_to_mesh(saved, tmp_path):
     np.testing.assert_array_equal(loaded["params"]["Dense_0"]["kernel"], kernel)
 
 
+@pytest.mark.slow
 def test_the_step_after_a_change_of_mesh_is_the_same_step(tmp_path):
     """8 -> 4 -> 1 -> 8, each under other rules."""
     expected, state = trained("whole")[0], compiled("fsdp")[0].init(KEY, HPARAMS)
@@ -306,6 +309,7 @@ def test_a_group_of_one_is_flax_s():
         statistics(5, x)
 
 
+@pytest.mark.slow
 def test_norms_of_devices_need_no_message():
     """Of the whole batch each layer has one in each direction, of each device's rows none has."""
 

@@ -254,6 +254,7 @@ def test_a_lane_that_diverges_stops_alone(tmp_path, capsys, alone_trained):
     assert "seed0, which is done" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_lanes_too_many_are_trained_in_groups(together, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:  # memory for three, so two groups of two
         patch.setattr(group.Program, "_needs", lambda self, size: size)
@@ -307,6 +308,7 @@ def test_a_folder_of_a_lane_is_that_of_a_run(together, tmp_path, capsys):
     assert training.train(config, mlp.build)["test/loss"] == pytest.approx(summary["test/loss"])
 
 
+@pytest.mark.slow
 def test_feeds_of_lanes_are_those_alone():
     for flags in (["--validation=0.1"], ["--backend=grain"]):
         lanes = lanes_of(mlp, *(["--image_size=8", "--steps=9", *flags],) * 2)
@@ -338,6 +340,7 @@ def test_rows_that_lanes_share_are_held_once():
     assert places.shape == (3, own + 1)
 
 
+@pytest.mark.slow
 def test_a_grid_is_drawn_as_a_heat_map(tmp_path):
     flags = [f for f in MLP if not f.startswith("--l2")]
     grid = ("--flag=learning_rate", "--values=0.05,1e30", "--by=l2_penalty", "--by_values=0,0.1,1")

@@ -56,8 +56,9 @@ def main(config_type: Any, build: Build, **modes: Mode) -> None:
             require(config, "workdir", given, f"a run's, for --mode={config.run.mode}")
             run_folder.experiment_of(config.run.workdir)
             saved = f"--flagfile={Path(config.run.workdir) / FLAGS_FILE}"
-            alone = "--coordinator="  # how many hosts trained it is no matter
-            config, rest = cli.parse(config_type, [saved, alone, *argv])
+            # On how many hosts and devices it was trained is no matter.
+            anywhere = "--coordinator=", "--mesh=data:-1", "--shard="
+            config, rest = cli.parse(config_type, [saved, *anywhere, *argv])
             if config.run.folds and config.run.fold is None:
                 raise InputError(
                     f"{config.run.workdir} holds folds; give the --workdir of one of them"
