@@ -187,7 +187,9 @@ def _watch() -> None:
 
 def _dead(text: bytes) -> str:
     """Who JAX's log says has died."""
-    numbers = {int(n) for n in re.findall(rb"/task:(\d+)", text)}
+    # A number a line, in other versions the name of a task that ends in it.
+    listed = re.findall(rb"stopped sending heartbeats\):\s*((?:\S*\b\d+\s+)+)", text)
+    numbers = {int(n) for names in listed for n in re.findall(rb"(\d+)\s", names)}
     others = sorted(numbers - {distributed.global_state.process_id})
     return f"process {', '.join(map(str, others))}" if others else "another process"
 

@@ -205,8 +205,11 @@ def test_what_one_host_cannot_read_ends_both_with_its_line(two_hosts, tmp_path):
 
 
 def test_who_is_dead_is_read_from_the_log():
-    text = b"/job:jax_worker/replica:0/task:3 is unhealthy, as is /job:jax_worker/replica:0/task:12"
-    assert hosts._dead(text) == "process 3, 12"
+    text = (
+        b"E1129 The following tasks are unhealthy (stopped sending heartbeats):\n%s\nThe tasks have"
+    )
+    assert hosts._dead(text % b"3\n12") == "process 3, 12"
+    assert hosts._dead(text % b"/job:jax_worker/replica:0/task:7") == "process 7"
     assert hosts._dead(b"JAX distributed service: connection refused") == "another process"
 
 
