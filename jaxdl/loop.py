@@ -1,6 +1,7 @@
 """The only loop: it feeds batches to a step, and measures, shows, saves and stops."""
 
 import contextlib
+import inspect
 import math
 import os
 import signal
@@ -356,7 +357,8 @@ class _Trace:
 def step_flops(function: Callable[..., Any], *args: Any) -> float | None:
     """The FLOPs of one call, two for each multiply-add; None where they cannot be counted."""
     try:
-        return 2.0 * cost.cost(function, *args).multiply_adds
+        # What is compiled with options of its own cannot be traced as part of something else.
+        return 2.0 * cost.cost(inspect.unwrap(function), *args).multiply_adds
     except (InputError, jax.errors.ConcretizationTypeError):
         return None  # a loop of unknown length, or a step that looks at its values
 

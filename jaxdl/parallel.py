@@ -30,6 +30,13 @@ DATA = sharding.DATA
 BATCH = P(DATA)
 """A batch's layout: its first axis over the mesh. `P(None, DATA)` is that of k stacked batches."""
 
+WHOLE_SUMS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
+"""How XLA compiles for TPUs what `fsdp` cuts: gradients are summed and then cut.
+
+It would else compute each in pieces that go from chip to chip meanwhile; of ResNet-50 on eight
+chips that took 14.5 GB of each where this takes 10.2, as without `fsdp`.
+"""
+
 RUN_ONCE = {"xla_backend_optimization_level": 1}
 """How XLA compiles for a CPU what runs once: in a third of the time, and to the same bits."""
 
@@ -169,9 +176,11 @@ def _jit_by_rules(task: Task, mesh: Mesh, batch_spec: P, rules: Rules) -> Task:
         specs = sharding.specs(state, rules, mesh)
         return placed(task.gradient(used(state, specs, "params", "extra"), batch), specs.params)
 
+    on_tpus = mesh.devices.flat[0].platform == "tpu"
+    options = WHOLE_SUMS if on_tpus and sharding.fsdp in rules else None
     return Task(
         init=_jit_init(init, mesh, None),
-        train=jax.jit(train, in_shardings=inputs, donate_argnums=0),
+        train=jax.jit(train, in_shardings=inputs, donate_argnums=0, compiler_options=options),
         eval=jax.jit(evaluate, in_shardings=inputs, out_shardings=everywhere),
         gradient=jax.jit(gradient, in_shardings=inputs),
     )

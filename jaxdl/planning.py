@@ -242,16 +242,16 @@ def collectives_of(text: str, mesh: Mesh) -> tuple[Collective, ...]:
         if match is None:
             continue
         # What goes on beside other work stands where it begins and where it ends, too.
-        channel = re.search(r"channel_id=(\d+)", line)
-        if channel and (match["kind"], channel[1]) in seen:
-            continue
-        seen.add((match["kind"], channel[1] if channel else line))
         kind, arrays = match["kind"], _ARRAY.findall(match["shape"])
+        channel = re.search(r"channel_id=(\d+)", line)
+        message = (kind, channel and channel[1], *arrays)
+        if channel and message in seen and not scatters:
+            continue
+        seen.add(message)
         sizes = [_bytes(*array) for array in arrays]
-        # What starts a message holds its operands, too.
-        size = (
-            sizes[-1] if match["start"] and len(sizes) > 1 and kind != "all-reduce" else sum(sizes)
-        )
+        # What starts a message gives its operand, its result, and what its end needs to know.
+        begins = match["start"] and len(sizes) > 1 and kind != "all-reduce"
+        size = sizes[1] if begins else sum(sizes)
         axes, chips = _axes(match["rest"], kind, mesh)
         if chips == 1:
             continue

@@ -348,6 +348,7 @@ def test_collectives_are_read_from_a_program():
   %e = f32[10]{0} collective-permute(%x), source_target_pairs={{0,1},{1,0},{2,3},{3,2}}
   %f = (f32[2]{0}, f32[8]{0}) all-gather-start(%x), replica_groups=[2,4]<=[4,2]T(1,0)
   %g = f32[8]{0} all-gather-done(%f)
+  %e2 = (f32[9], f32[9], u32[]) collective-permute-start(%x), source_target_pairs={{0,2},{2,0}}
   %g2 = f32[100]{0} all-gather(%x), channel_id=9, replica_groups=[1,8]<=[8]
 %async_computation (p: f32[4]) -> f32[100] {
   %g3 = f32[100]{0} all-gather(%x), channel_id=9, replica_groups=[1,8]<=[8]
@@ -369,6 +370,7 @@ ENTRY %main (x: f32[4]) -> f32[4] {
         ("all-gather", "data,model"): (8, 1, 400),  # told twice
         ("collective-permute", "model"): (2, 1, 40),
         ("all-to-all", "data"): (4, 1, 24),
+        ("collective-permute", "data"): (2, 1, 36),
     }
     sent = collections.Counter({(c.kind, c.axes): c.sent for c in found})
     assert sent["all-reduce", "data"] == 2 * 0.75 * 256
