@@ -3,11 +3,9 @@
 An experiment describes what it trains as a `Problem`; `main` does the rest.
 """
 
-import ctypes
 import json
 import math
 import os
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -85,7 +83,7 @@ def prepare_jax(config: Any = None) -> None:
     Args:
       config: a run's flags; None for what runs on one host alone.
     """
-    _keep_freed_memory()
+    devices.keep_freed_memory()
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", "~/.cache/jaxdl/compiled")
     jax.config.update("jax_compilation_cache_dir", str(Path(cache).expanduser()))
     # A start compiles some ten programs that JAX finds too quick to keep, a second in all.
@@ -95,23 +93,6 @@ def prepare_jax(config: Any = None) -> None:
     if config is not None:
         run = config.run
         hosts.start(run.coordinator or None, run.num_processes, run.process_id)
-
-
-def _keep_freed_memory() -> None:
-    """Has glibc keep what is freed; elsewhere, or where MALLOC_ variables say how, does nothing.
-
-    What a step on CPUs computes between its arguments and results is one large block. By default
-    glibc gives such a block back at once, and the kernel clears each of its pages anew in the next
-    step: about a tenth of the time of an LSTM's. The price is that a process stays as large as it
-    once was.
-    """
-    own = any(name.startswith("MALLOC_") for name in os.environ)
-    if sys.platform == "linux" and not own:
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        trim_threshold, mmap_max = -1, -4  # of malloc.h
-        if mallopt is not None:
-            mallopt(mmap_max, 0)
-            mallopt(trim_threshold, -1)  # never
 
 
 def task_of(
