@@ -294,7 +294,7 @@ def draw(measured: Mapping[str, Sequence[Series]], flag: str, by: Compared, path
         for value, those in measured.items():
             steps, values = aligned(those, name) if those else ([], np.zeros(0))
             if steps:
-                study.band(axes, steps, values, value)
+                figures.band(axes, steps, values.T, value)
         axes.set_title(name)
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)

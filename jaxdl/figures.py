@@ -2,7 +2,7 @@
 
 import functools
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -78,12 +78,20 @@ def bars(axes: Any, found: Mapping[str, Sequence[float | None]], label: str) -> 
 
 
 def band(
-    axes: Any, x: Sequence[float], found: Sequence[Sequence[float | None]], label: str
+    axes: Any, x: Sequence[float], found: Iterable[Any], label: str, style: str = ".-"
 ) -> None:
-    """Draws the means of values by x, in a band from the least seed to the greatest."""
+    """Draws the means of values by x, in a band from the least seed to the greatest.
+
+    Args:
+      axes: to draw on.
+      x: where.
+      found: for each x the values of the seeds, None for those that have none.
+      label: for the legend.
+      style: of the line.
+    """
     known = [[v for v in values if v is not None] for values in found]
     means = [np.mean(values) if values else np.nan for values in known]
-    (line,) = axes.plot(x, means, ".-", label=label)
+    (line,) = axes.plot(x, means, style, label=label)
     low = [min(values, default=np.nan) for values in known]
     high = [max(values, default=np.nan) for values in known]
     axes.fill_between(x, low, high, alpha=0.2, color=line.get_color(), linewidth=0)

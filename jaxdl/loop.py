@@ -311,11 +311,9 @@ def fit(
                     measured = hosts.agree_on(measure(state))
                     reports.evaluated(step, measured)
                     if histograms:
-                        for name, tree in (
-                            ("weights", state.params),
-                            ("gradients", task.gradient(state, batch)),
-                        ):
-                            writer.histograms(step, name, parallel.readable(tree))
+                        writer.histograms(step, "weights", parallel.readable(state.params))
+                        slopes = parallel.readable(task.gradient(state, batch))
+                        writer.histograms(step, "gradients", slopes)
                     state = observe(state, reports.last)
                     hosts.wait()  # for the first, which may have shown much
                 if checkpoints is not None:

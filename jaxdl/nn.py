@@ -134,10 +134,10 @@ class BatchNorm(nn.BatchNorm):
     Args:
       groups: into how many parts of neighbouring examples a batch is cut, each normalized by its
         own mean and variance. The running statistics are those of the parts on average. With 1 it
-        is Flax's to the instruction.
+        is Flax's to the instruction; with more, features are the last axis, with scale and bias.
 
     Raises:
-      InputError: a batch that does not divide into so many parts.
+      InputError: a batch that does not divide into so many parts, or a mask with several.
     """
 
     groups: int = 1
@@ -156,6 +156,8 @@ class BatchNorm(nn.BatchNorm):
         )
         if self.groups == 1 or running:
             return super().__call__(x, use_running_average, mask=mask)
+        if mask is not None:
+            raise InputError("batch norms of several groups take no mask")
         if len(x) % self.groups:
             raise InputError(f"a batch of {len(x)} does not divide into {self.groups} norm groups")
         shape = x.shape[-1:]

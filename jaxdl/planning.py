@@ -195,9 +195,7 @@ def needs_of(compiled: Any, mesh: Mesh) -> Needs:
       compiled: as `jax.jit(...).lower(...).compile()` gives it.
       mesh: the devices it was compiled for.
     """
-    memory, counted = compiled.memory_analysis(), compiled.cost_analysis() or {}
-    if isinstance(counted, list):
-        counted = counted[0]
+    memory, counted = compiled.memory_analysis(), compiled.cost_analysis()
     return Needs(
         arguments=memory.argument_size_in_bytes,
         temporary=memory.temp_size_in_bytes,

@@ -70,7 +70,7 @@ def read(path: Path) -> dict[str, Any]:
     """
     metrics(path)
     with _reading(path) as (handler, shapes):
-        tree = handler.restore(path / ARRAYS, args=ocp.args.PyTreeRestore(None, _as_numpy(shapes)))
+        tree = _read_part(path, handler, shapes)
         saved = tree.pop(FINGERPRINT)
     _compare(path, saved, trees.fingerprint(tree))
     return tree
@@ -81,9 +81,8 @@ def check(path: Path) -> None:
     metrics(path)
     with _reading(path) as (handler, shapes):
         saved = _read_part(path, handler, {FINGERPRINT: shapes.pop(FINGERPRINT)})[FINGERPRINT]
-        places, total = {}, 0
-        for place, (keys, _) in enumerate(jax.tree.leaves_with_path(shapes)):
-            places[keys] = place
+        leaves = jax.tree.leaves_with_path(shapes)
+        places, total = {keys: place for place, (keys, _) in enumerate(leaves)}, 0
         for part in _parts(shapes):
             for keys, array in jax.tree.leaves_with_path(_read_part(path, handler, part)):
                 total += trees.fingerprint_of_array(keys, places[keys], array)

@@ -253,6 +253,19 @@ class Events:
 
     def add(self, step: int, *summaries: Any) -> None:
         """Adds summaries, as `tensorboardX.summary` makes them, in one event."""
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        merged = Summary()
+        for summary in summaries:
+            merged.MergeFrom(summary)
+        self._append(step=step, summary=merged)
+
+    def graph(self, drawn: Any) -> None:
+        """Adds a GraphDef."""
+        self._append(graph_def=drawn.SerializeToString())
+
+    def _append(self, **content: Any) -> None:
+        """Adds one event, to a file that has begun by then."""
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         now, records = time.time(), b""
@@ -261,18 +274,7 @@ class Events:
             if self._step:
                 start = SessionLog(status=SessionLog.START)
                 records += _record(Event(wall_time=now, step=self._step + 1, session_log=start))
-        event = Event(wall_time=now, step=step)
-        for summary in summaries:
-            event.summary.MergeFrom(summary)
-        _append(self._path, records + _record(event))
-
-    def graph(self, drawn: Any) -> None:
-        """Adds a GraphDef, once the file has begun."""
-        from tensorboardX.proto.event_pb2 import Event
-
-        _append(
-            self._path, _record(Event(wall_time=time.time(), graph_def=drawn.SerializeToString()))
-        )
+        _append(self._path, records + _record(Event(wall_time=now, **content)))
 
 
 def _edges(values: np.ndarray) -> np.ndarray:

@@ -75,7 +75,6 @@ def test_what_is_called_twice_is_drawn_twice():
 def test_the_graph_is_among_the_events(tmp_path):
     apply, variables, image = network("lenet5")
     with Writer(tmp_path, draws=False) as writer:
-        writer.text("model", "a table")
         writer.graph(apply, variables, image)
         writer.scalars(1, {"loss": 0.5})
     found = [Event.FromString(event.SerializeToString()) for event in events(tmp_path)]

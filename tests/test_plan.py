@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -44,7 +45,8 @@ def test_a_plan_says_what_the_compiled_step_needs(tmp_path, capsys):
     assert {c["axes"] for c in reduced} == {"data"}
     of_gradients = 4 * found["parameters"]
     assert of_gradients <= sum(c["bytes"] for c in reduced) < 1.05 * of_gradients + 1000
-    assert found["model_flops"] > 6 * 64 * 0.9 * found["parameters"] / 1.5
+    # Two FLOPs a weight and image forward, and as many for either gradient; the first has one.
+    assert 4 * 64 < found["model_flops"] / found["parameters"] < 6 * 64
     assert "estimate" not in found  # a CPU has no data sheet here
     assert f"all-reduce along data (4 chips): {of_gradients / 1e3:.3g}"[:-1] in text
     assert text.startswith("cpu:4: 4 chips, mesh data:4, state whole on each, 64 examples a step")
@@ -168,10 +170,9 @@ def test_a_gpu_that_is_not_used_is_told_of_with_its_cure(monkeypatch):
         monkeypatch.delenv("JAX_PLATFORMS", raising=False)
         bad = [line for line in doctor.accelerators({"platform": "cpu"}) if line.state == "BAD"]
         assert any(said in line.text and cure in line.cure for line in bad), (plugins, bad)
-    old = {"jax-cuda13-plugin": doctor.version("jaxlib")}
     monkeypatch.setattr(doctor, "nvidia_driver", lambda: "535.104")
     lines = list(doctor.accelerators({"platform": "cpu"}))
-    assert any("needs 580 or newer" in line.text for line in lines), (old, lines)
+    assert any("needs 580 or newer" in line.text for line in lines), lines
 
 
 def test_the_doctor_does_not_faint(monkeypatch):
@@ -192,8 +193,6 @@ def test_the_doctor_survives_a_broken_jax(tmp_path):
     (tmp_path / "jax").mkdir()
     (tmp_path / "jax" / "__init__.py").write_text("raise ImportError('jaxlib is broken')\n")
     command = [sys.executable, "-m", "experiments.doctor"]
-    import os
-
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 1

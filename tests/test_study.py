@@ -13,7 +13,7 @@ from experiments import mlp
 from experiments.harness import cli, run_folder, study, training
 from experiments.harness.cli import flag
 from experiments.harness.study import Run, StudyFlags
-from jaxdl import InputError, loop
+from jaxdl import InputError, figures, loop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +183,7 @@ def test_a_table_is_markdown_in_columns():
 
 def test_a_band_is_from_the_least_to_the_greatest():
     axes = Figure().subplots()
-    study.band(axes, [1, 2], np.array([[1.0, 2.0], [3.0, 8.0]]), "name")
+    figures.band(axes, [1, 2], [[1.0, 3.0], [2.0, 8.0, None]], "name")
     (line,) = axes.lines
     assert line.get_label() == "name"
     np.testing.assert_array_equal(line.get_xydata(), [[1, 2], [2, 5]])

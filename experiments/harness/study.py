@@ -243,13 +243,6 @@ def table(rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in padded)
 
 
-def band(axes: Any, x: Sequence[float], values: np.ndarray, label: str, style: str = ".-") -> None:
-    """Draws the mean of values [seeds, x], in a band from the least to the greatest."""
-    (line,) = axes.plot(x, values.mean(axis=0), style, label=label)
-    low, high = values.min(axis=0), values.max(axis=0)
-    axes.fill_between(x, low, high, alpha=0.2, color=line.get_color())
-
-
 class Page(NamedTuple):
     """What stands on a study's page beside its pictures and its table.
 

@@ -103,7 +103,7 @@ def draw(by_width: dict[int, list[float]], by_depth: dict[int, list[float]], fig
         axes.set_xticks([*found], [str(place) for place in found])
     figure.axes[0].set_xscale("log", base=2)
     figure.axes[0].set_xticks([*by_width], [str(width) for width in by_width], minor=False)
-    figure.suptitle("Wider is closer, and at as many parameters deeper is closer still")
+    figure.suptitle("What training finds: little by width, much by depth at as many parameters")
 
 
 def run(argv: list[str]) -> None:
@@ -111,7 +111,7 @@ def run(argv: list[str]) -> None:
     config = study.read(Config, argv)
     study.begin(config)
     if not config.form.quick:
-        print("about 4 min on two cores; --quick takes less than two", flush=True)
+        print("about 2 min on two cores; --quick takes less than two", flush=True)
     by_width, by_depth = measure(config)
     rows = [["hidden layers", "width", "root mean squared error"]]
     show = functools.partial(study.significant, digits=3)

@@ -296,7 +296,7 @@ def draw_quadratics(distances: Mapping[str, np.ndarray], path: Path) -> None:
     all_axes = figure.subplots(1, len(distances), sharey=True)
     for axes, (name, values) in zip(all_axes, distances.items(), strict=True):
         for share, of_rate in zip(SHARES, values, strict=True):
-            study.band(axes, range(of_rate.shape[1]), of_rate, f"{share} x limit", "-")
+            figures.band(axes, range(of_rate.shape[1]), of_rate.T, f"{share} x limit", "-")
         axes.set(title=METHODS[name], xlabel="step", yscale="log", ylim=(1e-6, 1e6))
         axes.grid(alpha=0.3)
     all_axes[0].set_ylabel("distance to the minimum, over the first")
@@ -333,7 +333,7 @@ def draw_edge(every: int, descents: Mapping[float, Descent], path: Path) -> None
     for rate, descent in descents.items():
         (line,) = left.semilogy(descent.losses[0], linewidth=0.8, label=f"rate {rate:g}")
         steps = range(0, every * descent.sharpness.shape[1], every)
-        study.band(right, steps, descent.sharpness, f"rate {rate:g}", "-")
+        figures.band(right, steps, descent.sharpness.T, f"rate {rate:g}", "-")
         right.axhline(2 / rate, linestyle="--", color=line.get_color(), label=f"{2 / rate:.3g}")
     left.set(xlabel="step", ylabel="mean squared error")
     right.set(xlabel="step", ylabel="sharpness, and 2 / rate (dashed)", ylim=(0, None))

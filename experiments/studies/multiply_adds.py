@@ -162,13 +162,14 @@ def run(argv: list[str]) -> None:
     """Counts and times, and leaves the table, the picture and the page."""
     config = study.read(Config, argv)
     study.begin(config)
-    found, networks = measure(3 if config.form.quick else config.study.seeds), heads()
+    rounds = 3 if config.form.quick else config.study.seeds
+    found, networks = measure(rounds), heads()
     text, said = tables(found, networks), verdict(found, networks)
     picture = functools.partial(draw, found)
     record = {"measured": {k: {n: r._asdict() for n, r in v.items()} for k, v in found.items()}}
     pictures = {"multiply_adds.png": functools.partial(figures.save, draw=picture)}
     notes = (
-        f"Times are of {config.study.seeds} rounds by turns. "
+        f"Times are of {rounds} rounds by turns. "
         "Command: `python -m experiments.studies.multiply_adds`"
     )
     page = study.Page("multiply_adds", TITLE, claim.above(CLAIM, SOURCE, said), notes)

@@ -221,7 +221,9 @@ def draw_lags(by_lag: Lags, path: Path) -> None:
     all_axes = figure.subplots(1, len(by_lag), sharey=True)
     for axes, (title, norms) in zip(all_axes, by_lag.items(), strict=True):
         for factor, values in zip(FACTORS, norms, strict=True):
-            study.band(axes, range(values.shape[1]), values, f"recurrent kernel x {factor}", "-")
+            figures.band(
+                axes, range(values.shape[1]), values.T, f"recurrent kernel x {factor}", "-"
+            )
         axes.set(title=title, xlabel="lag, steps", yscale="log", ylim=(1e-12, 1e6))
         axes.grid(alpha=0.3)
     all_axes[0].set_ylabel("gradient norm, over that at lag 0")

@@ -13,8 +13,6 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from experiments import resnet, transfer
 from experiments.harness import cli, study
 from experiments.harness.cli import flag, require
@@ -104,7 +102,7 @@ def draw(found: Accuracies, path: Path) -> None:
     axes = figure.subplots()
     for way, by_count in found.items():
         counts = list(by_count)
-        study.band(axes, counts, np.transpose(list(by_count.values())), way)
+        figures.band(axes, counts, by_count.values(), way)
     axes.set_xscale("log")
     axes.set_xticks(counts, [str(count) for count in counts], minor=False)
     axes.set_xlabel("training examples of each class")
