@@ -21,6 +21,7 @@ import numpy as np
 
 from experiments.harness import cli, serving, training
 from experiments.harness.cli import flag, require
+from experiments.harness.serving import ServerFlags
 from jaxdl import InputError
 
 
@@ -28,24 +29,16 @@ from jaxdl import InputError
 class Config:
     """Writes a classifier as StableHLO: --workdir=RUN --out=FILE"""
 
-    workdir: str = flag("", "the folder of the run whose latest checkpoint to use")
-    model: str = flag("", "instead of a run, a name of jaxdl.pretrained.names()")
-    weights: str = flag("", "its weights under their published names: .safetensors, .npz, .pth")
-    labels: str = flag("", "names of their classes, a text file with one in each line")
+    served: ServerFlags = ServerFlags()
     out: str = flag("", "the file to write; the names of the classes go to the same with .json")
     preprocess: str = flag(
         "inside", "whether it takes uint8 images or normalized ones", ("inside", "outside")
     )
 
     def __post_init__(self) -> None:
-        complete = bool(self.model and self.weights)
-        if bool(self.workdir) == complete or not self.out:
-            raise InputError(
-                "give --workdir=RUN, the folder of a run, or --model=NAME --weights=FILE, and "
-                "--out=FILE"
-            )
-        folder = Path(self.out).parent
-        require(self, "out", folder.is_dir(), "a file in a folder that there is")
+        self.served.require_one("--out=FILE")
+        there = self.out != "" and Path(self.out).parent.is_dir()
+        require(self, "out", there, "a file in a folder that there is")
 
 
 def run(argv: list[str]) -> None:
@@ -54,11 +47,7 @@ def run(argv: list[str]) -> None:
     if rest:
         raise InputError(f"{rest[0]!r} is no flag; see --help")
     training.prepare_jax()
-    server = (
-        serving.of_run(config.workdir)
-        if config.workdir
-        else serving.of_weights(config.model, config.weights, labels=config.labels)
-    )
+    server = config.served.server()
     dtype = np.uint8 if config.preprocess == "inside" else np.float32
     out = Path(config.out)
     out.write_bytes(server.exported(dtype).serialize())

@@ -28,9 +28,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from experiments.harness import cli, serving, study
+from experiments.harness import cli, study
 from experiments.harness.cli import flag, require
-from experiments.harness.serving import Server
+from experiments.harness.serving import Server, ServerFlags
 from jaxdl import InputError, data, figures, pictures
 from jaxdl.data.folders import IMAGE_SUFFIXES
 
@@ -42,32 +42,16 @@ WRONG = 24
 class Config:
     """Classifies images: --workdir=RUN or --model=NAME --weights=FILE, and --images a.png ..."""
 
-    workdir: str = flag("", "the folder of the run whose latest checkpoint to use")
-    model: str = flag("", "instead of a run, a name of jaxdl.pretrained.names()")
-    weights: str = flag("", "its weights under their published names: .safetensors, .npz, .pth")
-    resize: int = flag(0, "shorter side they take images at, before the crop; 0 for the usual one")
-    labels: str = flag("", "names of their classes, a text file with one in each line")
+    served: ServerFlags = ServerFlags()
     images: str = flag("", "an image file or a folder; more may follow it, separated by spaces")
     top: int = flag(0, "how many of the best classes to tell; 0 for 1 of a run and 5 of weights")
     format: str = flag("text", "of what is printed", ("text", "csv", "json"))
     report: str = flag("", "a folder for what is right and wrong of images in folders by class")
 
     def __post_init__(self) -> None:
-        published = self.model or self.weights or self.labels or self.resize
-        complete = self.model and self.weights
-        if not self.images or (published and self.workdir) or not (complete or self.workdir):
-            raise InputError(
-                "give --workdir=RUN, the folder of a run, or --model=NAME --weights=FILE, and "
-                "--images a.png b.jpg ..."
-            )
+        self.served.require_one("--images a.png b.jpg ...")
+        require(self, "images", self.images != "", "a.png b.jpg ..., image files or folders")
         require(self, "top", self.top >= 0, "at least 0")
-
-
-def server_of(config: Config) -> Server:
-    """What classifies."""
-    if config.workdir:
-        return serving.of_run(config.workdir)
-    return serving.of_weights(config.model, config.weights, config.resize, config.labels)
 
 
 def find_images(paths: Sequence[str]) -> list[str]:
@@ -215,9 +199,9 @@ def run(argv: list[str]) -> None:
     """Prints lines for each image; what cannot be read is told on stderr and fails the command."""
     config, more = cli.parse(Config, argv)
     paths = find_images([config.images, *more])
-    server = server_of(config)
+    server = config.served.server()
     labels = [true_class(path, server) for path in paths] if config.report else []
-    top, say = config.top or (1 if config.workdir else 5), printer(config.format)
+    top, say = config.top or (1 if config.served.workdir else 5), printer(config.format)
     found: list[tuple[str, int, np.ndarray]] = []
     failures = 0
     for number, (path, probabilities) in enumerate(classified(paths, server)):

@@ -72,7 +72,6 @@ def test_what_it_is_lies_beside_it(given_away):
     "flags",
     [
         "--out=a.stablehlo",
-        "--workdir=run",
         "--workdir=run --model=resnet18 --weights=a.npz --out=a",
         "--model=resnet18 --out=a",
     ],
@@ -87,6 +86,8 @@ def test_what_is_no_classifier_is_refused(tmp_path):
     (tmp_path / "run" / "flags.txt").write_text("--experiment=char_rnn\n")
     with pytest.raises(InputError, match=r"holds a run of experiments\.char_rnn: no classifier"):
         export.run([f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'a'}"])
+    with pytest.raises(InputError, match="--out=: it must be a file"):
+        export.run([f"--workdir={tmp_path / 'run'}"])
     with pytest.raises(InputError, match="a folder that there is"):
         export.run([f"--workdir={tmp_path / 'run'}", "--out=no/such/a"])
 
@@ -114,7 +115,7 @@ def tones(tmp_path, monkeypatch):
     """Images in folders by class, of which one is in the wrong one."""
     server = Fake()
     server.preprocess = lambda stored, name: np.full((4, 4, 1), 128, np.uint8)
-    monkeypatch.setattr(predict, "server_of", lambda config: server)
+    monkeypatch.setattr(serving, "of_run", lambda workdir: server)
     for name, tone in {
         "dark/a": 0,
         "dark/b": 20,

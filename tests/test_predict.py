@@ -88,10 +88,8 @@ def test_predict_with_labels_and_a_bar(weights, photos, capsys, monkeypatch):
     "flags",
     [
         "--images=a.png",
-        "--workdir=run",
         "--model=resnet18 --images=a.png",
         "--weights=a.npz --images=a.png",
-        "--model=resnet18 --weights=a.npz",
         "--workdir=run --model=resnet18 --weights=a.npz --images=a.png",
         "--workdir=run --labels=labels.txt --images=a.png",
         "--workdir=run --resize=256 --images=a.png",
@@ -101,6 +99,12 @@ def test_predict_flags_that_do_not_go_together(flags):
     with pytest.raises(
         InputError, match=r"^give --workdir=RUN, .*, or --model=NAME --weights=FILE"
     ):
+        predict.run(flags.split())
+
+
+@pytest.mark.parametrize("flags", ["--workdir=run", "--model=resnet18 --weights=a.npz"])
+def test_predict_wants_images(flags):
+    with pytest.raises(InputError, match=r"--images=: it must be a\.png b\.jpg"):
         predict.run(flags.split())
 
 

@@ -1,5 +1,6 @@
 """A trained classifier as one function of images, to predict with, to measure, and to give away."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,9 +11,41 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.harness import classification, image_data
+from experiments.harness.cli import flag
 from jaxdl import InputError, augment, data, models, pretrained
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+@dataclasses.dataclass(frozen=True)
+class ServerFlags:
+    """Which classifier: a run's, or a network with published weights."""
+
+    workdir: str = flag("", "the folder of the run whose latest checkpoint to use")
+    model: str = flag("", "instead of a run, a name of jaxdl.pretrained.names()")
+    weights: str = flag("", "its weights under their published names: .safetensors, .npz, .pth")
+    resize: int = flag(0, "shorter side they take images at, before the crop; 0 for the usual one")
+    labels: str = flag("", "names of their classes, a text file with one in each line")
+
+    def require_one(self, others: str) -> None:
+        """Raises InputError unless it is one or the other, completely.
+
+        Args:
+          others: what else the command wants, such as "--out=FILE".
+        """
+        published = self.model or self.weights or self.labels or self.resize
+        complete = self.model and self.weights
+        if (published and self.workdir) or not (complete or self.workdir):
+            raise InputError(
+                "give --workdir=RUN, the folder of a run, or --model=NAME --weights=FILE, and "
+                f"{others}"
+            )
+
+    def server(self) -> "Server":
+        """The classifier."""
+        if self.workdir:
+            return of_run(self.workdir)
+        return of_weights(self.model, self.weights, self.resize, self.labels)
 
 
 class Server(NamedTuple):
