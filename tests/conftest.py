@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -18,7 +19,10 @@ os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8"
     # Tests compile much and run little.
     " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    " --xla_cpu_parallel_codegen_split_count=1"
 )
+if version("jaxlib").startswith(("0.10.", "0.11.")):  # what later ones no longer have
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 # What another worker, a command or an earlier session has compiled is not compiled anew.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.abspath(".pytest_cache/compiled"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
