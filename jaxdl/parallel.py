@@ -291,13 +291,16 @@ def lanes(task: Task, mesh: Mesh) -> Task:
 def vmap(task: Task, batch_axis: int | None = None) -> Task:
     """Runs many trainings as one: `init` takes keys [n] and hyperparameters of shape [n].
 
+    States are begun one after another: of jaxlib on CPUs, two decompositions of stacked matrices at
+    once, as in several orthogonal kernels, may wait for one another without end.
+
     Args:
       task: the Task of a single training.
       batch_axis: None when all train on the same batch, 0 when batches are stacked [n, B, ...].
     """
     axes = (0, batch_axis)
     return Task(
-        init=jax.vmap(task.init),
+        init=lambda keys, hparams: jax.lax.map(lambda one: task.init(*one), (keys, hparams)),
         train=jax.vmap(task.train, axes),
         eval=jax.vmap(task.eval, axes),
         gradient=jax.vmap(task.gradient, axes),

@@ -1,6 +1,7 @@
 """One step, every way to run it: all give the same states."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,9 @@ import pytest
 import tiny
 from jax.sharding import PartitionSpec as P
 
-from jaxdl import InputError, loop, parallel
+from jaxdl import InputError, loop, losses, optim, parallel
+from jaxdl.models import language_model
+from jaxdl.task import supervised
 
 KEY = jax.random.key(7)
 TOLERANCE = 1e-6
@@ -72,6 +75,18 @@ def test_scan_over_steps_equals_calls():
     assert tiny.distance(state, solo()[0]) < TOLERANCE
     assert metrics["loss"].total.shape == (10,)
     assert int(state.step) == 10
+
+
+def test_lanes_begin_one_after_another():
+    """Stacked QR decompositions at once may wait for one another for ever, in jaxlib on CPUs."""
+    model = language_model.LanguageModel(5, features=4, layers=2, embedding=3)
+    init, loss = losses.language_modeling(model, batch_size=2)
+    alone = supervised(init, loss, optim.optimizer("sgd"))
+    task, keys = parallel.vmap(alone), jax.random.split(KEY, 3)
+    hparams = {"learning_rate": jnp.ones(3)}
+    for begin, matrices in ((task.init, "4x4"), (jax.vmap(alone.init), "3x4x4")):
+        program = jax.jit(begin).lower(keys, hparams).as_text()
+        assert set(re.findall(r"geqrf.* : \(tensor<([0-9x]+)xf32>", program)) == {matrices}
 
 
 @pytest.mark.parametrize("lane", [0, 1])
