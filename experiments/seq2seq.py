@@ -202,6 +202,11 @@ class Sentences(NamedTuple):
 
     pipeline: PairPipeline
 
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """Those that batches have, [source, target]."""
+        return self.pipeline.shapes
+
     def examples(self, split: str, /) -> int:
         """How many tokens the targets of a split have."""
         return self.pipeline.tokens(split)
@@ -257,7 +262,9 @@ class Translations(View):
         }
         right = np.array([a == b for a, b in zip(hypotheses, references, strict=True)])
         lengths = np.array(list(map(len, sources)))
-        self._scores.update(values, exact_match_by_source_length=by_length(lengths, right))
+        by_source_length = by_length(lengths, right)
+        values["eval/exact_match_longest"] = list(by_source_length.values())[-1]
+        self._scores.update(values, exact_match_by_source_length=by_source_length)
         writer.scalars(step, values)
         # Evaluation goes from the short to the long: these are of all lengths.
         shown = np.linspace(0, len(sources) - 1, min(SHOWN, len(sources))).astype(int)

@@ -10,7 +10,7 @@ import pytest
 from networks import SHALLOW
 from PIL import Image
 
-from experiments import compare, mlp, predict, resnet
+from experiments import compare, mlp, predict, resnet, seq2seq
 from experiments.harness import cli, group, study, sweep, training
 from jaxdl import checkpoint, lifting, models, parallel
 from jaxdl.data.lanes import Lanes
@@ -166,6 +166,13 @@ def test_programs_tell_what_may_be_lanes(module, flags, kinds):
     found: dict = {}
     numbers = [found.setdefault(lane.kind, len(found)) for lane in lanes]
     assert "".join(map(str, numbers)) == kinds
+
+
+def test_batches_of_several_shapes_are_no_lane():
+    small = ("--count=200", "--features=8", "--embedding=4", "--steps=2")
+    several, one = lanes_of(seq2seq, small, (*small, "--buckets=1"))
+    assert several is None
+    assert one is not None
 
 
 class Crash(Exception):

@@ -47,17 +47,20 @@ def train(runs: Sequence[Any], workdir: Path, diverged: Callable[[Any, str], Non
     kinds: dict[tuple, list[Lane]] = {}
     for run in runs:
         lane = _prepare(run, mesh)
-        kinds.setdefault(lane.kind, []).append(lane)
+        if lane is not None:
+            kinds.setdefault(lane.kind, []).append(lane)
     for lanes in kinds.values():
         if len(lanes) > 1 and not all(lane.run.done for lane in lanes):
             _train_kind(lanes, mesh, workdir, diverged)
 
 
-def _prepare(run: Any, mesh: Mesh) -> Lane:
-    """A run as a lane, its programs traced."""
+def _prepare(run: Any, mesh: Mesh) -> Lane | None:
+    """A run as a lane, its programs traced; None if its batches are of several shapes."""
     config = run.config
     devices.check_devices(config)
     problem = training.make_problem(config, run.experiment.build, mesh)
+    if len(getattr(problem.feed, "shapes", ())) > 1:
+        return None  # each lane has them in an order of its own
     training.check_choice(config, problem)
     task, hparams = training.task_of(config, problem)
     key = jax.random.key(config.run.seed)
