@@ -164,6 +164,8 @@ def test_python_of_pages_runs(path, tmp_path, monkeypatch):
         text = text.replace(given, instead)
     for block in blocks(text, "python"):
         exec(block, names)
+    if path.parent.name == "api":  # which hold to what they show themselves
+        return
     if "logits" in names:
         assert names["logits"].shape == (8, 10)
     if "metrics" in names:
@@ -237,9 +239,11 @@ def test_the_command_of_a_recipe_takes_its_flags(path):
 
 
 STUDIES = (
-    *("approximation", "batch_norm", "batch_size", "checkerboard", "depth", "descent"),
-    *("mode_collapse", "multiply_adds", "optimizers", "paths", "perceptron", "recurrent"),
-    *("regularization", "schedules", "transfer", "vanishing"),
+    *("approximation", "attention", "auxiliary_heads", "batch_norm", "batch_size"),
+    *("branches", "checkerboard", "decoding", "depth", "descent"),
+    *("growth", "mode_collapse", "multiply_adds", "optimizers", "paths"),
+    *("perceptron", "recurrent", "regularization", "response_norm", "schedules"),
+    *("smoothing", "transfer", "vanishing", "winning"),
 )
 
 
