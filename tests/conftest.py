@@ -21,7 +21,9 @@ os.environ["XLA_FLAGS"] = (
     " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     " --xla_cpu_parallel_codegen_split_count=1"
 )
-if version("jaxlib").startswith(("0.10.", "0.11.")):  # what later ones no longer have
+# XLA's older emitters take half as long, and later versions have them no more. Only whole modules
+# (the count of 1 above) are right: cut in parts, two augmentations of color came out wrong.
+if version("jaxlib").startswith(("0.10.", "0.11.")):
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 # What another worker, a command or an earlier session has compiled is not compiled anew.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.abspath(".pytest_cache/compiled"))
