@@ -23,6 +23,7 @@ class Network(NetworkFlags):
     width: float | None = flag(0.25, "times the paper's features")
     small_images: bool = flag(True, "the form for images of about 32x32")
     dropout: float | None = flag(None, "before the last layer; the model's own when empty")
+    branches: tuple[str, ...] = flag((), "of GoogLeNet's modules, such as 1x1,3x3; all when empty")
     aux_logits: bool = flag(False, "train auxiliary heads, weighted by --aux_weight")
 
 

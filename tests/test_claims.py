@@ -1,18 +1,21 @@
 """Studies of claims: each finds, in its smallest form, the direction of what it is about."""
 
+import functools
 import importlib
 import json
 import pkgutil
 
 import numpy as np
 import pytest
+from networks import SHALLOW_GOOGLENET
 
 import experiments.studies.__main__ as studies_main
 from experiments import studies
 from experiments.harness import claim
 from experiments.harness.claim import Claim, Verdict
-from experiments.studies import approximation, multiply_adds, paths
-from jaxdl import InputError, writers
+from experiments.studies import approximation, decoding, multiply_adds, paths
+from jaxdl import InputError, models, writers
+from jaxdl.models import densenet, googlenet
 
 CLAIMS = {
     name: module.CLAIM
@@ -50,7 +53,7 @@ def of(found, setup, metric):
 
 @pytest.mark.slow
 def test_depth(tmp_path):
-    setups = ("plain, 56 layers", "residual, 56 layers")
+    setups = ("plain, 56 layers", "plain, 20 layers")
     found = measured("depth", tmp_path, setups, "--steps=80")
     assert of(found, setups[0], "train/loss") > of(found, setups[1], "train/loss")
 
@@ -104,6 +107,81 @@ def test_batch_size(tmp_path):
     found = measured("batch_size", tmp_path, setups)
     losses = [of(found, setup, "train/loss") for setup in setups]
     assert losses[1] > losses[2] > losses[0]
+
+
+@pytest.fixture
+def shallow(monkeypatch):
+    """Networks of a few blocks, which compile sooner."""
+    few = functools.partial(densenet.DenseNet, (2,) * 3, True, num_classes=10)
+    monkeypatch.setitem(models.MODELS, "densenet40_bc_cifar", few)
+    for stage, rows in SHALLOW_GOOGLENET.items():
+        monkeypatch.setattr(googlenet, stage, rows)
+
+
+@pytest.mark.slow
+def test_growth(tmp_path, shallow):
+    setups = ("DenseNet-40, 2 maps a layer", "DenseNet-40, 8 maps a layer")
+    found = measured("growth", tmp_path, setups)
+    losses = [of(found, setup, "train/loss") for setup in setups]
+    assert losses[0] > 1.5 * losses[1]
+
+
+@pytest.mark.slow
+def test_branches(tmp_path, shallow):
+    setups = ("all four", "1x1 alone")
+    flags = ("--image_size=8", "--steps=40", "--width=0.125")
+    found = measured("branches", tmp_path, setups, *flags)
+    losses = [of(found, setup, "train/loss") for setup in setups]
+    assert losses[0] < losses[1]  # at one width, of which four have more
+
+
+@pytest.mark.slow
+def test_auxiliary_heads(tmp_path, shallow):
+    setups = ("with batch norms, none", "with batch norms, heads")
+    flags = ("--image_size=8", "--steps=10", "--width=0.03")
+    found = measured("auxiliary_heads", tmp_path, setups, *flags)
+    losses = [of(found, setup, "train/loss") for setup in setups]
+    assert losses[1] > losses[0]  # to which the head's is added
+
+
+@pytest.mark.slow
+def test_response_norm(tmp_path):
+    setups = ("alpha 0", "alpha 0.0005", "alpha 5")
+    flags = ("--steps=8", "--width=6", "--image_size=16", "--dropout=0")
+    found = measured("response_norm", tmp_path, setups, *flags)
+    losses = [of(found, setup, "train/loss") for setup in setups]
+    assert 0 < abs(losses[0] - losses[1]) < abs(losses[0] - losses[2])  # the paper's does little
+
+
+@pytest.mark.slow
+def test_winning(tmp_path):
+    setups = ("minimax, 1 at 0.0005", "minimax, 5 at 0.008")
+    found = measured("winning", tmp_path, setups, "--width=32", "--discriminator_width=32")
+    told = [of(found, setup, "train/fake_accuracy") for setup in setups]
+    assert told[0] < told[1]
+
+
+@pytest.mark.slow
+def test_smoothing(tmp_path):
+    setups = ("one update, 0", "one update, 0.4")
+    found = measured("smoothing", tmp_path, setups, "--width=32", "--discriminator_width=32")
+    told = [of(found, setup, "train/fake_accuracy") for setup in setups]
+    assert told[0] < told[1]  # whose logits are lower
+
+
+@pytest.mark.slow
+def test_attention(tmp_path):
+    setups = ("none", "Luong")
+    found = measured("attention", tmp_path, setups, "--features=64", "--buckets=1")
+    losses = [of(found, setup, "train/loss") for setup in setups]
+    assert losses[0] > losses[1]
+
+
+@pytest.mark.slow
+def test_decoding(tmp_path, monkeypatch):
+    monkeypatch.setattr(decoding, "BEAMS", (1, 4))
+    (found,) = measured("decoding", tmp_path, ("teacher forcing",), "--buckets=1").values()
+    assert claim.mean(found["BLEU, beam 4"]) > claim.mean(found["BLEU, beam 1"]) > 0
 
 
 def test_multiply_adds(tmp_path):

@@ -30,16 +30,26 @@ class ClaimFlags:
     quick: bool = flag(False, "two seeds of a smaller form, in under two minutes")
 
 
+class Read(Protocol):
+    """What reads the metrics of a run that is done."""
+
+    def __call__(self, run: Run, /) -> Mapping[str, Any]:
+        """(run) -> {metric: value}."""
+        ...
+
+
 class Setup(NamedTuple):
     """One of those that are compared.
 
     Attributes:
       name: as tables have it.
       flags: of the experiment.
+      experiment: that is run; the claim's when empty.
     """
 
     name: str
     flags: tuple[str, ...]
+    experiment: str = ""
 
 
 class Verdict(NamedTuple):
@@ -83,12 +93,15 @@ class Claim(NamedTuple):
       experiment: that is run.
       common: flags of all setups.
       setups: in the table's order.
-      metrics: the table's columns, of a run's summary.
+      metrics: the table's columns, of what `read` finds.
       judge: makes the verdict.
       draw: draws the picture, whose title says the finding.
       seeds: of the full form.
       minutes: that the full form takes on two cores, about.
       quickly: flags of the quick form, after the others.
+      read: finds the metrics of a run, of its summary where not given.
+      together: train runs that can be as lanes of one program; of grouped convolutions, say, that
+        is slower than in turn.
     """
 
     name: str
@@ -106,6 +119,8 @@ class Claim(NamedTuple):
     seeds: int
     minutes: float
     quickly: tuple[str, ...]
+    read: Read = Run.summary
+    together: bool = True
 
 
 def main(claim: Claim) -> NoReturn:
@@ -140,7 +155,8 @@ def run(claim: Claim, argv: Sequence[str]) -> Measured:
     said = [argument for argument in argv if cli.name_of(argument) not in ("workdir", "page")]
     command = shlex.join(["python", "-m", f"experiments.studies.{claim.name}", *said])
     workdir = Path(config.study.workdir)
-    study.train(runs, command, divergence_is_a_result=True, together_in=workdir)
+    together_in = workdir if claim.together else None
+    study.train(runs, command, divergence_is_a_result=True, together_in=together_in)
     measured = measure(claim, runs)
     verdict = claim.judge(measured)
     study.finish(
@@ -156,7 +172,6 @@ def run(claim: Claim, argv: Sequence[str]) -> Measured:
 
 def plan(claim: Claim, config: Any) -> list[Run]:
     """All runs, each setup's together."""
-    experiment = catalogue.load(claim.experiment)
     seldom = ("--eval_every=1000000", "--checkpoint_every=1000000", "--nohistograms")
     more = claim.quickly if config.form.quick else ()
     return [
@@ -164,7 +179,7 @@ def plan(claim: Claim, config: Any) -> list[Run]:
             setup.name,
             seed,
             study.folder(config, setup.name.replace("/", "_")),
-            experiment,
+            catalogue.load(setup.experiment or claim.experiment),
             [*claim.common, *seldom, *setup.flags, *more],
         )
         for setup in claim.setups
@@ -176,11 +191,16 @@ def measure(claim: Claim, runs: Sequence[Run]) -> Measured:
     """What the runs came to, their averages where they keep any; None where one diverged."""
     found: dict[str, dict[str, Values]] = {}
     for run in runs:
-        summary = {} if run.diverged else run.summary()
+        summary = {} if run.diverged else claim.read(run)
         for name in claim.metrics:
             value = summary.get(name.replace("/", "/ema_"), summary.get(name))
             found.setdefault(str(run.setup), {}).setdefault(name, []).append(value)
     return found
+
+
+def word(parts: Sequence[bool]) -> str:
+    """How far a claim holds of which each part does or does not."""
+    return "holds" if all(parts) else "holds in part" if any(parts) else "does not hold"
 
 
 def mean(values: Sequence[float | None]) -> float:

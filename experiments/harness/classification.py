@@ -50,7 +50,11 @@ class NetworkFlags:
         """Those that say something; the rest is as the model has it."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         del values["model"], values["norm_over"]
-        return {k: v for k, v in values.items() if v is not None and v is not False and v != ""}
+        return {
+            k: v
+            for k, v in values.items()
+            if v is not None and v is not False and v not in ("", ())
+        }
 
     def __post_init__(self) -> None:
         """Raises InputError for a value that cannot be."""

@@ -81,7 +81,7 @@ def verdict(by_width: dict[int, list[float]], by_depth: dict[int, list[float]]) 
     falls &= bool(means[-1] < means[0] / 3)
     best = min(by_depth, key=lambda depth: np.mean(by_depth[depth]))
     deeper = claim.clearly_greater([*by_depth[1]], [*by_depth[best]]) and best > 1
-    word = "holds" if falls and deeper else "holds in part" if falls or deeper else "does not hold"
+    word = claim.word([falls, deeper])
     narrow, wide = min(by_width), max(by_width)
     return (
         f"It {word}: the error falls from {means[0]:.3f} with {narrow} units to {means[-1]:.4f} "

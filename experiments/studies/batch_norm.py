@@ -30,7 +30,7 @@ def judge(measured: Measured) -> Verdict:
     ratios = {kind: max(r) / min(r) if r else 0.0 for kind, r in ranges.items()}
     wider = ratios["with"] > ratios["without"]
     higher = max(ranges["with"], default=0.0) > max(ranges["without"], default=0.0)
-    word = "holds" if wider and higher else "holds in part" if wider or higher else "does not hold"
+    word = claim.word([wider, higher])
     said = " and ".join(
         f"{kind} batch norms " + (f"from {min(r):g} to {max(r):g}" if r else "at none of the rates")
         for kind, r in ranges.items()

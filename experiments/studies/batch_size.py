@@ -20,7 +20,7 @@ def judge(measured: Measured) -> Verdict:
     largest = max(SIZES)
     lost = clearly_greater(of("constant rate", BASE_SIZE), of("constant rate", largest))
     won = clearly_greater(of("rate in proportion", largest), of("constant rate", largest))
-    word = "holds" if lost and won else "holds in part" if lost or won else "does not hold"
+    word = claim.word([lost, won])
     each = ", ".join(f"{mean(of(scaling, largest)):.3f} with a {scaling}" for scaling in SCALINGS)
     return Verdict(
         word,

@@ -23,7 +23,7 @@ def judge(measured: Measured) -> Verdict:
     better = clearly_greater(plain[56], residual[56]) and not clearly_greater(
         residual[56], residual[20]
     )
-    word = "holds" if worse and better else "holds in part" if worse or better else "does not hold"
+    word = claim.word([worse, better])
     return Verdict(
         word,
         f"With 56 plain layers the training loss ends at {mean(plain[56]):.3f}, with 20 at "

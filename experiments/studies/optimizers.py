@@ -30,8 +30,7 @@ def judge(measured: Measured) -> Verdict:
     """By the training loss of each at its best rate, against plain gradient descent's."""
     found = {o: measured[f"{o}, {best(measured, o):g}"][METRIC] for o in OPTIMIZERS}
     faster = [o for o in OPTIMIZERS[1:] if clearly_greater(found["sgd"], found[o])]
-    count = len(OPTIMIZERS) - 1
-    word = "holds" if len(faster) == count else "holds in part" if faster else "does not hold"
+    word = claim.word([o in faster for o in OPTIMIZERS[1:]])
     each = ", ".join(f"{o} {mean(v):.4f} at {best(measured, o):g}" for o, v in found.items())
     return Verdict(
         word,

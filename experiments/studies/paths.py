@@ -171,8 +171,7 @@ def verdict(found: dict[str, dict[str, Found]]) -> str:
     ravine, saddle = steps["ravine"], steps["saddle"]
     crosses = claim.clearly_greater(ravine["sgd"], ravine["momentum"])
     leaves = [n for n in OPTIMIZERS[1:] if claim.clearly_greater(saddle["sgd"], saddle[n])]
-    both = crosses and len(leaves) == len(OPTIMIZERS) - 1
-    word = "holds" if both else "holds in part" if crosses or leaves else "does not hold"
+    word = claim.word([crosses, *(n in leaves for n in OPTIMIZERS[1:])])
     say = lambda values: f"{claim.mean(values):.0f}"
     return (
         f"It {word}: the ravine takes plain descent {say(ravine['sgd'])} steps and momentum "

@@ -38,7 +38,7 @@ def judge(measured: Measured) -> Verdict:
     scaled = {"Xavier", "Kaiming"} <= found["relu"]
     small = all("too small (normal, 0.01)" not in learning for learning in found.values())
     true = [saturates, cured, scaled, small]
-    word = "holds" if all(true) else "holds in part" if any(true) else "does not hold"
+    word = claim.word(true)
     said = "; ".join(
         f"{activation} learns with {', '.join(sorted(learning)) or 'none of them'}"
         for activation, learning in found.items()

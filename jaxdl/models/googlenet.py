@@ -65,6 +65,9 @@ INCEPTION5 = {
     "inception5b": Features(384, 192, 384, 48, 128, 128),
 }
 
+BRANCHES = ("1x1", "3x3", "5x5", "pool")
+"""Of a module, in the order of their features."""
+
 # The modules that an auxiliary head follows.
 AUX_HEADS = {"inception4a": 1, "inception4d": 2}
 
@@ -108,26 +111,33 @@ class Inception(nn.Module):
       features: features of the six convolutions.
       conv5x5_size: size of the kernels of the third branch.
       basic_conv: makes a `BasicConv` of so many features, of a size and of a name.
+      branches: those of `BRANCHES` that it has.
 
-    Shapes: [B, H, W, C] to [B, H, W, conv1x1 + conv3x3 + conv5x5 + pool_proj].
+    Shapes: [B, H, W, C] to [B, H, W, F], where F is the sum of the branches' features, of all four
+    conv1x1 + conv3x3 + conv5x5 + pool_proj.
     """
 
     features: Features
     conv5x5_size: int
     basic_conv: ModuleDef
+    branches: tuple[str, ...] = BRANCHES
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Apply the module."""
-        f = self.features
-        branch1 = self.basic_conv(f.conv1x1, 1, name="branch1")(x)
-        branch2 = self.basic_conv(f.conv3x3_reduce, 1, name="branch2_0")(x)
-        branch2 = self.basic_conv(f.conv3x3, 3, name="branch2_1")(branch2)
-        branch3 = self.basic_conv(f.conv5x5_reduce, 1, name="branch3_0")(x)
-        branch3 = self.basic_conv(f.conv5x5, self.conv5x5_size, name="branch3_1")(branch3)
-        branch4 = max_pool(x, (3, 3), padding="SAME")
-        branch4 = self.basic_conv(f.pool_proj, 1, name="branch4_1")(branch4)
-        return jnp.concatenate([branch1, branch2, branch3, branch4], axis=-1)
+        f, found = self.features, []
+        if "1x1" in self.branches:
+            found.append(self.basic_conv(f.conv1x1, 1, name="branch1")(x))
+        if "3x3" in self.branches:
+            y = self.basic_conv(f.conv3x3_reduce, 1, name="branch2_0")(x)
+            found.append(self.basic_conv(f.conv3x3, 3, name="branch2_1")(y))
+        if "5x5" in self.branches:
+            y = self.basic_conv(f.conv5x5_reduce, 1, name="branch3_0")(x)
+            found.append(self.basic_conv(f.conv5x5, self.conv5x5_size, name="branch3_1")(y))
+        if "pool" in self.branches:
+            y = max_pool(x, (3, 3), padding="SAME")
+            found.append(self.basic_conv(f.pool_proj, 1, name="branch4_1")(y))
+        return jnp.concatenate(found, axis=-1)
 
 
 class AuxHead(nn.Module):
@@ -176,6 +186,7 @@ class GoogLeNet(Normed):
         Inception modules as 28x28 maps, as one of 224x224 does with the strides, where else 4x4
         would be left of it. No parameter changes.
       width: multiplies the features of every layer, to the nearest integer above zero.
+      branches: those of `BRANCHES` that Inception modules have, to see what each brings.
       dropout: rate of the dropout before `fc`.
       aux_dropout: rate of the dropout before the last layer of an auxiliary head.
       dtype, param_dtype, norm_momentum, norm_epsilon, axis_name: see `jaxdl.nn.Normed`.
@@ -191,6 +202,9 @@ class GoogLeNet(Normed):
     and in training, from the auxiliary heads, the float32 `aux_logits1` and `aux_logits2`
     [B, num_classes], for losses that count `AUX_WEIGHT` each.
 
+    Raises:
+      InputError: images of other sizes, or branches that there are not.
+
     Parameters at the defaults: 6,624,904 for `googlenet`, 6,998,552 for `googlenet_paper`, and
     13,004,888 and 13,378,280 with auxiliary heads.
     """
@@ -201,9 +215,16 @@ class GoogLeNet(Normed):
     aux_logits: bool = False
     small_images: bool = False
     width: float = 1.0
+    branches: tuple[str, ...] = BRANCHES
     dropout: float = 0.2
     aux_dropout: float = 0.7
     norm_epsilon: float = 1e-3
+
+    def __post_init__(self) -> None:
+        """Refuse branches that there are not."""
+        if not self.branches or not set(self.branches) <= set(BRANCHES):
+            raise InputError(f"branches={self.branches}: expected some of {', '.join(BRANCHES)}")
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -224,7 +245,8 @@ class GoogLeNet(Normed):
             return BasicConv(scaled(features), size, conv, None if self.paper else norm, **kwargs)
 
         def inception(features: Features, name: str) -> Inception:
-            return Inception(features, 5 if self.paper else 3, basic_conv, name=name)
+            size = 5 if self.paper else 3
+            return Inception(features, size, basic_conv, self.branches, name=name)
 
         def aux_head(name: str) -> AuxHead:
             fc1 = scaled(1024)
@@ -291,6 +313,7 @@ def googlenet_paper(
     aux_logits: bool = False,
     small_images: bool = False,
     width: float = 1.0,
+    branches: tuple[str, ...] = BRANCHES,
     dropout: float = 0.4,
     aux_dropout: float = 0.7,
     dtype: Dtype = jnp.float32,
@@ -303,6 +326,7 @@ def googlenet_paper(
         aux_logits=aux_logits,
         small_images=small_images,
         width=width,
+        branches=branches,
         dropout=dropout,
         aux_dropout=aux_dropout,
         dtype=dtype,
