@@ -23,9 +23,6 @@ class Network(NetworkFlags):
     norm_within_towers: bool = flag(
         False, "of alexnet_paper: channels of the other tower are no neighbours; see --shard=model"
     )
-    response_alpha: float | None = flag(
-        None, "of alexnet_paper: what neighbours count in response normalization; 0 for none"
-    )
     dropout: float | None = flag(None, "before fc6 and fc7; the model's own when empty")
 
 

@@ -72,13 +72,16 @@ def cost(function: Callable[..., Any], *args: Any) -> Cost:
 
     Args:
       function: what to count, transformed in whatever way: jit, grad, vmap, pmap ... Give values
-        that must not be traced, such as `train`, by `functools.partial`.
+        that must not be traced, such as `train`, by `functools.partial`. Of what `jit` gave the
+        trace is kept for its next call.
       args: its arguments, as arrays or `jax.ShapeDtypeStruct`s.
 
     Raises:
       InputError: a `while` loop holds a product; how often it runs only running it would tell.
     """
-    products = list(_products(jax.make_jaxpr(function)(*args).jaxpr))
+    trace = getattr(function, "trace", None)
+    traced = trace(*args).jaxpr if trace else jax.make_jaxpr(function)(*args)
+    products = list(_products(traced.jaxpr))
     return Cost(sum(p.multiply_adds for p in products), sum(p.written for p in products))
 
 

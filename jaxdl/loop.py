@@ -1,7 +1,6 @@
 """The only loop: it feeds batches to a step, and measures, shows, saves and stops."""
 
 import contextlib
-import inspect
 import math
 import os
 import signal
@@ -257,7 +256,7 @@ def fit(
       checkpoint_every: save every so many steps; a state that was evaluated is saved too, so that
         the best is among the saved. What was not yet reported is saved with it.
       checkpoints: where to save; None for nowhere.
-      begin: (state, the first batch) -> None: sees what is trained on, before the first step.
+      begin: (state, a batch) -> None: sees once what is trained on, while the first steps run.
       observe: (state, the last metrics under `train/` and `eval/`) -> the state to go on
         with, asked after each evaluation.
       done: whether training ends before its last step; asked at the start and after evaluations.
@@ -292,11 +291,13 @@ def fit(
             batch = next(stream)
             if step == start + 1:
                 reports.step_flops = step_flops(task.train, state, batch)
-                begin(state, batch)
             trace.before(step)
             state, metrics = task.train(state, batch)
             reports.send(step, metrics)
             trace.after(step, metrics)
+            if step == min(start + 1 + IN_FLIGHT, steps):  # which has told of the first
+                with reports.pause():
+                    begin(state, batch)
 
             stop = stop_asked(step)
             due_eval = measure is not None and (step % eval_every == 0 or step == steps)
@@ -355,8 +356,7 @@ class _Trace:
 def step_flops(function: Callable[..., Any], *args: Any) -> float | None:
     """The FLOPs of one call, two for each multiply-add; None where they cannot be counted."""
     try:
-        # What is compiled with options of its own cannot be traced as part of something else.
-        return 2.0 * cost.cost(inspect.unwrap(function), *args).multiply_adds
+        return 2.0 * cost.cost(function, *args).multiply_adds
     except (InputError, jax.errors.ConcretizationTypeError):
         return None  # a loop of unknown length, or a step that looks at its values
 

@@ -146,11 +146,11 @@ def test_auxiliary_heads(tmp_path, shallow):
 
 @pytest.mark.slow
 def test_response_norm(tmp_path):
-    setups = ("alpha 0", "alpha 0.0005", "alpha 5")
-    flags = ("--steps=8", "--width=6", "--image_size=16", "--dropout=0")
+    setups = ("nothing", "response norm")
+    flags = ("--steps=8", "--width=4", "--dropout=0")
     found = measured("response_norm", tmp_path, setups, *flags)
     losses = [of(found, setup, "train/loss") for setup in setups]
-    assert 0 < abs(losses[0] - losses[1]) < abs(losses[0] - losses[2])  # the paper's does little
+    assert 0 < abs(losses[0] - losses[1]) < 0.1  # of pixels within 1 it changes little
 
 
 @pytest.mark.slow

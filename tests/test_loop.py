@@ -224,13 +224,27 @@ def test_a_checkpoint_keeps_what_was_not_reported(tmp_path):
     assert parts == whole  # the row of step 8 is of steps before the break, too
 
 
-def test_the_first_batch_is_seen_once_before_the_first_step(tmp_path):
+def test_what_is_trained_on_is_seen_once_while_the_first_steps_run(tmp_path):
     seen = []
     begin = lambda state, batch: seen.append((int(state.step), batch["label"].shape))
     fit(tmp_path, steps=6, begin=begin)
-    assert seen == [(0, (16,))]
+    assert seen == [(3, (16,))]
     fit(tmp_path, begin=begin)
-    assert seen[1:] == [(6, (16,))]
+    assert seen[1:] == [(9, (16,))]
+
+
+def test_a_step_is_traced_once_to_be_counted_and_run(tmp_path):
+    task, state = prepare()
+    traced = []
+
+    def train(state, batch):
+        traced.append(state.step)
+        return task.train(state, batch)
+
+    counted = task._replace(train=jax.jit(train, donate_argnums=0))
+    result = loop.fit(counted, state, batches, steps=4, log_every=2, quiet=True)
+    assert int(result.state.step) == 4
+    assert len(traced) == 1
 
 
 def test_histograms_are_a_choice(tmp_path):

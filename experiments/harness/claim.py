@@ -100,8 +100,6 @@ class Claim(NamedTuple):
       minutes: that the full form takes on two cores, about.
       quickly: flags of the quick form, after the others.
       read: finds the metrics of a run, of its summary where not given.
-      together: train runs that can be as lanes of one program; of grouped convolutions, say, that
-        is slower than in turn.
     """
 
     name: str
@@ -120,7 +118,6 @@ class Claim(NamedTuple):
     minutes: float
     quickly: tuple[str, ...]
     read: Read = Run.summary
-    together: bool = True
 
 
 def main(claim: Claim) -> NoReturn:
@@ -155,8 +152,7 @@ def run(claim: Claim, argv: Sequence[str]) -> Measured:
     said = [argument for argument in argv if cli.name_of(argument) not in ("workdir", "page")]
     command = shlex.join(["python", "-m", f"experiments.studies.{claim.name}", *said])
     workdir = Path(config.study.workdir)
-    together_in = workdir if claim.together else None
-    study.train(runs, command, divergence_is_a_result=True, together_in=together_in)
+    study.train(runs, command, divergence_is_a_result=True, together_in=workdir)
     measured = measure(claim, runs)
     verdict = claim.judge(measured)
     study.finish(

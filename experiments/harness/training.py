@@ -211,8 +211,8 @@ class _Shown:
         self.watch, self._problem, self._writer = watch, problem, writer
 
     def begin(self, state: State, batch: Batch) -> None:
-        """Shows the model and its inputs, before the first step."""
-        if int(state.step) > 0 or not hosts.is_first():
+        """Shows the model and its inputs."""
+        if not hosts.is_first():
             return
         with self._writer.sparing("the model's table not shown"):
             self._writer.text("model", self._problem.learner.table())
@@ -337,7 +337,7 @@ def _fit(
         log_every=run.log_every,
         checkpoint_every=run.checkpoint_every,
         checkpoints=checkpoints,
-        begin=shown.begin,
+        begin=(lambda state, batch: None) if int(state.step) else shown.begin,
         observe=shown.evaluated,
         done=shown.watch.is_done,
         writer=writer,

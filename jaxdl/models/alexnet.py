@@ -115,8 +115,6 @@ class AlexNetOf2012(Typed):
       norm_within_towers: response normalization does not take the outermost channels of the two
         towers for neighbours, as forms of one device do. Each of two devices (`SHARDING`) then
         needs the other's maps for `conv3` and the dense layers alone, as the paper draws it.
-      response_alpha: what neighbours' squares count in response normalization, the paper's 1e-4
-        by 5 channels. At 0 maps are divided by a constant, and do not compete.
       tower_mesh: of a network that is cut by `SHARDING`, its devices: each then convolves its own
         towers, where the partitioner would gather both.
       dtype, param_dtype: see `jaxdl.nn.Typed`.
@@ -138,7 +136,6 @@ class AlexNetOf2012(Typed):
     dropout: float = 0.5
     small_images: bool = False
     norm_within_towers: bool = False
-    response_alpha: float = 5e-4
     tower_mesh: Mesh | None = None
 
     def __post_init__(self) -> None:
@@ -160,7 +157,7 @@ class AlexNetOf2012(Typed):
         dropout: ModuleDef = partial(nn.Dropout, self.dropout, deterministic=not train)
         # The paper's n=5, alpha=1e-4, beta=0.75, k=2; its alpha is not divided by n as torch's is.
         towers = 2 if self.norm_within_towers else 1
-        norm = LocalResponseNorm(5, alpha=self.response_alpha, beta=0.75, k=2.0, groups=towers)
+        norm = LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0, groups=towers)
         w = self.width // 3
 
         if self.small_images:
