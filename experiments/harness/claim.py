@@ -205,6 +205,11 @@ def mean(values: Sequence[float | None]) -> float:
     return statistics.mean(known) if known else math.nan
 
 
+def error(accuracy: Values) -> Values:
+    """The share that is wrong, by seed."""
+    return [None if right is None else 1 - right for right in accuracy]
+
+
 def clearly_greater(a: Values, b: Values) -> bool:
     """Whether `a` is above `b` by more on average than by how much that differs from seed to seed.
 

@@ -29,12 +29,8 @@ def judge(measured: Measured) -> Verdict:
 
 def draw(figure: Any, measured: Measured) -> None:
     """Test error of each."""
-    axes = figure.subplots()
-    wrong = {
-        name: [None if right is None else 1 - right for right in measured[name]["test/accuracy"]]
-        for name in MODELS
-    }
-    figures.bars(axes, wrong, "test error")
+    wrong = {name: claim.error(measured[name]["test/accuracy"]) for name in MODELS}
+    figures.bars(figure.subplots(), wrong, "test error")
     figure.suptitle("Response normalization takes no error off; batch norms do")
 
 
