@@ -465,3 +465,28 @@ def test_width_multiplies_features():
     _, shapes = layers(googlenet.googlenet(width=1 / 32), 32)
     # 192, 208, 48 and 64 by 32: the fractions go to the nearest.
     assert shapes["inception4a"][-1] == 6 + 6 + 2 + 2
+
+
+def test_modules_of_some_branches_have_those_alone():
+    """The kernels that are left have the shapes that they have beside the others."""
+    image = jnp.zeros((1, 16, 16, 1))
+
+    def module(**kwargs):
+        model = models.create("googlenet", num_classes=3, small_images=True, width=0.1, **kwargs)
+        init = functools.partial(model.init, train=False)
+        variables = jax.eval_shape(init, jax.random.key(0), image)
+        return variables["params"]["inception3a"]
+
+    whole, some = module(), module(branches=("3x3", "pool"))
+    assert set(whole) == {
+        "branch1",
+        "branch2_0",
+        "branch2_1",
+        "branch3_0",
+        "branch3_1",
+        "branch4_1",
+    }
+    assert some == {name: whole[name] for name in ("branch2_0", "branch2_1", "branch4_1")}
+    for wrong in ((), ("1x1", "7x7")):
+        with pytest.raises(jaxdl.InputError, match="expected some of 1x1, 3x3, 5x5, pool"):
+            module(branches=wrong)
