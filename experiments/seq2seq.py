@@ -31,7 +31,7 @@ from experiments.harness.cli import flag, require
 from experiments.harness.method import MethodFlags, supervised_task, warmup_steps
 from experiments.harness.problem import Best, Build, Learner, Problem, View
 from experiments.harness.run import RunFlags
-from experiments.harness.translation import heat_maps, search, without_padding
+from experiments.harness.translation import heat_maps, padded, search, without_padding
 from jaxdl import Batch, InputError, losses, parallel
 from jaxdl.data.pairs import (
     EOS,
@@ -203,9 +203,9 @@ class Sentences(NamedTuple):
     pipeline: PairPipeline
 
     @property
-    def shapes(self) -> list[tuple[int, int]]:
-        """Those that batches have, [source, target]."""
-        return self.pipeline.shapes
+    def one_shape(self) -> bool:
+        """Whether all batches are alike in their shapes."""
+        return self.pipeline.one_shape
 
     def examples(self, split: str, /) -> int:
         """How many tokens the targets of a split have."""
@@ -262,9 +262,7 @@ class Translations(View):
         }
         right = np.array([a == b for a, b in zip(hypotheses, references, strict=True)])
         lengths = np.array(list(map(len, sources)))
-        by_source_length = by_length(lengths, right)
-        values["eval/exact_match_longest"] = list(by_source_length.values())[-1]
-        self._scores.update(values, exact_match_by_source_length=by_source_length)
+        self._scores.update(values, exact_match_by_source_length=by_length(lengths, right))
         writer.scalars(step, values)
         # Evaluation goes from the short to the long: these are of all lengths.
         shown = np.linspace(0, len(sources) - 1, min(SHOWN, len(sources))).astype(int)
@@ -432,11 +430,7 @@ def translate(config: Config, build: Build) -> None:
             elif unknown := vocabularies[0].unknown(text):
                 missing = ", ".join(map(repr, unknown))
                 print(f"line {first + row}: read as <unk>: {missing}", file=sys.stderr)
-        width = -(-max(map(len, encoded)) // 8) * 8  # few widths are few programs
-        source = np.full((size, width), PAD, np.int32)
-        source[:, 0] = EOS
-        for row, tokens in enumerate(encoded):
-            source[row, : len(tokens)] = tokens
+        source = padded(encoded, size)
         lengths = np.count_nonzero(source != PAD, axis=1)
         found = jax.device_get(run(params, source, lengths, longest))
         for row, tokens in enumerate(encoded):

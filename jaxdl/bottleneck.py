@@ -166,6 +166,11 @@ class Batches(NamedTuple):
     seed: int
     sharding: Sharding | None = None
 
+    @property
+    def one_shape(self) -> bool:
+        """Whether all batches are alike in their shapes."""
+        return True
+
     def examples(self, split: str) -> int:
         """How many a split has."""
         return len(self.features[split].labels)

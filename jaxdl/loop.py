@@ -256,7 +256,8 @@ def fit(
       checkpoint_every: save every so many steps; a state that was evaluated is saved too, so that
         the best is among the saved. What was not yet reported is saved with it.
       checkpoints: where to save; None for nowhere.
-      begin: (state, a batch) -> None: sees once what is trained on, while the first steps run.
+      begin: (state, a batch) -> None: sees what is trained on, while the first steps run; not in
+        a run that goes on, which has shown it.
       observe: (state, the last metrics under `train/` and `eval/`) -> the state to go on
         with, asked after each evaluation.
       done: whether training ends before its last step; asked at the start and after evaluations.
@@ -295,7 +296,7 @@ def fit(
             state, metrics = task.train(state, batch)
             reports.send(step, metrics)
             trace.after(step, metrics)
-            if step == min(start + 1 + IN_FLIGHT, steps):  # which has told of the first
+            if start == 0 and step == min(1 + IN_FLIGHT, steps):  # which has told of the first
                 with reports.pause():
                     begin(state, batch)
 

@@ -230,7 +230,7 @@ def test_what_is_trained_on_is_seen_once_while_the_first_steps_run(tmp_path):
     fit(tmp_path, steps=6, begin=begin)
     assert seen == [(3, (16,))]
     fit(tmp_path, begin=begin)
-    assert seen[1:] == [(9, (16,))]
+    assert len(seen) == 1  # which goes on
 
 
 def test_a_step_is_traced_once_to_be_counted_and_run(tmp_path):

@@ -14,6 +14,11 @@ from jaxdl.writers import Writer
 class Feed(Protocol):
     """What feeds a training: the batches of its splits; every pipeline of `jaxdl.data` is one."""
 
+    @property
+    def one_shape(self) -> bool:
+        """Whether all batches are alike in their shapes."""
+        ...
+
     def examples(self, split: str, /) -> int:
         """How many examples a split has."""
         ...

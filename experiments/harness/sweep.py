@@ -59,7 +59,7 @@ def _prepare(run: Any, mesh: Mesh) -> Lane | None:
     config = run.config
     devices.check_devices(config)
     problem = training.make_problem(config, run.experiment.build, mesh)
-    if len(getattr(problem.feed, "shapes", ())) > 1:
+    if not problem.feed.one_shape:
         return None  # each lane has them in an order of its own
     training.check_choice(config, problem)
     task, hparams = training.task_of(config, problem)

@@ -337,7 +337,7 @@ def _fit(
         log_every=run.log_every,
         checkpoint_every=run.checkpoint_every,
         checkpoints=checkpoints,
-        begin=(lambda state, batch: None) if int(state.step) else shown.begin,
+        begin=shown.begin,
         observe=shown.evaluated,
         done=shown.watch.is_done,
         writer=writer,

@@ -94,6 +94,19 @@ def heat_maps(
     return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
+def padded(sentences: Sequence[Sequence[int]], count: int) -> np.ndarray:
+    """Sentences as int32 [count, T], T a multiple of 8, for few widths are few programs.
+
+    Rows beyond them are the sentence that is at its end.
+    """
+    width = -(-max(map(len, sentences)) // 8) * 8
+    rows = np.full((count, width), PAD, np.int32)
+    rows[:, 0] = EOS
+    for row, tokens in zip(rows, sentences, strict=False):
+        row[: len(tokens)] = tokens
+    return rows
+
+
 def without_padding(rows: Any) -> list[np.ndarray]:
     """The tokens [N, T] of sentences, each as far as it goes."""
     return [row[row != PAD] for row in np.asarray(rows)]

@@ -34,7 +34,7 @@ def draw(figure: Any, measured: Measured) -> None:
     """Accuracy of each, in training and in the test."""
     for axes, metric in zip(figure.subplots(1, 2, sharey=True), METRICS, strict=True):
         figures.bars(axes, {name: found[metric] for name, found in measured.items()}, metric)
-    figure.suptitle("Auxiliary heads matter, if at all, where nothing normalizes")
+    figure.suptitle("Accuracy by auxiliary heads, without norms and with batch norms")
 
 
 CLAIM = Claim(

@@ -15,7 +15,7 @@ from experiments.harness.claim import Claim, Measured, Setup, Verdict, clearly_g
 from experiments.harness.study import Run
 from experiments.studies.attention import LETTERS
 from jaxdl import figures
-from jaxdl.data.pairs import PAD, encode_sources
+from jaxdl.data.pairs import encode_sources
 
 BEAMS = (1, 2, 4, 8)
 TRAININGS = {"teacher forcing": 0.0, "scheduled sampling": 0.5}
@@ -27,10 +27,7 @@ def read(run: Run) -> dict[str, float]:
     model, params, (source, target) = seq2seq.trained(config)
     texts, references = zip(*seq2seq.read_pairs(config).splits["test"], strict=True)
     encoded = encode_sources(source, texts, config.pairs.reverse_source)
-    lengths = np.array(list(map(len, encoded)))
-    rows = np.full((len(encoded), lengths.max()), PAD, np.int32)
-    for row, tokens in zip(rows, encoded, strict=True):
-        row[: len(tokens)] = tokens
+    rows, lengths = translation.padded(encoded, len(encoded)), np.array([*map(len, encoded)])
     found = {}
     for beam in BEAMS:
         decode = translation.search(model, beam, length_penalty=config.search.length_penalty)

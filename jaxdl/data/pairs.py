@@ -411,15 +411,19 @@ class PairPipeline(StreamPipeline):
         longest = np.concatenate(list(lengths.values())).max(0)
         shares = np.arange(1, buckets) / buckets
         bounds = np.quantile(lengths["train"], shares, axis=0, method="higher").astype(int)
-        self.shapes: list[tuple[int, int]] = sorted(
-            {(int(s), int(t)) for s, t in [*bounds, longest]}
-        )
+        sides_of_buckets = {(int(s), int(t)) for s, t in [*bounds, longest]}
+        self.shapes = sorted(sides_of_buckets)
         self._tables = {k: _padded(pairs, longest) for k, pairs in kept.items()}
         self._buckets = {k: self._fit(sides) for k, sides in lengths.items()}
         sizes = {k: len(pairs) for k, pairs in kept.items()}
         self.steps_per_epoch = -(-sizes["train"] // batch_size)
         schema = Indexed(self._tables["train"], EvalOrder(sizes["train"], batch_size)).schema
         super().__init__(pairs.name, sizes, batch_size, schema, sharding=sharding)
+
+    @property
+    def one_shape(self) -> bool:
+        """Whether there is one bucket alone."""
+        return len(self.shapes) == 1
 
     def tokens(self, split: str) -> int:
         """Returns the number of target tokens of a split, the closing ones included."""

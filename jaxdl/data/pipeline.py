@@ -77,6 +77,11 @@ class StreamPipeline:
             local_rows(batch_size, sharding) if rows is None else np.arange(batch_size)[rows]
         )
 
+    @property
+    def one_shape(self) -> bool:
+        """Whether all batches are alike in their shapes, as they are but for sentences."""
+        return True
+
     def train(self, start: int = 0) -> Generator[Batch, None, None]:
         """Yields the batches of steps `start`, `start + 1`, ... without end.
 
