@@ -10,7 +10,7 @@ A run has one writer, who holds `lock` and uses `Checkpoints`, and any number of
 
 import contextlib
 import errno
-import logging
+import functools
 import math
 import shutil
 import sys
@@ -20,8 +20,6 @@ from types import TracebackType
 from typing import Any, NoReturn, TypeVar
 
 import jax
-import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers as policies
 
 from jaxdl import InputError, files, hosts, saved, trees
 from jaxdl.saved import DamagedCheckpoint
@@ -33,8 +31,6 @@ FOLDER = "checkpoints"
 LOCK_FILE = ".lock"
 CAME_TO = "came_to"
 """A file among the checkpoints, of the step that a run came to where it said so."""
-# Orbax tells each save at length through absl's logger; what users must hear is raised or printed.
-logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 @contextlib.contextmanager
@@ -84,19 +80,6 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         saved.mute_closed_loops()
         self._sound = hosts.agree(self._find_sound)
-        kept: list[Any] = [policies.LatestN(self._keep)]
-        rank = None if self._best is None else self._rank
-        if rank is not None:
-            kept.append(
-                policies.BestN(get_metric_fn=rank, n=1, keep_checkpoints_without_metrics=False)
-            )
-        # It reads the metrics of every checkpoint at once.
-        self._manager = ocp.CheckpointManager(
-            self.folder,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=policies.AnyPreservationPolicy(kept), best_fn=rank
-            ),
-        )
         return self
 
     def __exit__(
@@ -105,12 +88,33 @@ class Checkpoints:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if not self._has_manager:
+            return
         try:
             self._manager.wait_until_finished()
             self._manager.close()
         except Exception as failed:
             if error is None:  # else that is what to tell of
                 self._tell_of(failed)
+
+    @functools.cached_property
+    def _manager(self) -> Any:
+        """Orbax's, made where it is first needed. It reads the metrics of every checkpoint."""
+        ocp = saved.orbax()
+        policies = ocp.checkpoint_managers
+        kept: list[Any] = [policies.LatestN(self._keep)]
+        rank = None if self._best is None else self._rank
+        if rank is not None:
+            kept.append(
+                policies.BestN(get_metric_fn=rank, n=1, keep_checkpoints_without_metrics=False)
+            )
+        preserved = policies.AnyPreservationPolicy(kept)
+        options = ocp.CheckpointManagerOptions(preservation_policy=preserved, best_fn=rank)
+        return ocp.CheckpointManager(self.folder, options=options)
+
+    @property
+    def _has_manager(self) -> bool:
+        return "_manager" in vars(self)
 
     def _find_sound(self) -> int | None:
         """The newest sound step; damaged checkpoints are set aside, and what kills left removed."""
@@ -157,7 +161,9 @@ class Checkpoints:
     @property
     def latest(self) -> int | None:
         """The newest saved step; None before the first."""
-        return self._manager.latest_step()
+        if self._has_manager:  # which knows of what is being written, too
+            return self._manager.latest_step()
+        return max(_steps(self.folder), default=None)
 
     @property
     def best(self) -> int | None:
@@ -193,7 +199,8 @@ class Checkpoints:
             if hosts.is_first():
                 _check_room(self.folder, sum(leaf.nbytes for leaf in jax.tree.leaves(tree)))
                 (self.folder / CAME_TO).unlink(missing_ok=True)
-            self._manager.save(step, args=ocp.args.StandardSave(tree), metrics=metrics, force=True)
+            args = saved.orbax().args.StandardSave(tree)
+            self._manager.save(step, args=args, metrics=metrics, force=True)
         except Exception as error:
             self._tell_of(error)
 
@@ -203,6 +210,8 @@ class Checkpoints:
         Raises:
           OSError: it could not be written.
         """
+        if not self._has_manager:
+            return
         try:
             self._manager.wait_until_finished()
         except Exception as error:  # whatever Orbax's threads came upon
@@ -238,7 +247,8 @@ class Checkpoints:
         for later in _steps(self.folder):
             if later > step:
                 shutil.rmtree(self.folder / str(later))
-        self._manager.reload()
+        if self._has_manager:
+            self._manager.reload()
 
     def measured(self, step: int) -> dict[str, float]:
         """The metrics that were saved with a step; none where there were none."""

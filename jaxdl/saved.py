@@ -17,7 +17,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from jaxdl import InputError, trees
 from jaxdl.task import State
@@ -34,6 +33,16 @@ PART = 256 * 2**20
 
 class DamagedCheckpoint(InputError):
     """A checkpoint that is not what was saved."""
+
+
+@functools.cache
+def orbax() -> Any:
+    """Orbax's module, imported where it is first used: half a second later than the first step."""
+    import orbax.checkpoint as ocp
+
+    # It tells each save at length through absl's logger; what users must hear is raised or printed.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    return ocp
 
 
 def checksum(metrics: Mapping[str, float]) -> int:
@@ -111,7 +120,7 @@ def onto(path: Path, template: State) -> tuple[State, dict[str, Any]]:
         totals = shapes.pop(TOTALS, {})
         trees.check_same_shapes(shapes, wanted, name)
         placed = jax.tree.map(
-            lambda leaf, like: ocp.ArrayRestoreArgs(
+            lambda leaf, like: orbax().ArrayRestoreArgs(
                 sharding=like.sharding, global_shape=leaf.shape, dtype=leaf.dtype
             ),
             shapes,
@@ -125,13 +134,13 @@ def onto(path: Path, template: State) -> tuple[State, dict[str, Any]]:
 
 
 def _as_numpy(shapes: Any) -> Any:
-    return jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+    return jax.tree.map(lambda _: orbax().RestoreArgs(restore_type=np.ndarray), shapes)
 
 
 def _read_part(path: Path, handler: Any, part: Any, how: Any = None) -> dict[str, Any]:
     """The arrays of a part of a checkpoint's tree; as numpy arrays unless `how` says otherwise."""
     how = _as_numpy(part) if how is None else how
-    request = ocp.args.PyTreeRestore(part, how, partial_restore=True)
+    request = orbax().args.PyTreeRestore(part, how, partial_restore=True)
     return handler.restore(path / ARRAYS, args=request)
 
 
@@ -164,7 +173,7 @@ def _compare(path: Path, saved: Any, found: Any) -> None:
 def _reading(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
     """Yields what reads a checkpoint, and its shapes; tells damage from what else may fail."""
     # The handler itself, for what wraps it hides errors and waits for other hosts.
-    handler = ocp.PyTreeCheckpointHandler()
+    handler = orbax().PyTreeCheckpointHandler()
     mute_closed_loops()
     try:
         yield handler, dict(handler.metadata(path / ARRAYS).tree)

@@ -217,7 +217,7 @@ def test_only_damage_is_damage(run, broken, monkeypatch, capsys, name):
     def failing(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(saved.ocp.PyTreeCheckpointHandler, "restore", failing)
+    monkeypatch.setattr(saved.orbax().PyTreeCheckpointHandler, "restore", failing)
     with pytest.raises(raised) as caught, Checkpoints(broken, keep=5):
         pass
     assert not isinstance(caught.value, InputError)

@@ -15,7 +15,7 @@ from experiments.harness import claim
 from experiments.harness.claim import Claim, Verdict
 from experiments.studies import approximation, decoding, multiply_adds, paths
 from jaxdl import InputError, models, writers
-from jaxdl.models import densenet, googlenet
+from jaxdl.models import densenet, googlenet, resnet
 
 CLAIMS = {
     name: module.CLAIM
@@ -52,7 +52,11 @@ def of(found, setup, metric):
 
 
 @pytest.mark.slow
-def test_depth(tmp_path):
+def test_depth(tmp_path, monkeypatch):
+    for layers, blocks in ((56, 6), (20, 1)):  # of 38 and of 8 layers, which compile sooner
+        _, *others = (plain := resnet.plain56_cifar).args
+        fewer = functools.partial(plain.func, (blocks,) * 3, *others, **plain.keywords)
+        monkeypatch.setitem(models.MODELS, f"plain{layers}_cifar", fewer)
     setups = ("plain, 56 layers", "plain, 20 layers")
     found = measured("depth", tmp_path, setups, "--steps=80")
     assert of(found, setups[0], "train/loss") > of(found, setups[1], "train/loss")
@@ -156,7 +160,9 @@ def test_response_norm(tmp_path):
 @pytest.mark.slow
 def test_winning(tmp_path):
     setups = ("minimax, 1 at 0.0005", "minimax, 5 at 0.008")
-    found = measured("winning", tmp_path, setups, "--width=32", "--discriminator_width=32")
+    found = measured(
+        "winning", tmp_path, setups, "--width=16", "--discriminator_width=16", "--steps=200"
+    )
     told = [of(found, setup, "train/fake_accuracy") for setup in setups]
     assert told[0] < told[1]
 
@@ -172,7 +178,7 @@ def test_smoothing(tmp_path):
 @pytest.mark.slow
 def test_attention(tmp_path):
     setups = ("none", "Luong")
-    found = measured("attention", tmp_path, setups, "--features=64", "--buckets=1")
+    found = measured("attention", tmp_path, setups, "--features=32", "--epochs=2", "--buckets=1")
     losses = [of(found, setup, "train/loss") for setup in setups]
     assert losses[0] > losses[1]
 

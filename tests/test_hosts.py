@@ -14,7 +14,7 @@ from jaxdl import InputError, checkpoint, hosts
 from jaxdl.data import RowPipeline
 from jaxdl.data.rows import Field
 
-FLAGS = ("--steps=100", "--eval_every=40", "--checkpoint_every=20", "--log_every=10")
+FLAGS = ("--steps=60", "--eval_every=30", "--checkpoint_every=10", "--log_every=5", "--width=8")
 
 
 def steps(folder):
@@ -39,19 +39,19 @@ def assert_same(a, b):
 
 @pytest.mark.slow
 def test_killed_stopped_and_damaged_runs_go_on_exactly(two_hosts, tmp_path):
-    two_hosts("lenet", *FLAGS, "--workdir=whole")
+    two_hosts("mlp", *FLAGS, "--workdir=whole")
     run, flags = tmp_path / "run", (*FLAGS, "--workdir=run")
 
     # One is killed: the other one ends with one line, long before collectives time out.
-    both = two_hosts.start("lenet", *flags)
-    read_until(both[0], "step 20/")
+    both = two_hosts.start("mlp", *flags)
+    read_until(both[0], "step 10/")
     both[1].kill()
     (_, said), _ = two_hosts.end(both, (1, -signal.SIGKILL))
     assert said == f"error: {hosts.GONE.format('process 1')}\n"
 
     # Ctrl-C at one: both save the same step, and the flags are those of a run on any number.
-    both = two_hosts.start("lenet", *flags)
-    read_until(both[0], "step 60/")
+    both = two_hosts.start("mlp", *flags)
+    read_until(both[0], "step 30/")
     both[1].send_signal(signal.SIGINT)
     (first, _), _ = two_hosts.end(both, (128 + signal.SIGTERM, 128 + signal.SIGINT))
     stopped_at = steps(run)[-1]
@@ -64,10 +64,10 @@ def test_killed_stopped_and_damaged_runs_go_on_exactly(two_hosts, tmp_path):
     for path in (run / "checkpoints" / str(stopped_at)).rglob("*"):
         if path.is_file():
             path.write_bytes(path.read_bytes()[:10])
-    (first, err), (second, silence) = two_hosts.end(two_hosts.start("lenet", *flags))
+    (first, err), (second, silence) = two_hosts.end(two_hosts.start("mlp", *flags))
     assert f"set aside as {stopped_at}.damaged" in err
     assert err.count("\n") == 1
-    assert f"steps {before} to 100" in first
+    assert f"steps {before} to 60" in first
     assert second == silence == ""
     assert_same(checkpoint.load(run), checkpoint.load(tmp_path / "whole"))
 
@@ -198,7 +198,7 @@ def test_what_one_host_cannot_read_ends_both_with_its_line(two_hosts, tmp_path):
     # Evaluation takes rows in order, a batch of 16: the last is the second host's.
     (tmp_path / "set" / "test" / "b" / "7.png").write_bytes(b"no image")
     flags = ("--dataset=folder:set", "--batch_size=16", "--backend=grain", "--steps=2")
-    both = two_hosts.start("lenet", *flags, "--eval_every=1", "--workdir=run")
+    both = two_hosts.start("mlp", *flags, "--eval_every=1", "--workdir=run")
     (_, first), (_, second) = two_hosts.end(both, (1, 1))
     assert second.startswith("error: set/test/b/7.png is not an image")
     assert first == "error: process 1 failed: " + second.removeprefix("error: ")

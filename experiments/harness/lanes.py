@@ -7,6 +7,7 @@ checkpoints those that are neither the best nor among the last saved.
 
 import contextlib
 import dataclasses
+import functools
 import math
 import time
 from collections import deque
@@ -47,8 +48,9 @@ class Lane:
       problem: what it trains.
       task: its Task.
       hparams: those of its state.
-      programs: the task's `init`, `train` and `eval`.
+      init: the task's, traced.
       batch: the shapes of a batch of training.
+      watched: those of one of evaluation.
       alive: whether it is still trained.
       last: its last metrics under `train/` and `eval/`.
       best: its best evaluation.
@@ -60,8 +62,9 @@ class Lane:
     problem: Problem
     task: Task
     hparams: dict[str, Any]
-    programs: tuple[lifting.Program, ...]
+    init: lifting.Program
     batch: Any
+    watched: Any
     alive: bool = False
     last: dict[str, float] = dataclasses.field(default_factory=dict)
     best: Best | None = None
@@ -69,15 +72,27 @@ class Lane:
     checkpoints: Any = None
     writer: Any = None
 
+    @functools.cached_property
+    def programs(self) -> tuple[lifting.Program, ...]:
+        """The task's `init`, `train` and `eval`; it takes as long as the first step of a run."""
+        train = lifting.trace(self.task.train, self.init.result, self.batch)
+        evaluate = lifting.trace(self.task.eval, self.init.result, self.watched)
+        return self.init, train, evaluate
+
+    @property
+    def operations(self) -> tuple:
+        """Those of `programs`, equal for those that can be lanes of one program."""
+        return tuple(program.operations for program in self.programs)
+
     @property
     def kind(self) -> tuple:
-        """What is equal for those that can be lanes of one program."""
+        """What is equal for those whose `operations` are worth a comparison."""
         run, problem = self.run.config.run, self.problem
         rhythm = (run.log_every, run.eval_every, run.checkpoint_every, run.keep)
         choices = (run.plateau, run.plateau_factor, run.early_stop)
         fed = (problem.learner.steps, tuple(problem.examples.items()), problem.unit, problem.best)
-        operations = tuple(program.operations for program in self.programs)
-        return operations, fed, rhythm, choices
+        shapes = tuple(jax.tree.leaves((self.batch, self.watched)))
+        return self.init.operations, shapes, fed, rhythm, choices
 
     def rank(self, measured: dict[str, float]) -> float:
         """How good an evaluation is; what is not finite is worst."""

@@ -44,18 +44,24 @@ def train(runs: Sequence[Any], workdir: Path, diverged: Callable[[Any, str], Non
     if all(run.done for run in runs):
         return
     mesh = parallel.data_mesh()
-    kinds: dict[tuple, list[Lane]] = {}
-    for run in runs:
-        lane = _prepare(run, mesh)
+    prepared = [_prepare(run, mesh) for run in runs]
+    for alike in _several(prepared, lambda lane: lane.kind):
+        for lanes in _several(alike, lambda lane: lane.operations):
+            if not all(lane.run.done for lane in lanes):
+                _train_kind(lanes, mesh, workdir, diverged)
+
+
+def _several(lanes: Iterable[Lane | None], key: Callable[[Lane], tuple]) -> list[list[Lane]]:
+    """The groups of lanes of which a key is the same, and there is more than one."""
+    groups: dict[tuple, list[Lane]] = {}
+    for lane in lanes:
         if lane is not None:
-            kinds.setdefault(lane.kind, []).append(lane)
-    for lanes in kinds.values():
-        if len(lanes) > 1 and not all(lane.run.done for lane in lanes):
-            _train_kind(lanes, mesh, workdir, diverged)
+            groups.setdefault(key(lane), []).append(lane)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def _prepare(run: Any, mesh: Mesh) -> Lane | None:
-    """A run as a lane, its programs traced; None if its batches are of several shapes."""
+    """A run as a lane; None if its batches are of several shapes."""
     config = run.config
     devices.check_devices(config)
     problem = training.make_problem(config, run.experiment.build, mesh)
@@ -65,10 +71,7 @@ def _prepare(run: Any, mesh: Mesh) -> Lane | None:
     task, hparams = training.task_of(config, problem)
     key = jax.random.key(config.run.seed)
     init = lifting.trace(task.init, key, hparams)
-    batch, watched = training.batch_shapes(problem)
-    train = lifting.trace(task.train, init.result, batch)
-    evaluate = lifting.trace(task.eval, init.result, watched)
-    return Lane(run, problem, task, hparams, (init, train, evaluate), batch)
+    return Lane(run, problem, task, hparams, init, *training.batch_shapes(problem))
 
 
 def _train_kind(
