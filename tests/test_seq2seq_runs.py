@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from experiments import seq2seq
 from experiments.harness import cli, run_folder, training, translation
 from jaxdl import InputError, checkpoint
-from jaxdl.data.pairs import SubwordVocabulary
+from jaxdl.data.pairs import GO, SubwordVocabulary
 from jaxdl.writers import read_rows
 
 pytestmark = pytest.mark.usefixtures("one_device")  # quicker to compile for than eight
@@ -163,6 +163,9 @@ def test_attention_is_drawn_with_its_labels(trained, monkeypatch):
     assert [label.get_text() for label in axes.get_yticklabels()] == ["z", "y", "<eos>"]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("source", "translation")
     assert "attention" in drawn[0].get_suptitle()
+    inputs = np.array([[GO, *target[:-1]]])
+    _, weights = model.apply(params, source[None], np.array([4]), inputs, train=False)
+    np.testing.assert_allclose(axes.images[0].get_array(), weights[0], atol=1e-5)
 
 
 @pytest.mark.slow

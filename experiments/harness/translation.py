@@ -72,16 +72,16 @@ def heat_maps(
       sources: the tokens of each source, without padding.
       targets: those of its translation.
     """
+    # Padded to one shape: each of its own would be compiled on its own, an operation at a time.
+    attended: Any = jax.jit(functools.partial(model.apply, train=False))
+    lengths = np.array(list(map(len, sources)))
+    inputs = padded([[GO, *target[:-1]] for target in targets], len(targets))
+    _, weights = attended({"params": params}, padded(sources, len(sources)), lengths, inputs)
     figure = Figure(figsize=(4.5 * len(sources), 4.5), layout="constrained")
     panels = figure.subplots(1, len(sources), squeeze=False)[0]
-    for axes, source, target in zip(panels, sources, targets, strict=True):
-        inputs = np.array([GO, *target[:-1]])
-        lengths = np.array([len(source)])
-        applied: Any = model.apply(
-            {"params": params}, source[None], lengths, inputs[None], train=False
-        )
-        weights = applied[1][0]
-        axes.imshow(weights, cmap="gray", vmin=0, vmax=1, aspect="auto")
+    for axes, source, target, of in zip(panels, sources, targets, np.asarray(weights), strict=True):
+        shown = of[: len(target), : len(source)]
+        axes.imshow(shown, cmap="gray", vmin=0, vmax=1, aspect="auto")
         axes.set_xticks(range(len(source)), vocabularies[0].tokens(source), rotation=90, fontsize=8)
         axes.set_yticks(range(len(target)), vocabularies[1].tokens(target), fontsize=8)
         axes.set_xlabel("source")
