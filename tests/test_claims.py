@@ -13,7 +13,18 @@ import experiments.studies.__main__ as studies_main
 from experiments import studies
 from experiments.harness import claim
 from experiments.harness.claim import Claim, Verdict
-from experiments.studies import approximation, decoding, multiply_adds, paths
+from experiments.studies import (
+    approximation,
+    checkerboard,
+    decoding,
+    descent,
+    mode_collapse,
+    multiply_adds,
+    paths,
+    perceptron,
+    recurrent,
+    transfer,
+)
 from jaxdl import InputError, models, writers
 from jaxdl.models import densenet, googlenet, resnet
 
@@ -241,6 +252,54 @@ def test_verdicts_are_of_what_was_measured(name, tmp_path):
     diverged = {s.name: {m: [None, None] for m in whole.metrics} for s in whole.setups}
     assert whole.judge(diverged).word != "holds"
     assert name == whole.name
+
+
+def test_verdicts_of_what_is_no_run_by_setups():
+    """In words, for measurements that bear a claim out, in part, and not at all."""
+    few_and_many = lambda few, many: {5: [few, few + 0.01], 20: [0.0, 0.0], 100: [many, many]}
+    found = {
+        "scratch": few_and_many(0.7, 0.9),
+        "head only": few_and_many(0.6, 0.6),
+        "top layers": few_and_many(0.9, 0.8),
+        "all layers": few_and_many(0.8, 0.9),
+    }
+    assert transfer.verdict(found).startswith("It holds: of 5 examples")
+    assert "in part" in transfer.verdict(found | {"top layers": few_and_many(0.8, 0.8)})
+
+    look = lambda energy: checkerboard.Look(energy, np.zeros((4, 4)), np.zeros((1, 4, 4, 1)))
+    ways = {way: [(look(0.3), look(0.2))] for way in checkerboard.UPSAMPLINGS}
+    nature = {"training images": look(0.01)}
+    assert checkerboard.verdict(ways, nature).startswith("It does not hold: ")
+    smooth = {way: [(look(0.1), look(0.02))] for way in ("resize 3x3", "pixel shuffle 3x3")}
+    assert checkerboard.verdict(ways | smooth, nature).startswith("It holds: ")
+
+    modes = lambda plain, mended: {
+        title: {"modes_covered": [mended if "+" in title else plain, 8.0]}
+        for title in mode_collapse.SETUPS
+    }
+    assert mode_collapse.verdict(modes(3.0, 8.0), 8).startswith("It holds: ")
+    assert mode_collapse.verdict(modes(3.0, 7.0), 8).startswith("It holds in part: ")
+    assert mode_collapse.verdict(modes(8.0, 7.0), 8).startswith("It does not hold: ")
+
+    lags = lambda least, greatest: np.array([[[1.0, least]] * 2, [[1.0, greatest]] * 2])
+    by_lag = {"RNN": lags(1e-9, 10.0), "LSTM, forget bias 3": lags(0.1, 0.2)}
+    losses = lambda last: {"loss": np.array([[9.0, last]] * 2)}
+    clipping = {"clipped": losses(2.0), "not clipped": losses(5.0)}
+    assert recurrent.verdict(by_lag, clipping).startswith("It holds: ")
+    alike = {"clipped": losses(2.0), "not clipped": losses(2.0)}
+    assert recurrent.verdict(by_lag, alike).startswith("It holds in part: ")
+
+    distances = {"sgd": np.array([[[1.0, 0.1]], [[1.0, 0.5]], [[1.0, 0.9]], [[1.0, 9.0]]])}
+    points = {"x² + 2y²": [descent.Point([0.0, 0.0], "minimum", [1.0, 2.0], 0.0)]}
+    descents = {0.5: descent.Descent(np.full((1, 8), 4.0), np.ones((1, 8)))}  # at 2 / rate
+    assert descent.verdict(distances, points, descents).startswith("It holds: ")
+    astray = {"x² + 2y²": [descent.Point([0.0, 0.0], "minimum", [1.0, 2.0], 0.5)]}
+    assert descent.verdict(distances, astray, descents).startswith("It holds in part: ")
+
+    logic = {"margin": [0.2], "bound": [50.0], "mistakes": [20.0], "period": [None]}
+    xor = {"margin": [0.0], "bound": [np.inf], "mistakes": [99.0], "period": [1]}
+    assert perceptron.verdict({"and": logic, "xor": xor}).startswith("It holds: ")
+    assert "in part" in perceptron.verdict({"and": logic | {"bound": [9.0]}, "xor": xor})
 
 
 def test_a_page_holds_the_claim_the_verdict_and_the_table(tmp_path):

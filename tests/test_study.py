@@ -87,7 +87,9 @@ def test_a_signal_ends_the_study_too(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.endswith("and with the study: the same command\n")
 
 
-PAGE = study.page_of("a", "The finding", "What it is of.\n\nAnd more.")
+PAGE = study.Page(
+    "a", "The finding", "What it is of.", "Command: `python -m experiments.studies.a`"
+)
 
 
 def finish(config):

@@ -210,7 +210,7 @@ def error(accuracy: Values) -> Values:
     return [None if right is None else 1 - right for right in accuracy]
 
 
-def clearly_greater(a: Values, b: Values) -> bool:
+def clearly_greater(a: Sequence[float | None], b: Sequence[float | None]) -> bool:
     """Whether `a` is above `b` by more on average than by how much that differs from seed to seed.
 
     Both are by the same seeds, which share what is drawn from them, such as examples.
@@ -232,6 +232,23 @@ def table(claim: Claim, measured: Measured) -> str:
         diverged = f" ({lost} of {len(found[claim.metrics[0]])} diverged)" if lost else ""
         rows.append([name + diverged, *cells])
     return study.table(rows)
+
+
+def page(
+    name: str, title: str, claim: str, source: str, verdict: str, notes: str = ""
+) -> study.Page:
+    """The page of a claim whose study measures other things than runs by setups and seeds.
+
+    Args:
+      name: of the study's module.
+      title: of the page.
+      claim: in a sentence.
+      source: the paper or the textbook.
+      verdict: "It holds" or another, and the figures that say so.
+      notes: on how the table came about.
+    """
+    command = f"Command: `python -m experiments.studies.{name}`"
+    return study.Page(name, title, above(claim, source, verdict), f"{notes} {command}".lstrip())
 
 
 def above(claim: str, source: str, verdict: str) -> str:

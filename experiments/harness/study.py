@@ -259,12 +259,6 @@ class Page(NamedTuple):
     below: str
 
 
-def page_of(name: str, title: str, documentation: str | None) -> Page:
-    """The page of `experiments/studies/NAME.py`, whose documentation tells of it first."""
-    about = (documentation or "").partition("\n")[0]
-    return Page(name, title, about, f"Command: `python -m experiments.studies.{name}`")
-
-
 def finish(
     config: Any,
     found: Mapping[str, Any],

@@ -94,7 +94,7 @@ def heat_maps(
     return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
-def padded(sentences: Sequence[Sequence[int]], count: int) -> np.ndarray:
+def padded(sentences: Sequence[Sequence[int] | np.ndarray], count: int) -> np.ndarray:
     """Sentences as int32 [count, T], T a multiple of 8, for few widths are few programs.
 
     Rows beyond them are the sentence that is at its end.

@@ -124,10 +124,9 @@ def run(argv: list[str]) -> None:
     seeds = len(next(iter(by_width.values())))
     notes = (
         f"On [-1, 1], sin 3x + 0.3 sin 11x + |x - 0.3|, {POINTS} points, tanh, Adam at 0.01 with a "
-        f"cosine. {seeds} seeds. The error is of what training finds, not of the best there is. "
-        "Command: `python -m experiments.studies.approximation`"
+        f"cosine. {seeds} seeds. The error is of what training finds, not of the best there is."
     )
-    page = study.Page("approximation", TITLE, claim.above(CLAIM, SOURCE, said), notes)
+    page = claim.page("approximation", TITLE, CLAIM, SOURCE, said, notes)
     study.finish(config, record, f"{CLAIM}\n\n{said}", text, pictures, page)
 
 

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import gan
-from experiments.harness import cli, image_data, study, training
+from experiments.harness import claim, cli, image_data, study, training
 from experiments.harness.cli import flag, require
 from experiments.harness.study import Run, StudyFlags
 from jaxdl import adversarial, fidelity, figures, parallel, pictures
@@ -191,6 +191,41 @@ def draw(found: Found, beside: Mapping[str, Look], path: Path) -> None:
     figure.savefig(path, dpi=100)
 
 
+TITLE = "What transposed convolutions leave in pictures"
+CLAIM = (
+    "Transposed convolutions draw checkerboards, before they have learned anything and after; "
+    "where a map is resized first, or its pixels are shuffled, there are none."
+)
+SOURCE = (
+    "Odena et al. 2016, Distill, Deconvolution and checkerboard artifacts; Shi et al. 2016, "
+    "arXiv:1609.05158, for the shuffled pixels"
+)
+
+
+def verdict(found: Found, beside: Mapping[str, Look]) -> str:
+    """What came of the claim: each other way against the paper's own."""
+    first, *others = UPSAMPLINGS
+    of = {
+        way: [[100 * seen.energy for seen in looks] for looks in zip(*seeds, strict=True)]
+        for way, seeds in found.items()
+    }
+    fewer = [
+        claim.clearly_greater(of[first][when], of[way][when])
+        for way in others
+        if "transposed" not in way
+        for when in (0, 1)
+    ]
+    shares = "; ".join(
+        f"{way} {claim.mean(at_first):.2g}% and {claim.mean(at_last):.2g}%"
+        for way, (at_first, at_last) in of.items()
+    )
+    natural = 100 * beside["training images"].energy
+    return (
+        f"It {claim.word(fewer)}: of the energy repeats every {STRIDE} pixels, before and after "
+        f"training: {shares}; of the training images' {natural:.2g}%."
+    )
+
+
 def run(argv: list[str]) -> None:
     """Trains, and leaves table.md, table.json and checkerboard.png in the workdir."""
     config = study.read(Config, argv)
@@ -210,7 +245,7 @@ def run(argv: list[str]) -> None:
         f"Percent of the images' energy that repeats every {STRIDE} pixels.",
         table(found, beside),
         {"checkerboard.png": functools.partial(draw, found, beside)},
-        study.page_of("checkerboard", "What transposed convolutions leave in pictures", __doc__),
+        claim.page("checkerboard", TITLE, CLAIM, SOURCE, verdict(found, beside)),
     )
 
 

@@ -26,7 +26,7 @@ import numpy as np
 import optax
 from matplotlib.figure import Figure
 
-from experiments.harness import cli, study
+from experiments.harness import claim, cli, study
 from experiments.harness.cli import flag, require
 from experiments.harness.study import StudyFlags
 from jaxdl import InputError, curvature, figures, losses, optim
@@ -289,6 +289,40 @@ def table(
     return "\n\n".join(map(study.table, (rows, kinds, edges)))
 
 
+TITLE = "Why a learning rate diverges"
+CLAIM = (
+    "Descent converges up to a rate that the greatest eigenvalue of the Hessian sets, and not "
+    "beyond; eigenvalues tell minima, saddles and maxima apart; on a network sharpness climbs to "
+    "2 / rate and stays there."
+)
+SOURCE = (
+    "LeCun et al. 1998, Efficient BackProp; Polyak 1964; Dauphin et al. 2014, arXiv:1406.2572; "
+    "Cohen et al. 2021, arXiv:2103.00065"
+)
+
+
+def verdict(
+    distances: Mapping[str, np.ndarray],
+    points: Mapping[str, list[Point]],
+    descents: Mapping[float, Descent],
+) -> str:
+    """What came of the claim, each of its three parts."""
+    below, beyond = SHARES.index(0.99), SHARES.index(1.01)
+    bounded = all(v[below, :, -1].max() < 1 < v[beyond, :, -1].min() for v in distances.values())
+    everywhere = [point for found in points.values() for point in found]
+    told = sum(map(agrees, everywhere))
+    last = {rate: claim.mean(edge(rate, descent)["last"]) for rate, descent in descents.items()}
+    reached = {rate: share for rate, share in last.items() if share > 0.9}
+    stays = bool(reached) and max(reached.values()) < 1.1
+    edges = ", ".join(f"{share:.2f} at rate {rate:g}" for rate, share in last.items())
+    return (
+        f"It {claim.word([bounded, told == len(everywhere), stays])}: a hundredth below the limit "
+        f"all methods converge, a hundredth above it {'' if bounded else 'not '}all diverge; "
+        f"{told} of {len(everywhere)} stationary points are what their eigenvalues say; sharpness "
+        f"ends at these shares of 2 / rate: {edges}."
+    )
+
+
 @figures.styled
 def draw_quadratics(distances: Mapping[str, np.ndarray], path: Path) -> None:
     """Draws the distances to the minimum: means over the seeds, from least to greatest."""
@@ -377,7 +411,7 @@ def run(argv: list[str]) -> None:
             "stationary.png": functools.partial(draw_points, points),
             "edge.png": functools.partial(draw_edge, config.every, descents),
         },
-        study.page_of("descent", "Why a learning rate diverges", __doc__),
+        claim.page("descent", TITLE, CLAIM, SOURCE, verdict(distances, points, descents)),
     )
 
 

@@ -168,11 +168,8 @@ def run(argv: list[str]) -> None:
     picture = functools.partial(draw, found)
     record = {"measured": {k: {n: r._asdict() for n, r in v.items()} for k, v in found.items()}}
     pictures = {"multiply_adds.png": functools.partial(figures.save, draw=picture)}
-    notes = (
-        f"Times are of {rounds} rounds by turns. "
-        "Command: `python -m experiments.studies.multiply_adds`"
-    )
-    page = study.Page("multiply_adds", TITLE, claim.above(CLAIM, SOURCE, said), notes)
+    notes = f"Times are of {rounds} rounds by turns."
+    page = claim.page("multiply_adds", TITLE, CLAIM, SOURCE, said, notes)
     study.finish(config, record, f"{CLAIM}\n\n{said}", text, pictures, page)
 
 

@@ -213,11 +213,10 @@ def run(argv: list[str]) -> None:
     notes = (
         "Steps until the value is below 0.001, -0.9 and 0.05 and stays there, in noise for ten, of "
         f"{config.steps}; of {len(RATES)} rates from 0.001 to 1 the one that is soonest over "
-        f"{config.study.seeds} seeds, which move the start by a tenth and draw the noise. "
-        "Command: `python -m experiments.studies.paths`"
+        f"{config.study.seeds} seeds, which move the start by a tenth and draw the noise."
     )
     picture = functools.partial(figures.save, draw=functools.partial(draw, found), size=(8.0, 3.2))
-    page = study.Page("paths", TITLE, claim.above(CLAIM, SOURCE, said), notes)
+    page = claim.page("paths", TITLE, CLAIM, SOURCE, said, notes)
     study.finish(config, record, f"{CLAIM}\n\n{said}", table(found), {"paths.png": picture}, page)
 
 

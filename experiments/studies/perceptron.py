@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import cli, study
+from experiments.harness import claim, cli, study
 from experiments.harness.cli import flag, require
 from experiments.harness.study import StudyFlags
 from jaxdl import figures, losses, optim, parallel
@@ -221,6 +221,28 @@ def draw(found: Mapping[str, Mapping[str, Any]], courses: Mapping[str, Course], 
     figure.savefig(path, dpi=85)
 
 
+TITLE = "What the perceptron learns, and what it cannot"
+CLAIM = (
+    "Of examples that a line separates the perceptron makes at most (R / margin)² mistakes, and "
+    "then none any more; of others, as xor, it makes mistakes for ever."
+)
+SOURCE = "Rosenblatt 1958; Novikoff 1962; Minsky and Papert 1969, Perceptrons"
+
+
+def verdict(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """What came of the claim, over all setups and seeds."""
+    separable = [of for of in found.values() if any(of["margin"])]
+    made = [m for of in separable for m in of["mistakes"]]
+    shares = [m / b for of in separable for m, b in zip(of["mistakes"], of["bound"], strict=True)]
+    within = max(shares) <= 1
+    never = all(all(of["period"]) for of in found.values() if not any(of["margin"]))
+    return (
+        f"It {claim.word([within, never])}: of {len(made)} trainings on what a line separates "
+        f"none made more than {max(shares):.2f} of the bound, {max(made):.0f} mistakes at most; on "
+        "xor the weights come back to where they were, again and again."
+    )
+
+
 MEASURED = ("margin", "mistakes", "bound")
 
 
@@ -245,7 +267,7 @@ def run(argv: list[str]) -> None:
         "Mistakes of perceptrons beside Novikoff's bound.",
         table(found),
         {"perceptron.png": functools.partial(draw, found, courses)},
-        study.page_of("perceptron", "What the perceptron learns, and what it cannot", __doc__),
+        claim.page("perceptron", TITLE, CLAIM, SOURCE, verdict(found)),
     )
 
 

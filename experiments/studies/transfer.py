@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments import resnet, transfer
-from experiments.harness import cli, study
+from experiments.harness import claim, cli, study
 from experiments.harness.cli import flag, require
 from experiments.harness.study import Run, StudyFlags
 from jaxdl import data, figures
@@ -113,6 +113,30 @@ def draw(found: Accuracies, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+TITLE = "What transfer learning brings"
+CLAIM = (
+    "A network that starts from what another has learned needs fewer examples; where they are few "
+    "it is better to train its last layers alone, where they are many, all."
+)
+SOURCE = "Yosinski et al. 2014, How transferable are features, arXiv:1411.1792"
+
+
+def verdict(found: Accuracies) -> str:
+    """What came of the claim: at the fewest examples, and at the most."""
+    few, *_, many = next(iter(found.values()))
+    of = {way: by_count[few] for way, by_count in found.items()}
+    start = claim.clearly_greater(of["all layers"], of["scratch"])
+    part = claim.clearly_greater(of["top layers"], of["all layers"])
+    whole = claim.clearly_greater(found["all layers"][many], found["top layers"][many])
+    means = lambda count: ", ".join(
+        f"{way} {claim.mean(by_count[count]):.3f}" for way, by_count in found.items()
+    )
+    return (
+        f"It {claim.word([start, part, whole])}: of {few} examples a class {means(few)}; "
+        f"of {many} {means(many)}."
+    )
+
+
 def run(argv: list[str]) -> None:
     """Trains, and leaves table.md, table.json and transfer.png in the workdir."""
     config = study.read(Config, argv)
@@ -128,7 +152,7 @@ def run(argv: list[str]) -> None:
         "Test accuracy on the digits 5 to 9.",
         table(found),
         {"transfer.png": functools.partial(draw, found)},
-        study.page_of("transfer", "What transfer learning brings", __doc__),
+        claim.page("transfer", TITLE, CLAIM, SOURCE, verdict(found)),
     )
 
 
