@@ -303,7 +303,7 @@ def draw(measured: Mapping[str, Sequence[Series]], flag: str, by: Compared, path
     losses = [loss for line in panels[by.loss].lines for loss in np.asarray(line.get_ydata())]
     if losses and min(losses) > 0:
         panels[by.loss].set_yscale("log")
-    figure.savefig(path, dpi=120)
+    figures.write(path, figure)
 
 
 @figures.styled
@@ -332,7 +332,7 @@ def draw_grid(found: Mapping[str, Any], config: Config, by: Compared, path: Path
     axes.set_xticks(range(columns), config.by_values)
     axes.set_yticks(range(rows), config.values)
     axes.set(xlabel=config.by, ylabel=config.flag)
-    figure.savefig(path, dpi=120)
+    figures.write(path, figure)
 
 
 def write_means(measured: Mapping[str, Sequence[Series]], path: Path) -> None:

@@ -219,7 +219,7 @@ def draw(found: Mapping[str, Any], edges: Mapping[str, Edge], path: Path) -> Non
     right.xaxis.get_major_locator().set_params(integer=True)
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    figures.write(path, figure)
 
 
 def run(argv: list[str]) -> None:

@@ -55,11 +55,18 @@ def save(path: Path, draw: Callable[[Any], None], size: tuple[float, float] = SI
       size: inches.
     """
     from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    draw(figure)
+    write(path, figure)
+
+
+def write(path: Path, figure: Any, dots_per_inch: float = 110) -> None:
+    """Writes a Matplotlib figure as a small PNG file."""
     from PIL import Image
 
-    figure, drawn = Figure(figsize=size, layout="constrained"), io.BytesIO()
-    draw(figure)
-    figure.savefig(drawn, dpi=110)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=dots_per_inch)
     with Image.open(drawn) as picture:  # of 256 colors it takes a third of the bytes
         picture.convert("RGB").quantize(256).save(path, format="PNG", optimize=True)
 

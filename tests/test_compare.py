@@ -111,7 +111,7 @@ def test_table_is_what_the_rows_say(compared):
 
 def test_pictures_show_the_means(compared):
     with Image.open(compared / "compare.png") as picture:
-        assert picture.size == (1320, 540)
+        assert picture.size == (1210, 495)
         assert len(picture.convert("RGB").getcolors(100000) or []) > 20
     board = compared / "tensorboard"
     assert sorted(path.name for path in board.iterdir()) == ["sigmoid", "tanh"]

@@ -188,7 +188,7 @@ def draw(found: Found, beside: Mapping[str, Look], path: Path) -> None:
         axis.set_xlabel("cycles a pixel; the stride's at the edges", fontsize=8)
     figure.colorbar(image, ax=axes, shrink=0.4, label="log10 of the share of the energy")
     figure.suptitle("the contrast of all samples is stretched", fontsize=9)
-    figure.savefig(path, dpi=100)
+    figures.write(path, figure)
 
 
 TITLE = "What transposed convolutions leave in pictures"

@@ -335,7 +335,7 @@ def draw_quadratics(distances: Mapping[str, np.ndarray], path: Path) -> None:
         axes.grid(alpha=0.3)
     all_axes[0].set_ylabel("distance to the minimum, over the first")
     all_axes[0].legend(title="rate")
-    figure.savefig(path, dpi=100)
+    figures.write(path, figure)
 
 
 @figures.styled
@@ -356,7 +356,7 @@ def draw_points(points: Mapping[str, list[Point]], path: Path) -> None:
                 axes.plot(*places.T, marker, label=kind, markersize=9, markeredgewidth=2)
         axes.set(title=name, xticks=[-6, 0, 6], yticks=[-6, 0, 6])
         axes.legend(loc="lower right")
-    figure.savefig(path, dpi=80)
+    figures.write(path, figure, 80)
 
 
 @figures.styled
@@ -374,7 +374,7 @@ def draw_edge(every: int, descents: Mapping[float, Descent], path: Path) -> None
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend()
-    figure.savefig(path, dpi=100)
+    figures.write(path, figure)
 
 
 def run(argv: list[str]) -> None:

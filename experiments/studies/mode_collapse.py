@@ -6,8 +6,8 @@ trains the same two multilayer perceptrons at the same rates for as many steps w
 penalties and norms, and counts the Gaussians that the generator then draws. The seeds of a setup
 are trained as one program: the step of a single training, mapped over its states. It writes into
 WORKDIR mode_collapse.gif, what the averaged generators of the first seed draw as they learn,
-mode_collapse.png, its last frame, and table.md and table.json, what was counted, with other points
-of the ring and noise beside.
+mode_collapse.png, what they draw at last, and table.md and table.json, what was counted, with other
+points of the ring and noise beside.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import functools
 import itertools
 import time
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ from PIL import Image, ImageDraw, ImageFont
 from experiments.harness import claim, cli, study
 from experiments.harness.cli import flag, require
 from experiments.harness.study import StudyFlags
-from jaxdl import adversarial, data, fidelity, optim, parallel, pictures
+from jaxdl import adversarial, data, fidelity, figures, optim, parallel, pictures
 from jaxdl.models import gan
 from jaxdl.task import Task
 
@@ -252,6 +252,21 @@ def frame(samples: Mapping[str, np.ndarray], ring: data.Ring) -> np.ndarray:
     return pictures.grid(np.stack(panels) / 255, min(COLUMNS, len(panels)))
 
 
+def draw(samples: Mapping[str, np.ndarray], ring: data.Ring, figure: Any) -> None:
+    """Draws the samples [N, 2] of each setup over the ring's own points."""
+    rows = -(-len(samples) // COLUMNS)
+    panels = figure.subplots(rows, COLUMNS, sharex=True, sharey=True, squeeze=False)
+    for axes in panels.flat[len(samples) :]:
+        axes.remove()
+    for axes, (title, points) in zip(panels.flat, samples.items(), strict=False):
+        (covered,) = measure(ring, [points])["modes_covered"]
+        axes.plot(*ring.points("test")[:DRAWN].T, ".", color="0.7", markersize=3)
+        axes.plot(*points[:DRAWN].T, ".", markersize=3)
+        axes.set(title=f"{title}: {covered} of {len(ring.centres)}", aspect="equal")
+        axes.set(xlim=(-1, 1), ylim=(-1, 1))
+    figure.suptitle("modes that the first seed's generator draws, over the data's in grey")
+
+
 def run(argv: list[str]) -> None:
     """Trains every setup, and leaves the animation, its last frame and the table in the workdir."""
     config = study.read(Config, argv)
@@ -273,13 +288,16 @@ def run(argv: list[str]) -> None:
         frame({title: points[i, 0] for title, points in samples.items()}, ring)
         for i in range(config.frames)
     ]
+    at_last = {title: points[-1, 0] for title, points in samples.items()}
+    picture = functools.partial(draw, at_last, ring)
+    size = (7.0, 2.4 * -(-len(samples) // COLUMNS) + 0.4)
     study.finish(
         config,
         {"measured": found},
         "Samples of averaged generators.",
         table(found),
         {
-            "mode_collapse.png": functools.partial(pictures.write_png, picture=frames[-1]),
+            "mode_collapse.png": functools.partial(figures.save, draw=picture, size=size),
             "mode_collapse.gif": lambda path: pictures.write_gif(path, frames, SECONDS_PER_FRAME),
         },
         claim.page(

@@ -218,7 +218,7 @@ def draw(found: Mapping[str, Mapping[str, Any]], courses: Mapping[str, Course], 
         weights.step(np.arange(len(values)), values, style, where="post", label=label)
     weights.set(xlabel="examples of xor shown", ylabel="weights, first seed")
     weights.legend()
-    figure.savefig(path, dpi=85)
+    figures.write(path, figure, 85)
 
 
 TITLE = "What the perceptron learns, and what it cannot"

@@ -260,7 +260,7 @@ def draw_lags(by_lag: Lags, path: Path) -> None:
         axes.grid(alpha=0.3)
     all_axes[0].set_ylabel("gradient norm, over that at lag 0")
     all_axes[2].legend(loc="lower center")  # where there is room
-    figure.savefig(path, dpi=120)
+    figures.write(path, figure)
 
 
 @figures.styled
@@ -276,7 +276,7 @@ def draw_clipping(clipping: Clipping, path: Path) -> None:
     for axes in (above, below):
         axes.grid(alpha=0.3)
         axes.legend()
-    figure.savefig(path, dpi=120)
+    figures.write(path, figure)
 
 
 @figures.styled
@@ -293,7 +293,7 @@ def draw_gates(text: str, found: Mapping[str, np.ndarray], units: int, path: Pat
         axes.set_xticks(range(len(letters)), letters, fontsize=7, family="monospace")
         axes.set(title=title, ylabel="unit")
     figure.colorbar(image, ax=list(all_axes), label="0 closed, 1 open")
-    figure.savefig(path, dpi=120)
+    figures.write(path, figure)
 
 
 def run(argv: list[str]) -> None:

@@ -110,7 +110,7 @@ def draw(found: Accuracies, path: Path) -> None:
     axes.set_title("ResNet-20 from the digits 0-4 to 5-9")
     axes.grid(alpha=0.3)
     axes.legend(title="trained")
-    figure.savefig(path, dpi=120)
+    figures.write(path, figure)
 
 
 TITLE = "What transfer learning brings"
