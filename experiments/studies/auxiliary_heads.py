@@ -45,10 +45,13 @@ CLAIM = Claim(
     source="Szegedy et al. 2014, Going Deeper with Convolutions, arXiv:1409.4842, 5; doubted by "
     "Szegedy et al. 2015, arXiv:1512.00567, 4",
     varied="auxiliary heads, whose losses count 0.3 each, and batch norms",
-    held="an eighth of GoogLeNet's width, digits of 32x32 pixels, momentum 0.9 at a rate of 0.02, "
-    "4 epochs in batches of 32",
+    held="an eighth of GoogLeNet's width, digits of 32x32 pixels, Adam at a rate of 0.001 (at that "
+    "width the paper's form hardly learns by momentum), 6 epochs in batches of 32",
     experiment="inception",
-    common=("--image_size=32", "--epochs=4", "--augment=", "--width=0.125", "--learning_rate=0.02"),
+    common=(
+        *("--image_size=32", "--epochs=6", "--augment=", "--width=0.125"),
+        *("--optimizer=adam", "--learning_rate=0.001"),
+    ),
     setups=tuple(
         Setup(f"{kind}, {heads}", (f"--model={model}", *flags))
         for kind, model in MODELS.items()
@@ -58,7 +61,7 @@ CLAIM = Claim(
     judge=judge,
     draw=draw,
     seeds=3,
-    minutes=15,
+    minutes=25,
     quickly=("--steps=40",),
 )
 
