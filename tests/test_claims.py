@@ -92,6 +92,13 @@ def test_batch_norm(tmp_path):
 
 
 @pytest.mark.slow
+def test_batch_statistics(tmp_path):
+    setups = ("with, 2", "with, 64")
+    found = measured("batch_statistics", tmp_path, setups, "--epochs=2")
+    assert of(found, setups[0], "train/loss") > 1.2 * of(found, setups[1], "train/loss")
+
+
+@pytest.mark.slow
 def test_regularization(tmp_path):
     setups = ("nothing, 10 a class", "augmentation, 10 a class")
     found = measured("regularization", tmp_path, setups, seeds=2)

@@ -240,6 +240,7 @@ def test_the_command_of_a_recipe_takes_its_flags(path):
 
 STUDIES = (
     *("approximation", "attention", "auxiliary_heads", "batch_norm", "batch_size"),
+    "batch_statistics",
     *("branches", "checkerboard", "decoding", "depth", "descent"),
     *("growth", "mode_collapse", "multiply_adds", "optimizers", "paths"),
     *("perceptron", "recurrent", "regularization", "response_norm", "schedules"),

@@ -1,6 +1,7 @@
 """Arrows point down only: which room of the house may import which."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -149,3 +150,9 @@ assert seconds < 2, seconds
 assert not loaded, loaded
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", ["jaxdl.augment", "jaxdl.data"])
+def test_a_package_gives_what_it_says_it_gives(name):
+    package = importlib.import_module(name)
+    assert [one for one in package.__all__ if not hasattr(package, one)] == []

@@ -42,7 +42,6 @@ __all__ = [
     "fold",
     "from_arrays",
     "hold_out",
-    "it too.",
     "labels",
     "load",
     "require_classes",

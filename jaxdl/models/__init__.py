@@ -1,4 +1,4 @@
-"""The networks: one file per family, and the table of their names.
+"""The networks: one file per family, and the table of the names of those that classify.
 
 Use a family directly, `from jaxdl.models import resnet`, or by a name that a user gave:
 

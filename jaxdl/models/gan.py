@@ -99,12 +99,12 @@ class DCGANGenerator(Typed):
             raise InputError(
                 f"dcgan_generator takes image_size out of {sizes}, not {self.image_size}"
             )
-        check_choice("dcgan_generator", "upsampling", self.upsampling, UPSAMPLINGS)
-        check_choice("dcgan_generator", "norm", self.norm, ("batch", "none"))
-        check_least("dcgan_generator", 1, channels=self.channels, width=self.width)
+        _check_choice("dcgan_generator", "upsampling", self.upsampling, UPSAMPLINGS)
+        _check_choice("dcgan_generator", "norm", self.norm, ("batch", "none"))
+        _check_least("dcgan_generator", 1, channels=self.channels, width=self.width)
         if self.kernel_size is not None:
-            check_least("dcgan_generator", 2, kernel_size=self.kernel_size)
-        check_least("dcgan_generator", 0, num_classes=self.num_classes)
+            _check_least("dcgan_generator", 2, kernel_size=self.kernel_size)
+        _check_least("dcgan_generator", 0, num_classes=self.num_classes)
         super().__post_init__()
 
     @nn.compact
@@ -189,10 +189,10 @@ class DCGANDiscriminator(Typed):
     def __post_init__(self) -> None:
         """Refuse what makes no discriminator."""
         norms = ("batch", "layer", "spectral", "none")
-        check_choice("dcgan_discriminator", "norm", self.norm, norms)
-        check_least("dcgan_discriminator", 1, width=self.width)
-        check_least("dcgan_discriminator", 2, kernel_size=self.kernel_size)
-        check_least("dcgan_discriminator", 0, num_classes=self.num_classes)
+        _check_choice("dcgan_discriminator", "norm", self.norm, norms)
+        _check_least("dcgan_discriminator", 1, width=self.width)
+        _check_least("dcgan_discriminator", 2, kernel_size=self.kernel_size)
+        _check_least("dcgan_discriminator", 0, num_classes=self.num_classes)
         super().__post_init__()
 
     @nn.compact
@@ -275,8 +275,8 @@ class MLPGenerator(Typed):
             raise InputError(
                 f"mlp_generator takes output_shape of sizes of at least 1, not {self.output_shape}"
             )
-        check_least("mlp_generator", 1, width=self.width, depth=self.depth)
-        check_least("mlp_generator", 0, num_classes=self.num_classes)
+        _check_least("mlp_generator", 1, width=self.width, depth=self.depth)
+        _check_least("mlp_generator", 0, num_classes=self.num_classes)
         super().__post_init__()
 
     @nn.compact
@@ -333,10 +333,10 @@ class MLPDiscriminator(Typed):
 
     def __post_init__(self) -> None:
         """Refuse what makes no discriminator."""
-        check_choice("mlp_discriminator", "norm", self.norm, ("none", "layer", "spectral"))
-        check_least("mlp_discriminator", 1, width=self.width, depth=self.depth)
-        check_least("mlp_discriminator", 2, pieces=self.pieces)
-        check_least("mlp_discriminator", 0, num_classes=self.num_classes)
+        _check_choice("mlp_discriminator", "norm", self.norm, ("none", "layer", "spectral"))
+        _check_least("mlp_discriminator", 1, width=self.width, depth=self.depth)
+        _check_least("mlp_discriminator", 2, pieces=self.pieces)
+        _check_least("mlp_discriminator", 0, num_classes=self.num_classes)
         for name in ("dropout", "input_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 rate = getattr(self, name)
@@ -433,13 +433,13 @@ def require(model: Any, labels: jax.Array | None) -> jax.Array:
     return labels
 
 
-def check_choice(model: str, name: str, value: str, known: tuple[str, ...]) -> None:
+def _check_choice(model: str, name: str, value: str, known: tuple[str, ...]) -> None:
     """Raise InputError if the argument is none of those known."""
     if value not in known:
         raise InputError(f"{model} takes {name} out of {', '.join(known)}, not {value!r}")
 
 
-def check_least(model: str, least: int, **sizes: int) -> None:
+def _check_least(model: str, least: int, **sizes: int) -> None:
     """Raise InputError if one of the arguments is less than `least`."""
     for name, size in sizes.items():
         if size < least:
