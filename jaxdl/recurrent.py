@@ -264,7 +264,7 @@ def recur_forward(kind, reverse, dtype, params, x, state, mask):
     return (outputs, last), (params, x, before, gates, mask)
 
 
-def recur_backward(kind, reverse, dtype, saved, cotangents):
+def _recur_backward(kind, reverse, dtype, saved, cotangents):
     """Return the cotangents of the arguments of `recur`."""
     params, x, before, gates, mask = saved
     d_outputs, d_last = cotangents
@@ -278,14 +278,14 @@ def recur_backward(kind, reverse, dtype, saved, cotangents):
         gates = jax.lax.dynamic_index_in_dim(buffer, t, keepdims=False)
         _, pull = jax.vjp(partial(advance, kind, mask), gates, before)
         d_gates, d_before = pull((d_after[0] + d_output, *d_after[1:]))
-        _, d_hidden = spread(kind, d_gates)
+        _, d_hidden = _spread(kind, d_gates)
         d_hidden = product("bg,gh->bh", d_hidden, transposed, dtype)
         d_before = (d_before[0] + d_hidden, *d_before[1:])
         return (d_before, jax.lax.dynamic_update_index_in_dim(buffer, d_gates, t, 0)), None
 
     inputs = (jnp.arange(len(gates)), before, mask, d_outputs)
     (d_state, d_gates), _ = jax.lax.scan(step, (d_last, gates), inputs, reverse=not reverse)
-    d_projected, d_hidden = spread(kind, d_gates)
+    d_projected, d_hidden = _spread(kind, d_gates)
     # Of matrices, for which XLA need not copy the gates' cotangents, as it does of [T, B, ...].
     flat = lambda a: a.reshape(-1, a.shape[-1])
     d_params = {
@@ -300,7 +300,7 @@ def recur_backward(kind, reverse, dtype, saved, cotangents):
     return d_params, d_x, d_state, None
 
 
-recur.defvjp(recur_forward, recur_backward)
+recur.defvjp(recur_forward, _recur_backward)
 
 
 def combine(kind, projected, hidden, params):
@@ -313,7 +313,7 @@ def combine(kind, projected, hidden, params):
     return jnp.concatenate([sums, projected[:, both:], hidden_n], -1)
 
 
-def spread(kind, d_gates):
+def _spread(kind, d_gates):
     """Return the cotangents of `projected` and `hidden` of `combine`, with any axes in front."""
     if kind != "gru":
         return d_gates, d_gates

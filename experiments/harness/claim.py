@@ -3,6 +3,7 @@
 A study of a claim is a file in `experiments/studies` that holds one `Claim` and hands it to `main`.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -12,10 +13,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, Protocol
 
-from experiments.harness import catalogue, cli, study
+import jax
+import jax.numpy as jnp
+
+from experiments.harness import catalogue, cli, study, training
 from experiments.harness.cli import flag
 from experiments.harness.study import Run, StudyFlags
-from jaxdl import figures
+from jaxdl import figures, parallel
 
 Values = list[float | None]
 """By seed; None for a run that diverged."""
@@ -205,6 +209,25 @@ def mean(values: Sequence[float | None]) -> float:
     return statistics.mean(known) if known else math.nan
 
 
+def gradient_ratio(run: Run, first: str, last: str) -> float:
+    """The norm of the first step's gradient by one layer's kernel, over that by another's.
+
+    Both are told from how far the step moves them, which is to be one of plain descent or of
+    momentum, at a rate so great that nothing of it is lost in rounding.
+    """
+    problem = training.make_problem(
+        run.config, run.experiment.build, parallel.data_mesh(jax.devices()[:1])
+    )
+    task, hparams = training.task_of(run.config, problem)
+    hparams |= {"l2_penalty": jnp.float32(0), "learning_rate": jnp.float32(1e12)}
+    before = task.init(jax.random.key(run.seed), hparams)
+    with contextlib.closing(problem.feed.train()) as batches:
+        after, _ = jax.jit(task.train)(before, next(batches))
+    kernels = ((of.params[first]["kernel"], of.params[last]["kernel"]) for of in (after, before))
+    moved = [float(jnp.linalg.norm(new - old)) for new, old in zip(*kernels, strict=True)]
+    return moved[0] / moved[1] if moved[1] else math.nan
+
+
 def error(accuracy: Values) -> Values:
     """The share that is wrong, by seed."""
     return [None if right is None else 1 - right for right in accuracy]
@@ -223,8 +246,7 @@ def clearly_greater(a: Sequence[float | None], b: Sequence[float | None]) -> boo
 
 def table(claim: Claim, measured: Measured) -> str:
     """Mean ± sample standard deviation over the seeds, in Markdown."""
-    show = functools.partial(study.significant, digits=4)
-    show_std = functools.partial(study.significant, digits=2)
+    show, show_std = "{:.4g}".format, "{:.2g}".format
     rows = [["", *claim.metrics]]
     for name, found in measured.items():
         cells = [study.cell(found[metric], show, show_std) for metric in claim.metrics]

@@ -7,6 +7,7 @@ from typing import Any
 
 from experiments.harness import claim
 from experiments.harness.claim import Claim, Measured, Setup, Verdict, mean
+from experiments.harness.study import Run
 from jaxdl import figures
 
 ACTIVATIONS = ("sigmoid", "tanh", "relu")
@@ -19,6 +20,14 @@ INITS = {
 NORMED = "Xavier and batch norms"
 LEARNT = 0.8
 """The test accuracy from which on a network has learnt; a guess gets 0.1."""
+
+
+RATIO = "gradient by the first kernel over the last's"
+
+
+def read(run: Run) -> dict[str, Any]:
+    """What a run came to, and how its first gradient compares in its first layer and its last."""
+    return run.summary() | {RATIO: claim.gradient_ratio(run, "fc1", "fc")}
 
 
 def learnt(measured: Measured, activation: str) -> set[str]:
@@ -43,18 +52,26 @@ def judge(measured: Measured) -> Verdict:
         f"{activation} learns with {', '.join(sorted(learning)) or 'none of them'}"
         for activation, learning in found.items()
     )
-    return Verdict(word, f"Of eight layers, {said} (a test accuracy of {LEARNT} or more).")
+    ratios = ", ".join(
+        f"{mean(measured[f'{activation}, Xavier'][RATIO]):.1e} with {activation}"
+        for activation in ACTIVATIONS
+    )
+    return Verdict(
+        word,
+        f"Of eight layers, {said} (a test accuracy of {LEARNT} or more). At the first step the "
+        f"first kernel's gradient over the last's is, by Xavier's initialization, {ratios}.",
+    )
 
 
 def draw(figure: Any, measured: Measured) -> None:
     """Test accuracy of each activation and initialization."""
-    panels = figure.subplots(1, len(ACTIVATIONS), sharey=True, sharex=True)
-    for axes, activation in zip(panels, ACTIVATIONS, strict=True):
-        rows = {i: measured[f"{activation}, {i}"]["test/accuracy"] for i in (*INITS, NORMED)}
-        figures.bars(axes, rows, "test accuracy")
-        axes.set_title(activation)
-        axes.set_xlim(0, 1)
-        axes.set_xticks([0, 0.5, 1])
+    accuracies, ratios = figure.subplots(2, len(ACTIVATIONS), sharey=True, sharex="row")
+    for above, below, activation in zip(accuracies, ratios, ACTIVATIONS, strict=True):
+        of = {init: measured[f"{activation}, {init}"] for init in (*INITS, NORMED)}
+        figures.bars(above, {i: found["test/accuracy"] for i, found in of.items()}, "test accuracy")
+        above.set(title=activation, xlim=(0, 1), xticks=[0, 0.5, 1])
+        figures.bars(below, {i: found[RATIO] for i, found in of.items()}, "gradient, first / last")
+        below.set(xscale="log")
     figure.suptitle("Eight sigmoid layers learn with batch norms or very large kernels alone")
 
 
@@ -77,9 +94,10 @@ CLAIM = Claim(
         for activation in ACTIVATIONS
         for init, flags in {**INITS, NORMED: (*INITS["Xavier"], "--batch_norm")}.items()
     ),
-    metrics=("test/accuracy", "train/loss"),
+    metrics=("test/accuracy", "train/loss", RATIO),
     judge=judge,
     draw=draw,
+    read=read,
     seeds=5,
     minutes=1.5,
     quickly=("--epochs=15",),
