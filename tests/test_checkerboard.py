@@ -79,7 +79,7 @@ def test_the_study_writes_what_it_measured_and_trains_none_twice(images, tmp_pat
     mean, std = statistics.mean(of_resize), statistics.stdev(of_resize)
     assert rows[4][:2] == ["resize 3x3", f"{mean:.3g} ± {std:.2g}"]
     assert rows[6] == ["training images", "", f"{100 * share:.3g}"]
-    assert pictures.read_png(tmp_path / "checkerboard.png").shape[1] == 1100
+    assert pictures.read_png(tmp_path / "checkerboard.png").shape[1] == 700
 
     (tmp_path / "table.md").unlink()
     (Path(runs[2].workdir) / run_folder.SUMMARY_FILE).unlink()

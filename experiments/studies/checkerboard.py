@@ -34,7 +34,7 @@ STRIDE = 2
 """Of every layer that doubles a map, in pixels."""
 IMAGES = 1024
 """How many are measured: generated ones, those of noise, and at most of the data."""
-COLUMNS, SHOWN = 3, 9
+COLUMNS, SHOWN = 2, 4
 """Of the samples in the picture."""
 FAINTEST, BRIGHTEST = 1e-7, 1e-1
 """Shares of the energy at a frequency that the picture tells apart."""
@@ -187,8 +187,11 @@ def draw(found: Found, beside: Mapping[str, Look], path: Path) -> None:
     for axis in axes[-1, 1::2]:
         axis.set_xlabel("cycles a pixel; the stride's at the edges", fontsize=8)
     figure.colorbar(image, ax=axes, shrink=0.4, label="log10 of the share of the energy")
-    figure.suptitle("the contrast of all samples is stretched", fontsize=9)
-    figures.write(path, figure)
+    figure.suptitle(
+        "Untrained transposed convolutions draw checkerboards, which training takes away\n"
+        "(the contrast of all samples is stretched)"
+    )
+    figures.write(path, figure, 70)
 
 
 TITLE = "What transposed convolutions leave in pictures"
@@ -221,8 +224,8 @@ def verdict(found: Found, beside: Mapping[str, Look]) -> str:
     )
     natural = 100 * beside["training images"].energy
     return (
-        f"It {claim.word(fewer)}: of the energy repeats every {STRIDE} pixels, before and after "
-        f"training: {shares}; of the training images' {natural:.2g}%."
+        f"It {claim.word(fewer)}: this share of the energy repeats every {STRIDE} pixels, before "
+        f"and after training: {shares}; of the training images' it is {natural:.2g}%."
     )
 
 
