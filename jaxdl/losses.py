@@ -419,6 +419,7 @@ def word_prediction(model: nn.Module) -> tuple[Init, Loss]:
         )
         logits, pairs = scored
         total = jnp.sum(negative_sampling(logits, counted[:, None]) * pairs)
-        return Mean(total, batch["mask"].sum()), extra, {"pair_loss": Mean(total, pairs.sum())}
+        words = batch["mask"].astype(total.dtype).sum()
+        return Mean(total, words), extra, {"pair_loss": Mean(total, pairs.sum())}
 
     return init, loss

@@ -200,7 +200,8 @@ def _jit_init(init: Begin, mesh: Mesh, placed: NamedSharding | None) -> Begin:
 def checked(task: Task, mesh: Mesh) -> Task:
     """Runs a Task as `jit` does, slowly, and raises FloatingPointError where a nan first arises.
 
-    The error names the operation. For looking for a fault, not for training.
+    The error names the operation. For looking for a fault, not for training; each device holds the
+    whole state, so that rules that cut it have no place here.
     """
 
     def find_nan(function):

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import jax
@@ -18,7 +19,7 @@ import safetensors.numpy
 
 import experiments.__main__ as experiments_main
 from experiments.harness import cli
-from jaxdl import models, pretrained
+from jaxdl import hosts, models, pretrained
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted(ROOT.glob("experiments/flags/*.flags"))
@@ -145,6 +146,7 @@ SMALLER = {
 def test_python_of_pages_runs(path, tmp_path, monkeypatch):
     """As it stands there, block after block, but by smaller networks, images and counts."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hosts, "_last_word", threading.Lock())  # which a page speaks
     model = models.create("resnet18")
     image = jax.ShapeDtypeStruct((1, 224, 224, 3), np.float32)
     shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
@@ -197,6 +199,22 @@ def test_every_module_is_on_a_page_of_the_reference():
         for path in ROOT.glob("jaxdl/**/*.py")
     }
     assert sorted(listed) == sorted(modules)
+
+
+def test_every_public_name_stands_in_an_example():
+    """Every function and class of the library, in the Python of some page."""
+    shown = set()
+    for page in PAGES:
+        for block in blocks(page.read_text(), "python"):
+            shown |= set(re.findall(r"\w+", block))
+    public = {
+        f"{name_of(path)}: {node.name}": node.name
+        for path in ROOT.glob("jaxdl/**/*.py")
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_")
+    }
+    assert len(public) > 400
+    assert [where for where, name in public.items() if name not in shown] == []
 
 
 def test_every_page_is_in_the_navigation():
