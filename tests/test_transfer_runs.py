@@ -268,20 +268,21 @@ def test_the_study_tables_its_runs_and_trains_none_twice(tmp_path, monkeypatch):
         return summary
 
     monkeypatch.setattr(training, "train", train)
+    monkeypatch.setattr(transfer_study, "CLOTHES", tmp_path / "none")
     arguments = [f"--workdir={tmp_path}", "--seeds=2", "--per_class=5,6", "--steps=3"]
     transfer_study.run(arguments)
     assert len(trained) == 2 * (1 + 2 * 4)
     flags = [cli.to_dict(config) for config in trained]
     assert [of_run["seed"] for of_run in flags] == [0] * 9 + [1] * 9
     assert {of_run["workdir"] for of_run in flags[::9]} == {
-        f"{tmp_path}/pretrained/seed{seed}" for seed in (0, 1)
+        f"{tmp_path}/pretrained/digits/seed{seed}" for seed in (0, 1)
     }
     assert {of_run["classes"] for of_run in flags[::9]} == {tuple("01234")}
     for of_run in [*flags[1:9], *flags[10:]]:
         assert of_run["classes"] == tuple("56789")
         assert f"/{of_run['per_class']}_per_class/" in of_run["workdir"]
         scratch = of_run["experiment"] != "transfer"
-        expected = "" if scratch else f"{tmp_path}/pretrained/seed{of_run['seed']}"
+        expected = "" if scratch else f"{tmp_path}/pretrained/digits/seed{of_run['seed']}"
         assert of_run.get("from_run", "") == expected
         assert (of_run["steps"], of_run["batch_size"]) == (3, 25)
     record = json.loads((tmp_path / "table.json").read_text())["test/accuracy"]
@@ -298,6 +299,18 @@ def test_the_study_tables_its_runs_and_trains_none_twice(tmp_path, monkeypatch):
     (tmp_path / "table.md").unlink()
     transfer_study.run(arguments)
     assert len(trained) == 18
+
+    monkeypatch.setattr(transfer_study, "CLOTHES", tmp_path)  # a folder that there is
+    config, _ = cli.parse(transfer_study.Config, arguments)
+    runs = transfer_study.plan(config)
+    assert len(runs) == 2 * (2 + 2 * 6)
+    (clothes,) = (
+        {run.workdir for run in runs if run.setup == "pretrained"}
+        - {Path(f["workdir"]) for f in flags}
+        - {tmp_path / "pretrained/clothes/seed1"}
+    )
+    started = [run for run in runs if f"--from_run={clothes}" in run.arguments]
+    assert {run.setup[0] for run in started} == {*transfer_study.FROM_CLOTHES}
     assert (tmp_path / "table.md").read_text().splitlines() == lines
     with pytest.raises(InputError, match="holds a study with --steps=3, not 4"):
         transfer_study.run([*arguments, "--steps=4"])

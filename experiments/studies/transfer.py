@@ -4,14 +4,17 @@
 
 pretrains a narrow ResNet-20 on the digits 0 to 4 and takes it to the digits 5 to 9, of which it is
 shown 5, 20 or 100 examples each, as they are: training the head alone, the top layers, or all,
-beside the same network from scratch, each for as many steps. Every run is an ordinary one in
-WORKDIR, so the same command goes on where it was stopped, and trains nothing again that is done.
+beside the same network from scratch, each for as many steps. Where Fashion-MNIST is (Debian's
+package dataset-fashion-mnist), another is pretrained on as many pictures of five kinds of clothes,
+a task less like the new one. Every run is an ordinary one in WORKDIR, so the same command goes on
+where it was stopped, and trains nothing again that is done.
 """
 
 import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from experiments import resnet, transfer
 from experiments.harness import claim, cli, study
@@ -20,14 +23,42 @@ from experiments.harness.study import Run, StudyFlags
 from jaxdl import data, figures
 
 OLD_CLASSES, NEW_CLASSES = "0,1,2,3,4", "5,6,7,8,9"
-
-# What is frozen of the network that was trained before.
-WAYS: dict[str, tuple[str, ...]] = {
-    "scratch": (),
-    "head only": ("--head_only",),
-    "top layers": ("--freeze_up_to=layer1",),
-    "all layers": (),
+CLOTHES = Path("/usr/share/datasets/fashion-mnist")
+ORIGINS: dict[str, tuple[str, ...]] = {
+    "digits": (),
+    "clothes": (f"--dataset=idx:{CLOTHES}", "--per_class=144"),  # as many as there are digits
 }
+"""What a network is trained on before, of five classes."""
+
+
+class Way(NamedTuple):
+    """How the new task is learned.
+
+    Attributes:
+      origin: on what the network was trained before; empty for none.
+      flags: what of it is frozen.
+    """
+
+    origin: str = ""
+    flags: tuple[str, ...] = ()
+
+
+WAYS = {
+    "scratch": Way(),
+    "head only": Way("digits", ("--head_only",)),
+    "top layers": Way("digits", ("--freeze_up_to=layer1",)),
+    "all layers": Way("digits"),
+}
+FROM_CLOTHES = {
+    "head only, from clothes": Way("clothes", ("--head_only",)),
+    "all layers, from clothes": Way("clothes"),
+}
+
+
+def ways() -> dict[str, Way]:
+    """Those for which there are data."""
+    return WAYS | FROM_CLOTHES if CLOTHES.is_dir() else WAYS
+
 
 Accuracies = dict[str, dict[int, list[float]]]
 """{way: {examples per class: the test accuracy of each seed}}"""
@@ -54,21 +85,25 @@ class Config:
 def plan(config: Config) -> list[Run]:
     """The runs of each seed, which has a pretraining and examples of its own."""
     seldom = ["--eval_every=1000000", "--checkpoint_every=1000000"]
-    runs = []
+    runs: list[Run] = []
     for seed in study.seeds_of(config):
-        first = ["--width=8", f"--classes={OLD_CLASSES}", f"--epochs={config.pretraining_epochs}"]
-        folder = study.folder(config, "pretrained")
-        pretraining = Run("pretrained", seed, folder, resnet, [*first, *seldom])
-        runs.append(pretraining)
+        before = {}
+        for origin in filter(None, dict.fromkeys(way.origin for way in ways().values())):
+            folder = study.folder(config, f"pretrained/{origin}")
+            known = [f"--classes={OLD_CLASSES}", f"--epochs={config.pretraining_epochs}"]
+            flags = ["--width=8", *known, *ORIGINS[origin], *seldom]
+            before[origin] = Run("pretrained", seed, folder, resnet, flags)
+        runs += before.values()
         for count in config.per_class:
             task = [f"--classes={NEW_CLASSES}", f"--per_class={count}", "--augment="]
             task += ["--learning_rate=0.1", "--batch_size=25", f"--steps={config.steps}", *seldom]
-            for way, frozen in WAYS.items():
-                scratch = way == "scratch"
-                origin = "--width=8" if scratch else f"--from_run={pretraining.workdir}"
-                folder = study.folder(config, f"{count}_per_class/{way}")
-                experiment = resnet if scratch else transfer
-                runs.append(Run((way, count), seed, folder, experiment, [*task, origin, *frozen]))
+            for name, way in ways().items():
+                start = f"--from_run={before[way.origin].workdir}" if way.origin else "--width=8"
+                folder = study.folder(config, f"{count}_per_class/{name}")
+                experiment = transfer if way.origin else resnet
+                runs.append(
+                    Run((name, count), seed, folder, experiment, [*task, start, *way.flags])
+                )
     return runs
 
 
@@ -79,7 +114,7 @@ def accuracies(config: Config, runs: Sequence[Run]) -> Accuracies:
             count: [run.summary()["test/accuracy"] for run in runs if run.setup == (way, count)]
             for count in config.per_class
         }
-        for way in WAYS
+        for way in ways()
     }
 
 
@@ -116,7 +151,8 @@ def draw(found: Accuracies, path: Path) -> None:
 TITLE = "What transfer learning brings"
 CLAIM = (
     "A network that starts from what another has learned needs fewer examples; where they are few "
-    "it is better to train its last layers alone, where they are many, all."
+    "it is better to train its last layers alone, where they are many, all; and the more, the more "
+    "alike the two tasks are."
 )
 SOURCE = "Yosinski et al. 2014, How transferable are features, arXiv:1411.1792"
 
@@ -128,12 +164,14 @@ def verdict(found: Accuracies) -> str:
     start = claim.clearly_greater(of["all layers"], of["scratch"])
     part = claim.clearly_greater(of["top layers"], of["all layers"])
     whole = claim.clearly_greater(found["all layers"][many], found["top layers"][many])
+    parts = [start, part, whole]
+    if "all layers, from clothes" in of:
+        parts.append(claim.clearly_greater(of["all layers"], of["all layers, from clothes"]))
     means = lambda count: ", ".join(
         f"{way} {claim.mean(by_count[count]):.3f}" for way, by_count in found.items()
     )
     return (
-        f"It {claim.word([start, part, whole])}: of {few} examples a class {means(few)}; "
-        f"of {many} {means(many)}."
+        f"It {claim.word(parts)}: of {few} examples a class {means(few)}; of {many} {means(many)}."
     )
 
 
