@@ -21,6 +21,9 @@ from experiments.harness.cli import flag
 from experiments.harness.study import Run, StudyFlags
 from jaxdl import figures, parallel
 
+GRADIENT_RATIO = "gradient at the first step, first kernel over last"
+"""A metric: of the norms of the gradients by two kernels."""
+
 Values = list[float | None]
 """By seed; None for a run that diverged."""
 Measured = Mapping[str, Mapping[str, Values]]
@@ -209,12 +212,16 @@ def mean(values: Sequence[float | None]) -> float:
     return statistics.mean(known) if known else math.nan
 
 
-def gradient_ratio(run: Run, first: str, last: str) -> float:
-    """The norm of the first step's gradient by one layer's kernel, over that by another's.
+def with_gradient_ratio(first: str, last: str) -> Read:
+    """What reads the summary of a run, and `GRADIENT_RATIO` by the kernels of two layers.
 
-    Both are told from how far the step moves them, which is to be one of plain descent or of
-    momentum, at a rate so great that nothing of it is lost in rounding.
+    Both gradients are told from how far the first step moves the kernels, which is to be one of
+    plain descent or of momentum, at a rate so great that nothing of it is lost in rounding.
     """
+    return lambda run: run.summary() | {GRADIENT_RATIO: _gradient_ratio(run, first, last)}
+
+
+def _gradient_ratio(run: Run, first: str, last: str) -> float:
     problem = training.make_problem(
         run.config, run.experiment.build, parallel.data_mesh(jax.devices()[:1])
     )

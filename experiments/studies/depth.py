@@ -6,20 +6,19 @@ python -m experiments.studies.depth --quick
 from typing import Any
 
 from experiments.harness import claim
-from experiments.harness.claim import Claim, Measured, Setup, Verdict, clearly_greater, mean
-from experiments.harness.study import Run
+from experiments.harness.claim import (
+    GRADIENT_RATIO,
+    Claim,
+    Measured,
+    Setup,
+    Verdict,
+    clearly_greater,
+    mean,
+)
 from jaxdl import figures
 
 DEPTHS = (20, 56)
 KINDS = {"plain": "plain", "residual": "resnet"}
-
-
-RATIO = "gradient by the first kernel over the last's"
-
-
-def read(run: Run) -> dict[str, Any]:
-    """What a run came to, and how its first gradient compares in its first layer and its last."""
-    return run.summary() | {RATIO: claim.gradient_ratio(run, "conv1", "fc")}
 
 
 def judge(measured: Measured) -> Verdict:
@@ -33,27 +32,26 @@ def judge(measured: Measured) -> Verdict:
         residual[56], residual[20]
     )
     word = claim.word([worse, better])
-    ratios = [measured[f"{kind}, 56 layers"][RATIO] for kind in KINDS]
+    ratios = [measured[f"{kind}, 56 layers"][GRADIENT_RATIO] for kind in KINDS]
     return Verdict(
         word,
         f"With 56 plain layers the training loss ends at {mean(plain[56]):.3f}, with 20 at "
         f"{mean(plain[20]):.3f}; with 56 residual ones at {mean(residual[56]):.3f}, with 20 at "
-        f"{mean(residual[20]):.3f}. Gradients do not vanish: in the first step that by the first "
-        f"kernel is {mean(ratios[0]):.2g} times the last's with 56 plain layers, and "
-        f"{mean(ratios[1]):.2g} times with 56 residual ones.",
+        f"{mean(residual[20]):.3f}. In the first step the gradient by the first kernel is "
+        f"{mean(ratios[0]):.2g} times the last's with 56 plain layers, and {mean(ratios[1]):.2g} "
+        "times with 56 residual ones.",
     )
 
 
 def draw(figure: Any, measured: Measured) -> None:
     """Training loss and test accuracy by depth."""
-    metrics = {"train/loss": "train/loss", "test/accuracy": "test/accuracy"}
-    metrics |= {RATIO: "gradient at the first step, first kernel over last"}
-    for axes, (metric, label) in zip(figure.subplots(1, 3), metrics.items(), strict=True):
+    metrics = ("train/loss", "test/accuracy", GRADIENT_RATIO)
+    for axes, metric in zip(figure.subplots(1, 3), metrics, strict=True):
         for kind in KINDS:
             found = [measured[f"{kind}, {depth} layers"][metric] for depth in DEPTHS]
             figures.band(axes, DEPTHS, found, kind)
         axes.set_xticks(DEPTHS)
-        axes.set(xlabel="layers", ylabel=label)
+        axes.set(xlabel="layers", ylabel=metric)
     axes.set(ylim=(0, None))
     axes.legend()
     figure.suptitle("Deeper plain networks train worse; deeper residual ones do not")
@@ -74,10 +72,10 @@ CLAIM = Claim(
         for kind, name in KINDS.items()
         for depth in DEPTHS
     ),
-    metrics=("train/loss", "train/accuracy", "test/accuracy", RATIO),
+    metrics=("train/loss", "train/accuracy", "test/accuracy", GRADIENT_RATIO),
     judge=judge,
     draw=draw,
-    read=read,
+    read=claim.with_gradient_ratio("conv1", "fc"),
     seeds=5,
     minutes=6,
     quickly=("--width=4", "--steps=150"),

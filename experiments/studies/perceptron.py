@@ -239,7 +239,7 @@ def verdict(found: Mapping[str, Mapping[str, Any]]) -> str:
     return (
         f"It {claim.word([within, never])}: of {len(made)} trainings on what a line separates "
         f"none made more than {max(shares):.2f} of the bound, {max(made):.0f} mistakes at most; on "
-        "xor the weights come back to where they were, again and again."
+        f"xor the weights {'' if never else 'do not always '}come back to where they were."
     )
 
 

@@ -6,8 +6,7 @@ python -m experiments.studies.vanishing --quick
 from typing import Any
 
 from experiments.harness import claim
-from experiments.harness.claim import Claim, Measured, Setup, Verdict, mean
-from experiments.harness.study import Run
+from experiments.harness.claim import GRADIENT_RATIO, Claim, Measured, Setup, Verdict, mean
 from jaxdl import figures
 
 ACTIVATIONS = ("sigmoid", "tanh", "relu")
@@ -20,14 +19,6 @@ INITS = {
 NORMED = "Xavier and batch norms"
 LEARNT = 0.8
 """The test accuracy from which on a network has learnt; a guess gets 0.1."""
-
-
-RATIO = "gradient by the first kernel over the last's"
-
-
-def read(run: Run) -> dict[str, Any]:
-    """What a run came to, and how its first gradient compares in its first layer and its last."""
-    return run.summary() | {RATIO: claim.gradient_ratio(run, "fc1", "fc")}
 
 
 def learnt(measured: Measured, activation: str) -> set[str]:
@@ -53,7 +44,7 @@ def judge(measured: Measured) -> Verdict:
         for activation, learning in found.items()
     )
     ratios = ", ".join(
-        f"{mean(measured[f'{activation}, Xavier'][RATIO]):.1e} with {activation}"
+        f"{mean(measured[f'{activation}, Xavier'][GRADIENT_RATIO]):.1e} with {activation}"
         for activation in ACTIVATIONS
     )
     return Verdict(
@@ -70,7 +61,9 @@ def draw(figure: Any, measured: Measured) -> None:
         of = {init: measured[f"{activation}, {init}"] for init in (*INITS, NORMED)}
         figures.bars(above, {i: found["test/accuracy"] for i, found in of.items()}, "test accuracy")
         above.set(title=activation, xlim=(0, 1), xticks=[0, 0.5, 1])
-        figures.bars(below, {i: found[RATIO] for i, found in of.items()}, "gradient, first / last")
+        figures.bars(
+            below, {i: found[GRADIENT_RATIO] for i, found in of.items()}, "gradient, first / last"
+        )
         below.set(xscale="log")
     figure.suptitle("Eight sigmoid layers learn with batch norms or very large kernels alone")
 
@@ -94,10 +87,10 @@ CLAIM = Claim(
         for activation in ACTIVATIONS
         for init, flags in {**INITS, NORMED: (*INITS["Xavier"], "--batch_norm")}.items()
     ),
-    metrics=("test/accuracy", "train/loss", RATIO),
+    metrics=("test/accuracy", "train/loss", GRADIENT_RATIO),
     judge=judge,
     draw=draw,
-    read=read,
+    read=claim.with_gradient_ratio("fc1", "fc"),
     seeds=5,
     minutes=1.5,
     quickly=("--epochs=15",),
