@@ -273,6 +273,9 @@ def test_verdicts_of_what_is_no_run_by_setups():
     assert transfer.verdict(found).startswith("It holds: of 5 examples")
     assert "in part" in transfer.verdict(found | {"top layers": few_and_many(0.8, 0.8)})
 
+    of_one_count = {way: {5: by_count[5]} for way, by_count in found.items()}
+    assert "in part" in transfer.verdict(of_one_count)
+
     look = lambda energy: checkerboard.Look(energy, np.zeros((4, 4)), np.zeros((1, 4, 4, 1)))
     ways = {way: [(look(0.3), look(0.2))] for way in checkerboard.UPSAMPLINGS}
     nature = {"training images": look(0.01)}

@@ -25,8 +25,12 @@ from jaxdl import data, figures
 OLD_CLASSES, NEW_CLASSES = "0,1,2,3,4", "5,6,7,8,9"
 CLOTHES = Path("/usr/share/datasets/fashion-mnist")
 ORIGINS: dict[str, tuple[str, ...]] = {
-    "digits": (),
-    "clothes": (f"--dataset=idx:{CLOTHES}", "--per_class=144"),  # as many as there are digits
+    "digits": (f"--classes={OLD_CLASSES}",),
+    "clothes": (
+        f"--dataset=idx:{CLOTHES}",
+        "--classes=T-shirt/top,Trouser,Pullover,Dress,Coat",
+        "--per_class=144",  # as many as there are digits
+    ),
 }
 """What a network is trained on before, of five classes."""
 
@@ -90,8 +94,8 @@ def plan(config: Config) -> list[Run]:
         before = {}
         for origin in filter(None, dict.fromkeys(way.origin for way in ways().values())):
             folder = study.folder(config, f"pretrained/{origin}")
-            known = [f"--classes={OLD_CLASSES}", f"--epochs={config.pretraining_epochs}"]
-            flags = ["--width=8", *known, *ORIGINS[origin], *seldom]
+            epochs = f"--epochs={config.pretraining_epochs}"
+            flags = ["--width=8", epochs, *ORIGINS[origin], *seldom]
             before[origin] = Run("pretrained", seed, folder, resnet, flags)
         runs += before.values()
         for count in config.per_class:
@@ -159,7 +163,8 @@ SOURCE = "Yosinski et al. 2014, How transferable are features, arXiv:1411.1792"
 
 def verdict(found: Accuracies) -> str:
     """What came of the claim: at the fewest examples, and at the most."""
-    few, *_, many = next(iter(found.values()))
+    counts = next(iter(found.values()))
+    few, many = min(counts), max(counts)
     of = {way: by_count[few] for way, by_count in found.items()}
     start = claim.clearly_greater(of["all layers"], of["scratch"])
     part = claim.clearly_greater(of["top layers"], of["all layers"])
