@@ -199,7 +199,7 @@ def test_the_command_writes_what_the_last_frame_measures(tmp_path, capsys, monke
     mode_collapse.draw({"minimax": points[1][0]}, ring, figure := Figure())
     (axes,) = figure.axes
     (covered,) = mode_collapse.measure(ring, [points[1][0]])["modes_covered"]
-    assert axes.get_title() == f"minimax: {covered} of 8"
+    assert axes.get_title() == f"minimax\n{covered} of 8"
     np.testing.assert_array_equal(axes.lines[1].get_xydata(), points[1][0])
     with Image.open(tmp_path / "mode_collapse.gif") as gif:
         drawn = [np.asarray(f.convert("RGB")) for f in ImageSequence.Iterator(gif)]

@@ -262,7 +262,7 @@ def draw(samples: Mapping[str, np.ndarray], ring: data.Ring, figure: Any) -> Non
         (covered,) = measure(ring, [points])["modes_covered"]
         axes.plot(*ring.points("test")[:DRAWN].T, ".", color="0.7", markersize=3)
         axes.plot(*points[:DRAWN].T, ".", markersize=3)
-        axes.set(title=f"{title}: {covered} of {len(ring.centres)}", aspect="equal")
+        axes.set(title=f"{title}\n{covered} of {len(ring.centres)}", aspect="equal")
         axes.set(xlim=(-1, 1), ylim=(-1, 1))
     figure.suptitle("modes that the first seed's generator draws, over the data's in grey")
 
