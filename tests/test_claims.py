@@ -291,13 +291,15 @@ def test_verdicts_of_what_is_no_run_by_setups():
     assert mode_collapse.verdict(modes(3.0, 7.0), 8).startswith("It holds in part: ")
     assert mode_collapse.verdict(modes(8.0, 7.0), 8).startswith("It does not hold: ")
 
-    lags = lambda least, greatest: np.array([[[1.0, least]] * 2, [[1.0, greatest]] * 2])
-    by_lag = {"RNN": lags(1e-9, 10.0), "LSTM, forget bias 3": lags(0.1, 0.2)}
+    lags = lambda *last: np.array([[[1.0, value]] * 2 for value in last])  # by FACTORS
+    by_lag = {"RNN": lags(1e-9, 1e-3, 1.0, 10.0), "LSTM": lags(0.1, 0.1, 0.1, 0.2)}
     losses = lambda last: {"loss": np.array([[9.0, last]] * 2)}
     clipping = {"clipped": losses(2.0), "not clipped": losses(5.0)}
     assert recurrent.verdict(by_lag, clipping).startswith("It holds: ")
     alike = {"clipped": losses(2.0), "not clipped": losses(2.0)}
     assert recurrent.verdict(by_lag, alike).startswith("It holds in part: ")
+    worse = by_lag | {"GRU": lags(0.1, 1e-4, 0.1, 0.2)}
+    assert recurrent.verdict(worse, clipping).startswith("It holds in part: ")
 
     distances = {"sgd": np.array([[[1.0, 0.1]], [[1.0, 0.5]], [[1.0, 0.9]], [[1.0, 9.0]]])}
     points = {"x² + 2y²": [descent.Point([0.0, 0.0], "minimum", [1.0, 2.0], 0.0)]}
