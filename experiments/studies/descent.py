@@ -335,6 +335,7 @@ def draw_quadratics(distances: Mapping[str, np.ndarray], path: Path) -> None:
         axes.grid(alpha=0.3)
     all_axes[0].set_ylabel("distance to the minimum, over the first")
     all_axes[0].legend(title="rate")
+    figure.suptitle("Descent converges up to a greatest rate and not beyond")
     figures.write(path, figure)
 
 
@@ -350,12 +351,13 @@ def draw_points(points: Mapping[str, list[Point]], path: Path) -> None:
         heights = np.asarray(jax.vmap(FUNCTIONS[name])(grid)).reshape(len(line), -1)
         levels = np.sign(heights) * np.log1p(np.abs(heights))
         axes.contourf(line, line, levels, 20, cmap="Greys")
-        for kind, marker in zip(KINDS, ("o", "x", "^", "s"), strict=True):
+        for kind, marker, color in zip(KINDS, ("o", "X", "^", "s"), figures.PALETTE, strict=False):
             places = np.array([point.place for point in found if point.kind == kind])
             if len(places):
-                axes.plot(*places.T, marker, label=kind, markersize=9, markeredgewidth=2)
+                axes.plot(*places.T, marker, label=kind, color=color, markersize=9)
         axes.set(title=name, xticks=[-6, 0, 6], yticks=[-6, 0, 6])
-        axes.legend(loc="lower right")
+        axes.legend(loc="lower right", frameon=True)
+    figure.suptitle("The Hessian's eigenvalues tell what a stationary point is (low is light)")
     figures.write(path, figure, 80)
 
 
@@ -368,7 +370,8 @@ def draw_edge(every: int, descents: Mapping[float, Descent], path: Path) -> None
         (line,) = left.semilogy(descent.losses[0], linewidth=0.8, label=f"rate {rate:g}")
         steps = range(0, every * descent.sharpness.shape[1], every)
         figures.band(right, steps, descent.sharpness.T, f"rate {rate:g}", "-")
-        right.axhline(2 / rate, linestyle="--", color=line.get_color(), label=f"{2 / rate:.3g}")
+        right.axhline(2 / rate, linestyle="--", color=line.get_color())
+    figure.suptitle("Sharpness climbs to 2 / rate and stays there, while the loss goes on falling")
     left.set(xlabel="step", ylabel="mean squared error")
     right.set(xlabel="step", ylabel="sharpness, and 2 / rate (dashed)", ylim=(0, None))
     for axes in (left, right):
