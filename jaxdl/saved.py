@@ -37,7 +37,7 @@ class DamagedCheckpoint(InputError):
 
 @functools.cache
 def orbax() -> Any:
-    """Orbax's module, imported where it is first used: half a second later than the first step."""
+    """Orbax's module, imported where it is first used: it takes a quarter of a second."""
     import orbax.checkpoint as ocp
 
     # It tells each save at length through absl's logger; what users must hear is raised or printed.
