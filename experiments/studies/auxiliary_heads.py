@@ -22,19 +22,17 @@ def judge(measured: Measured) -> Verdict:
         )
         helped.append(clearly_greater(with_heads, without))
         harmed.append(clearly_greater(without, with_heads))
-        found.append(
-            f"the {kind}: {mean(with_heads):.3f} with heads and {mean(without):.3f} without"
-        )
+        found.append(f"{kind}, {mean(with_heads):.3f} with heads and {mean(without):.3f} without")
     word = claim.word(helped)
     harm = " Where they change much, they harm." if any(harmed) and not any(helped) else ""
-    return Verdict(word, f"Test accuracy of {'; of '.join(found)}.{harm}")
+    return Verdict(word, f"Test accuracy: {'; '.join(found)}.{harm}")
 
 
 def draw(figure: Any, measured: Measured) -> None:
     """Accuracy of each, in training and in the test."""
     for axes, metric in zip(figure.subplots(1, 2, sharey=True), METRICS, strict=True):
         figures.bars(axes, {name: found[metric] for name, found in measured.items()}, metric)
-    figure.suptitle("Accuracy by auxiliary heads, without norms and with batch norms")
+    figure.suptitle("Auxiliary heads add a little, most where there are no norms")
 
 
 CLAIM = Claim(
