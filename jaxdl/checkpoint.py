@@ -10,7 +10,6 @@ A run has one writer, who holds `lock` and uses `Checkpoints`, and any number of
 
 import contextlib
 import errno
-import functools
 import math
 import shutil
 import sys
@@ -80,26 +79,6 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         saved.mute_closed_loops()
         self._sound = hosts.agree(self._find_sound)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if not self._has_manager:
-            return
-        try:
-            self._manager.wait_until_finished()
-            self._manager.close()
-        except Exception as failed:
-            if error is None:  # else that is what to tell of
-                self._tell_of(failed)
-
-    @functools.cached_property
-    def _manager(self) -> Any:
-        """Orbax's, made where it is first needed. It reads the metrics of every checkpoint."""
         ocp = saved.orbax()
         policies = ocp.checkpoint_managers
         kept: list[Any] = [policies.LatestN(self._keep)]
@@ -108,13 +87,27 @@ class Checkpoints:
             kept.append(
                 policies.BestN(get_metric_fn=rank, n=1, keep_checkpoints_without_metrics=False)
             )
-        preserved = policies.AnyPreservationPolicy(kept)
-        options = ocp.CheckpointManagerOptions(preservation_policy=preserved, best_fn=rank)
-        return ocp.CheckpointManager(self.folder, options=options)
+        # It reads the metrics of every checkpoint at once.
+        self._manager = ocp.CheckpointManager(
+            self.folder,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policies.AnyPreservationPolicy(kept), best_fn=rank
+            ),
+        )
+        return self
 
-    @property
-    def _has_manager(self) -> bool:
-        return "_manager" in vars(self)
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            self._manager.wait_until_finished()
+            self._manager.close()
+        except Exception as failed:
+            if error is None:  # else that is what to tell of
+                self._tell_of(failed)
 
     def _find_sound(self) -> int | None:
         """The newest sound step; damaged checkpoints are set aside, and what kills left removed."""
@@ -161,9 +154,7 @@ class Checkpoints:
     @property
     def latest(self) -> int | None:
         """The newest saved step; None before the first."""
-        if self._has_manager:  # which knows of what is being written, too
-            return self._manager.latest_step()
-        return max(_steps(self.folder), default=None)
+        return self._manager.latest_step()
 
     @property
     def best(self) -> int | None:
@@ -210,8 +201,6 @@ class Checkpoints:
         Raises:
           OSError: it could not be written.
         """
-        if not self._has_manager:
-            return
         try:
             self._manager.wait_until_finished()
         except Exception as error:  # whatever Orbax's threads came upon
@@ -247,8 +236,7 @@ class Checkpoints:
         for later in _steps(self.folder):
             if later > step:
                 shutil.rmtree(self.folder / str(later))
-        if self._has_manager:
-            self._manager.reload()
+        self._manager.reload()
 
     def measured(self, step: int) -> dict[str, float]:
         """The metrics that were saved with a step; none where there were none."""

@@ -145,10 +145,14 @@ def shallow_inception(stages: Any, *args: Any) -> Any:
     return functools.partial(inception.Inception, table, *args)
 
 
+def resized_resnet(whole: Any, sizes: tuple[int, ...]) -> Any:
+    """Return the network of the same blocks, but so many in each stage."""
+    return functools.partial(whole.func, sizes, *whole.args[1:], **whole.keywords)
+
+
 def shallow_resnet(whole: Any) -> Any:
     """Return the network of the same blocks, of which the first stage alone has two."""
-    sizes = (2, *[1] * (len(whole.args[0]) - 1))
-    return functools.partial(whole.func, sizes, *whole.args[1:], **whole.keywords)
+    return resized_resnet(whole, (2, *[1] * (len(whole.args[0]) - 1)))
 
 
 # The same blocks as in these rows, and fewer of them, for the tests that compile.

@@ -7,7 +7,7 @@ import pkgutil
 
 import numpy as np
 import pytest
-from networks import SHALLOW_GOOGLENET
+from networks import SHALLOW_GOOGLENET, resized_resnet
 
 import experiments.studies.__main__ as studies_main
 from experiments import studies
@@ -65,8 +65,7 @@ def of(found, setup, metric):
 @pytest.mark.slow
 def test_depth(tmp_path, monkeypatch):
     for layers, blocks in ((56, 6), (20, 1)):  # of 38 and of 8 layers, which compile sooner
-        _, *others = (plain := resnet.plain56_cifar).args
-        fewer = functools.partial(plain.func, (blocks,) * 3, *others, **plain.keywords)
+        fewer = resized_resnet(resnet.plain56_cifar, (blocks,) * 3)
         monkeypatch.setitem(models.MODELS, f"plain{layers}_cifar", fewer)
     setups = ("plain, 56 layers", "plain, 20 layers")
     found = measured("depth", tmp_path, setups, "--steps=80")
@@ -261,8 +260,10 @@ def test_verdicts_are_of_what_was_measured(name, tmp_path):
     assert name == whole.name
 
 
-def test_verdicts_of_what_is_no_run_by_setups():
-    """In words, for measurements that bear a claim out, in part, and not at all."""
+# Verdicts of what is no run by setups and seeds: for measurements that bear a claim out, or not
+
+
+def test_verdict_of_transfer():
     few_and_many = lambda few, many: {5: [few, few + 0.01], 20: [0.0, 0.0], 100: [many, many]}
     found = {
         "scratch": few_and_many(0.7, 0.9),
@@ -272,10 +273,11 @@ def test_verdicts_of_what_is_no_run_by_setups():
     }
     assert transfer.verdict(found).startswith("It holds: of 5 examples")
     assert "in part" in transfer.verdict(found | {"top layers": few_and_many(0.8, 0.8)})
-
     of_one_count = {way: {5: by_count[5]} for way, by_count in found.items()}
     assert "in part" in transfer.verdict(of_one_count)
 
+
+def test_verdict_of_checkerboard():
     look = lambda energy: checkerboard.Look(energy, np.zeros((4, 4)), np.zeros((1, 4, 4, 1)))
     ways = {way: [(look(0.3), look(0.2))] for way in checkerboard.UPSAMPLINGS}
     nature = {"training images": look(0.01)}
@@ -283,6 +285,8 @@ def test_verdicts_of_what_is_no_run_by_setups():
     smooth = {way: [(look(0.1), look(0.02))] for way in ("resize 3x3", "pixel shuffle 3x3")}
     assert checkerboard.verdict(ways | smooth, nature).startswith("It holds: ")
 
+
+def test_verdict_of_mode_collapse():
     modes = lambda plain, mended: {
         title: {"modes_covered": [mended if "+" in title else plain, 8.0]}
         for title in mode_collapse.SETUPS
@@ -291,6 +295,8 @@ def test_verdicts_of_what_is_no_run_by_setups():
     assert mode_collapse.verdict(modes(3.0, 7.0), 8).startswith("It holds in part: ")
     assert mode_collapse.verdict(modes(8.0, 7.0), 8).startswith("It does not hold: ")
 
+
+def test_verdict_of_recurrent():
     lags = lambda *last: np.array([[[1.0, value]] * 2 for value in last])  # by FACTORS
     by_lag = {"RNN": lags(1e-9, 1e-3, 1.0, 10.0), "LSTM": lags(0.1, 0.1, 0.1, 0.2)}
     losses = lambda last: {"loss": np.array([[9.0, last]] * 2)}
@@ -301,6 +307,8 @@ def test_verdicts_of_what_is_no_run_by_setups():
     worse = by_lag | {"GRU": lags(0.1, 1e-4, 0.1, 0.2)}
     assert recurrent.verdict(worse, clipping).startswith("It holds in part: ")
 
+
+def test_verdict_of_descent():
     distances = {"sgd": np.array([[[1.0, 0.1]], [[1.0, 0.5]], [[1.0, 0.9]], [[1.0, 9.0]]])}
     points = {"x² + 2y²": [descent.Point([0.0, 0.0], "minimum", [1.0, 2.0], 0.0)]}
     descents = {0.5: descent.Descent(np.full((1, 8), 4.0), np.ones((1, 8)))}  # at 2 / rate
@@ -308,10 +316,15 @@ def test_verdicts_of_what_is_no_run_by_setups():
     astray = {"x² + 2y²": [descent.Point([0.0, 0.0], "minimum", [1.0, 2.0], 0.5)]}
     assert descent.verdict(distances, astray, descents).startswith("It holds in part: ")
 
+
+def test_verdict_of_perceptron():
     logic = {"margin": [0.2], "bound": [50.0], "mistakes": [20.0], "period": [None]}
     xor = {"margin": [0.0], "bound": [np.inf], "mistakes": [99.0], "period": [1]}
     assert perceptron.verdict({"and": logic, "xor": xor}).startswith("It holds: ")
     assert "in part" in perceptron.verdict({"and": logic | {"bound": [9.0]}, "xor": xor})
+
+
+# Pages
 
 
 def test_a_page_holds_the_claim_the_verdict_and_the_table(tmp_path):

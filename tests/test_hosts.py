@@ -14,7 +14,7 @@ from jaxdl import InputError, checkpoint, hosts
 from jaxdl.data import RowPipeline
 from jaxdl.data.rows import Field
 
-FLAGS = ("--steps=60", "--eval_every=30", "--checkpoint_every=10", "--log_every=5", "--width=8")
+FLAGS = ("--steps=80", "--eval_every=40", "--checkpoint_every=10", "--log_every=5", "--width=8")
 
 
 def steps(folder):
@@ -67,7 +67,7 @@ def test_killed_stopped_and_damaged_runs_go_on_exactly(two_hosts, tmp_path):
     (first, err), (second, silence) = two_hosts.end(two_hosts.start("mlp", *flags))
     assert f"set aside as {stopped_at}.damaged" in err
     assert err.count("\n") == 1
-    assert f"steps {before} to 60" in first
+    assert f"steps {before} to 80" in first
     assert second == silence == ""
     assert_same(checkpoint.load(run), checkpoint.load(tmp_path / "whole"))
 

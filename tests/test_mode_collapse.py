@@ -13,7 +13,7 @@ from scipy import stats
 
 from experiments.harness import cli, training
 from experiments.studies import mode_collapse
-from experiments.studies.mode_collapse import PANEL, SETUPS, TITLE, Setup
+from experiments.studies.mode_collapse import PANEL, SETUPS, TITLE_HEIGHT, Setup
 from jaxdl import InputError, data, parallel
 from jaxdl.pictures import POINT, REFERENCE
 
@@ -153,22 +153,22 @@ def test_a_frame_has_a_titled_panel_for_each_setup():
     corner, all_modes = np.ones((64, 2), np.float32), np.repeat(ring.centres, 8, axis=0)
     samples = {"a": corner, "b": all_modes, "c": corner, "d": corner}
     picture = mode_collapse.frame(samples, ring)
-    height, width = TITLE + PANEL + 1, PANEL + 1
+    height, width = TITLE_HEIGHT + PANEL + 1, PANEL + 1
     assert picture.shape == (2 * height + 1, 3 * width + 1, 3)
     panels = [picture[1:height, 1 + i * width : (i + 1) * width] for i in range(3)]
     panels += [picture[1 + height : 2 * height, 1:width]]
     for panel, points in zip(panels, samples.values(), strict=True):
-        dots = panel[TITLE:]
-        assert (panel[:TITLE].min(axis=-1) < 128).sum() > 20  # letters
+        dots = panel[TITLE_HEIGHT:]
+        assert (panel[:TITLE_HEIGHT].min(axis=-1) < 128).sum() > 20  # letters
         assert (dots[0, -1] == POINT).all() == (points is corner)
         # The mode on the right is under samples, or it shows.
         right = dots[PANEL // 2, round(1.7 * (PANEL - 1) / 2)]
         np.testing.assert_array_equal(right, POINT if points is all_modes else REFERENCE)
     # A title tells its setup and the count: "a: 0 of 8", "b: 8 of 8".
-    titles = {panel[:TITLE].tobytes() for panel in panels}
+    titles = {panel[:TITLE_HEIGHT].tobytes() for panel in panels}
     assert len(titles) == 4
     again = mode_collapse.frame({"a": all_modes}, ring)
-    assert again[1 : 1 + TITLE, 1:width].tobytes() not in titles
+    assert again[1 : 1 + TITLE_HEIGHT, 1:width].tobytes() not in titles
 
 
 def test_the_command_writes_what_the_last_frame_measures(tmp_path, capsys, monkeypatch):

@@ -169,6 +169,22 @@ def test_programs_tell_what_may_be_lanes(module, flags, kinds):
     assert "".join(map(str, numbers)) == kinds
 
 
+def test_what_begins_like_no_other_is_not_traced_further(tmp_path, monkeypatch):
+    begun = []
+    prepare = sweep._prepare
+    monkeypatch.setattr(
+        sweep, "_prepare", lambda *given: begun.append(prepare(*given)) or begun[-1]
+    )
+    flags = ("--image_size=8", "--steps=2", "--augment=")
+    runs = [
+        study.Run("some", n, tmp_path, mlp, [*flags, f"--width={width}"])
+        for n, width in enumerate((4, 5, 5))
+    ]
+    monkeypatch.setattr(sweep, "_train_kind", lambda *given: None)
+    sweep.train(runs, tmp_path, lambda run, how: None)
+    assert ["programs" in vars(lane) for lane in begun] == [False, True, True]
+
+
 def test_batches_of_several_shapes_are_no_lane():
     small = ("--count=200", "--features=8", "--embedding=4", "--steps=2")
     several, one = lanes_of(seq2seq, small, (*small, "--buckets=1"))

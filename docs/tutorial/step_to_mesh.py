@@ -40,8 +40,8 @@ def train(task, mesh):
         state, metrics = task.train(
             state, jax.device_put(batch(step), parallel.batch_sharding(mesh))
         )
-        # Devices made of one CPU share its threads: many steps sent ahead can starve one of them,
-        # for which the others wait until XLA gives up. `jaxdl.loop.fit` keeps two in flight.
+        # Devices made of one CPU share its threads and wait for one another in each step: send no
+        # many steps ahead. `jaxdl.loop.fit` keeps two in flight.
         jax.block_until_ready(metrics)
     return state, float(metrics["loss"].value)
 

@@ -235,6 +235,33 @@ def _gradient_ratio(run: Run, first: str, last: str) -> float:
     return moved[0] / moved[1] if moved[1] else math.nan
 
 
+def draw_by_size(
+    figure: Any,
+    measured: Measured,
+    metrics: Sequence[str],
+    lines: Mapping[str, Sequence[str]],
+    sizes: Sequence[int],
+    label: str,
+) -> None:
+    """Draws a panel for each metric, of lines over sizes that are far apart.
+
+    Args:
+      figure: an empty Matplotlib figure.
+      measured: {setup: {metric: values}}
+      metrics: of the panels.
+      lines: {label: its setups, by size}
+      sizes: in order.
+      label: of the sizes.
+    """
+    for axes, metric in zip(figure.subplots(1, len(metrics)), metrics, strict=True):
+        for name, setups in lines.items():
+            figures.band(axes, sizes, [measured[setup][metric] for setup in setups], name)
+        axes.set(xscale="log", xlabel=label, ylabel=metric)
+        axes.set_xticks(sizes, [str(size) for size in sizes], minor=False)
+        axes.minorticks_off()
+    axes.legend()
+
+
 def error(accuracy: Values) -> Values:
     """The share that is wrong, by seed."""
     return [None if right is None else 1 - right for right in accuracy]

@@ -7,7 +7,6 @@ from typing import Any
 
 from experiments.harness import claim
 from experiments.harness.claim import Claim, Measured, Setup, Verdict, clearly_greater, mean
-from jaxdl import figures
 
 SIZES = (8, 32, 128, 512)
 BASE_RATE, BASE_SIZE = 0.02, 32
@@ -31,14 +30,10 @@ def judge(measured: Measured) -> Verdict:
 
 def draw(figure: Any, measured: Measured) -> None:
     """Test accuracy and training loss by batch size."""
-    for axes, metric in zip(figure.subplots(1, 2), ("test/accuracy", "train/loss"), strict=True):
-        for scaling in SCALINGS:
-            found = [measured[f"{scaling}, {size}"][metric] for size in SIZES]
-            figures.band(axes, SIZES, found, scaling)
-        axes.set(xscale="log", xlabel="batch size", ylabel=metric)
-        axes.set_xticks(SIZES, [str(size) for size in SIZES], minor=False)
-        axes.minorticks_off()
-    axes.legend()
+    lines = {scaling: [f"{scaling}, {size}" for size in SIZES] for scaling in SCALINGS}
+    claim.draw_by_size(
+        figure, measured, ("test/accuracy", "train/loss"), lines, SIZES, "batch size"
+    )
     figure.suptitle("In as many epochs large batches fall behind, unless the rate grows with them")
 
 

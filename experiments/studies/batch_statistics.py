@@ -7,7 +7,6 @@ from typing import Any
 
 from experiments.harness import claim
 from experiments.harness.claim import Claim, Measured, Setup, Verdict, clearly_greater, mean
-from jaxdl import figures
 
 SIZES = (2, 4, 16, 64, 256)
 KINDS = {"without": (), "with": ("--batch_norm",)}
@@ -34,14 +33,8 @@ def judge(measured: Measured) -> Verdict:
 
 def draw(figure: Any, measured: Measured) -> None:
     """Test accuracy and training loss by batch size."""
-    for axes, metric in zip(figure.subplots(1, 2), (METRIC, "train/loss"), strict=True):
-        for kind in KINDS:
-            found = [measured[f"{kind}, {size}"][metric] for size in SIZES]
-            figures.band(axes, SIZES, found, f"{kind} batch norms")
-        axes.set(xscale="log", xlabel="batch size", ylabel=metric)
-        axes.set_xticks(SIZES, [str(size) for size in SIZES], minor=False)
-        axes.minorticks_off()
-    axes.legend()
+    lines = {f"{kind} batch norms": [f"{kind}, {size}" for size in SIZES] for kind in KINDS}
+    claim.draw_by_size(figure, measured, (METRIC, "train/loss"), lines, SIZES, "batch size")
     figure.suptitle("Batch norms harm where a batch has few examples")
 
 

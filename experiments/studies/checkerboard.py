@@ -30,6 +30,16 @@ from experiments.harness.cli import flag, require
 from experiments.harness.study import Run, StudyFlags
 from jaxdl import adversarial, fidelity, figures, parallel, pictures
 
+TITLE = "What transposed convolutions leave in pictures"
+CLAIM = (
+    "Transposed convolutions draw checkerboards, before they have learned anything and after; "
+    "where a map is resized first, or its pixels are shuffled, there are none."
+)
+SOURCE = (
+    "Odena et al. 2016, Distill, Deconvolution and checkerboard artifacts; Shi et al. 2016, "
+    "arXiv:1609.05158, for the shuffled pixels"
+)
+
 STRIDE = 2
 """Of every layer that doubles a map, in pixels."""
 IMAGES = 1024
@@ -192,17 +202,6 @@ def draw(found: Found, beside: Mapping[str, Look], path: Path) -> None:
         "(the contrast of all samples is stretched)"
     )
     figures.write(path, figure, 70)
-
-
-TITLE = "What transposed convolutions leave in pictures"
-CLAIM = (
-    "Transposed convolutions draw checkerboards, before they have learned anything and after; "
-    "where a map is resized first, or its pixels are shuffled, there are none."
-)
-SOURCE = (
-    "Odena et al. 2016, Distill, Deconvolution and checkerboard artifacts; Shi et al. 2016, "
-    "arXiv:1609.05158, for the shuffled pixels"
-)
 
 
 def verdict(found: Found, beside: Mapping[str, Look]) -> str:

@@ -77,7 +77,7 @@ CLAIM = Claim(
     draw=draw,
     read=claim.with_gradient_ratio("conv1", "fc"),
     seeds=5,
-    minutes=6,
+    minutes=9,
     quickly=("--width=4", "--steps=150"),
 )
 

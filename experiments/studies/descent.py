@@ -34,6 +34,17 @@ from jaxdl.data.digits import NUM_TRAIN
 from jaxdl.models.mlp import mlp
 from jaxdl.task import supervised
 
+TITLE = "Why a learning rate diverges"
+CLAIM = (
+    "Descent converges up to a rate that the greatest eigenvalue of the Hessian sets, and not "
+    "beyond; eigenvalues tell minima, saddles and maxima apart; on a network sharpness climbs to "
+    "2 / rate and stays there."
+)
+SOURCE = (
+    "LeCun et al. 1998, Efficient BackProp; Polyak 1964; Dauphin et al. 2014, arXiv:1406.2572; "
+    "Cohen et al. 2021, arXiv:2103.00065"
+)
+
 MOMENTUM = 0.9
 METHODS = {"sgd": "gradient descent", "momentum": "momentum 0.9", "nesterov": "Nesterov 0.9"}
 """By their names in `jaxdl.optim`."""
@@ -287,18 +298,6 @@ def table(
         last = study.cell(of_rate["loss"], digits)
         edges.append([f"rate {rate:g}", f"{2 / rate:.3g}", *cells, last])
     return "\n\n".join(map(study.table, (rows, kinds, edges)))
-
-
-TITLE = "Why a learning rate diverges"
-CLAIM = (
-    "Descent converges up to a rate that the greatest eigenvalue of the Hessian sets, and not "
-    "beyond; eigenvalues tell minima, saddles and maxima apart; on a network sharpness climbs to "
-    "2 / rate and stays there."
-)
-SOURCE = (
-    "LeCun et al. 1998, Efficient BackProp; Polyak 1964; Dauphin et al. 2014, arXiv:1406.2572; "
-    "Cohen et al. 2021, arXiv:2103.00065"
-)
 
 
 def verdict(

@@ -31,6 +31,17 @@ from jaxdl import adversarial, data, fidelity, figures, optim, parallel, picture
 from jaxdl.models import gan
 from jaxdl.task import Task
 
+TITLE = "Which losses find all modes"
+CLAIM = (
+    "A generator that plays the original game draws few of the data's modes; penalties on the "
+    "discriminator's slopes, spectral norms and Wasserstein's loss make it draw all."
+)
+SOURCE = (
+    "Goodfellow et al. 2014, arXiv:1406.2661; Metz et al. 2016, arXiv:1611.02163, for the ring; "
+    "Mescheder et al. 2018, arXiv:1801.04406; Miyato et al. 2018, arXiv:1802.05957; Gulrajani et "
+    "al. 2017, arXiv:1704.00028"
+)
+
 
 class Setup(NamedTuple):
     """In what a training differs from the others.
@@ -63,7 +74,7 @@ SETUPS = {
 
 SAMPLES, DRAWN = 2048, 512
 """How many samples of a generator are measured, and how many of them the pictures show."""
-COLUMNS, PANEL, TITLE = 3, 200, 16
+COLUMNS, PANEL, TITLE_HEIGHT = 3, 200, 16
 """Panels in a row of the pictures, and the sizes of one and of its title in pixels."""
 SECONDS_PER_FRAME = 0.15
 
@@ -211,18 +222,6 @@ def table(found: Mapping[str, Measured]) -> str:
     return study.table(rows)
 
 
-TITLE_OF_PAGE = "Which losses find all modes"
-CLAIM = (
-    "A generator that plays the original game draws few of the data's modes; penalties on the "
-    "discriminator's slopes, spectral norms and Wasserstein's loss make it draw all."
-)
-SOURCE = (
-    "Goodfellow et al. 2014, arXiv:1406.2661; Metz et al. 2016, arXiv:1611.02163, for the ring; "
-    "Mescheder et al. 2018, arXiv:1801.04406; Miyato et al. 2018, arXiv:1802.05957; Gulrajani et "
-    "al. 2017, arXiv:1704.00028"
-)
-
-
 def verdict(found: Mapping[str, Measured], modes: int) -> str:
     """What came of the claim: whether each plain game loses modes, and each remedy finds all."""
     of = {title: found[title]["modes_covered"] for title in SETUPS if title in found}
@@ -237,9 +236,11 @@ def verdict(found: Mapping[str, Measured], modes: int) -> str:
 def panel(title: str, points: np.ndarray, ring: data.Ring) -> np.ndarray:
     """Samples of one generator over the ring's own points, below a title, uint8 [H, W, 3]."""
     dots = pictures.scatter(points[:DRAWN], ring.points("test")[:DRAWN], size=PANEL)
-    head = Image.new("RGB", (PANEL, TITLE), "white")
+    head = Image.new("RGB", (PANEL, TITLE_HEIGHT), "white")
     font = ImageFont.load_default(11)
-    ImageDraw.Draw(head).text((PANEL / 2, TITLE / 2), title, fill="black", font=font, anchor="mm")
+    ImageDraw.Draw(head).text(
+        (PANEL / 2, TITLE_HEIGHT / 2), title, fill="black", font=font, anchor="mm"
+    )
     return np.concatenate([np.asarray(head), dots])
 
 
@@ -300,9 +301,7 @@ def run(argv: list[str]) -> None:
             "mode_collapse.png": functools.partial(figures.save, draw=picture, size=size),
             "mode_collapse.gif": lambda path: pictures.write_gif(path, frames, SECONDS_PER_FRAME),
         },
-        claim.page(
-            "mode_collapse", TITLE_OF_PAGE, CLAIM, SOURCE, verdict(found, len(ring.centres))
-        ),
+        claim.page("mode_collapse", TITLE, CLAIM, SOURCE, verdict(found, len(ring.centres))),
     )
 
 

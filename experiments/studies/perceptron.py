@@ -28,6 +28,13 @@ from jaxdl import figures, losses, optim, parallel
 from jaxdl.models.linear import Perceptron
 from jaxdl.task import supervised
 
+TITLE = "What the perceptron learns, and what it cannot"
+CLAIM = (
+    "Of examples that a line separates the perceptron makes at most (R / margin)² mistakes, and "
+    "then none any more; of others, as xor, it makes mistakes for ever."
+)
+SOURCE = "Rosenblatt 1958; Novikoff 1962; Minsky and Papert 1969, Perceptrons"
+
 CORNERS = np.array([[0, 0], [0, 1], [1, 0], [1, 1]], np.float32)
 LOGIC: dict[str, tuple[list[int], list[float]]] = {
     "and": ([-1, -1, -1, 1], [1, 1, -1.5]),
@@ -219,14 +226,6 @@ def draw(found: Mapping[str, Mapping[str, Any]], courses: Mapping[str, Course], 
     weights.set(xlabel="examples of xor shown", ylabel="weights, first seed")
     weights.legend()
     figures.write(path, figure, 85)
-
-
-TITLE = "What the perceptron learns, and what it cannot"
-CLAIM = (
-    "Of examples that a line separates the perceptron makes at most (R / margin)² mistakes, and "
-    "then none any more; of others, as xor, it makes mistakes for ever."
-)
-SOURCE = "Rosenblatt 1958; Novikoff 1962; Minsky and Papert 1969, Perceptrons"
 
 
 def verdict(found: Mapping[str, Mapping[str, Any]]) -> str:

@@ -37,6 +37,17 @@ from jaxdl.models.language_model import language_model
 from jaxdl.recurrent import Recurrent
 from jaxdl.task import supervised
 
+TITLE = "How far back recurrent layers learn"
+CLAIM = (
+    "Through a plain recurrent layer gradients vanish or explode with the lag, by the scale of its "
+    "kernel; through gated cells, above all with open forget gates, they last. Clipping the "
+    "gradient keeps its explosions from ruining what was learned."
+)
+SOURCE = (
+    "Bengio, Simard and Frasconi 1994, IEEE TNN 5(2); Pascanu et al. 2012, arXiv:1211.5063; "
+    "Hochreiter and Schmidhuber 1997; Jozefowicz et al. 2015, for the forget gates"
+)
+
 FACTORS = (0.5, 1.0, 1.5, 2.0)
 # An LSTM whose forget gates start open remembers from the start (Jozefowicz, Zaremba, Sutskever
 # 2015, "An empirical exploration of recurrent network architectures").
@@ -212,18 +223,6 @@ def table(by_lag: Lags, clipping: Clipping) -> str:
         last = study.cell(values["loss"][:, -1].tolist(), "{:.2f}".format)
         trainings.append([name, greatest, last])
     return f"{study.table(rows)}\n\n{study.table(trainings)}"
-
-
-TITLE = "How far back recurrent layers learn"
-CLAIM = (
-    "Through a plain recurrent layer gradients vanish or explode with the lag, by the scale of its "
-    "kernel; through gated cells, above all with open forget gates, they last. Clipping the "
-    "gradient keeps its explosions from ruining what was learned."
-)
-SOURCE = (
-    "Bengio, Simard and Frasconi 1994, IEEE TNN 5(2); Pascanu et al. 2012, arXiv:1211.5063; "
-    "Hochreiter and Schmidhuber 1997; Jozefowicz et al. 2015, for the forget gates"
-)
 
 
 def verdict(by_lag: Lags, clipping: Clipping) -> str:

@@ -22,6 +22,14 @@ from experiments.harness.cli import flag, require
 from experiments.harness.study import Run, StudyFlags
 from jaxdl import data, figures
 
+TITLE = "What transfer learning brings"
+CLAIM = (
+    "A network that starts from what another has learned needs fewer examples; where they are few "
+    "it is better to train its last layers alone, where they are many, all; and the more, the more "
+    "alike the two tasks are."
+)
+SOURCE = "Yosinski et al. 2014, How transferable are features, arXiv:1411.1792"
+
 OLD_CLASSES, NEW_CLASSES = "0,1,2,3,4", "5,6,7,8,9"
 CLOTHES = Path("/usr/share/datasets/fashion-mnist")
 ORIGINS: dict[str, tuple[str, ...]] = {
@@ -152,15 +160,6 @@ def draw(found: Accuracies, path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend(title="trained")
     figures.write(path, figure)
-
-
-TITLE = "What transfer learning brings"
-CLAIM = (
-    "A network that starts from what another has learned needs fewer examples; where they are few "
-    "it is better to train its last layers alone, where they are many, all; and the more, the more "
-    "alike the two tasks are."
-)
-SOURCE = "Yosinski et al. 2014, How transferable are features, arXiv:1411.1792"
 
 
 def verdict(found: Accuracies) -> str:

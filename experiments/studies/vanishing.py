@@ -92,7 +92,7 @@ CLAIM = Claim(
     draw=draw,
     read=claim.with_gradient_ratio("fc1", "fc"),
     seeds=5,
-    minutes=1.5,
+    minutes=3,
     quickly=("--epochs=15",),
 )
 
