@@ -11,7 +11,7 @@ from networks import SHALLOW_GOOGLENET, resized_resnet
 
 import experiments.studies.__main__ as studies_main
 from experiments import studies
-from experiments.harness import claim
+from experiments.harness import claim, study
 from experiments.harness.claim import Claim, Verdict
 from experiments.studies import (
     approximation,
@@ -360,6 +360,34 @@ def test_clearly_greater_is_seed_by_seed():
 def test_a_page_wants_a_folder(tmp_path):
     with pytest.raises(InputError, match="a folder that there is"):
         claim.run(CLAIMS["depth"], [f"--workdir={tmp_path / 'a'}", "--page=no/such"])
+
+
+class Begun(Exception):
+    """A study that has said how it goes on."""
+
+
+@pytest.mark.parametrize(
+    "name", [m.name for m in pkgutil.iter_modules(studies.__path__) if m.name != "__main__"]
+)
+def test_every_study_has_a_quick_form(name, tmp_path, monkeypatch):
+    """In a folder of its own; flags that are given win."""
+
+    def begin(config, *args, **kwargs):
+        raise Begun(config)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(study, "begin", begin)
+    module = importlib.import_module(f"experiments.studies.{name}")
+    run = functools.partial(claim.run, CLAIMS[name]) if name in CLAIMS else module.run
+    found = []
+    for argv in ([], ["--quick"], ["--quick", "--seeds=1", "--workdir=elsewhere"]):
+        with pytest.raises(Begun) as begun:
+            run(argv)
+        found.append(begun.value.args[0].study)
+    whole, quick, given = found
+    assert quick.workdir == f"{whole.workdir}_quick"
+    assert quick.seeds < whole.seeds
+    assert (given.seeds, given.workdir) == (1, "elsewhere")
 
 
 def test_studies_are_listed(capsys):

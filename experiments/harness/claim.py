@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 
 from experiments.harness import catalogue, cli, study, training
-from experiments.harness.cli import flag
 from experiments.harness.study import Run, StudyFlags
 from jaxdl import figures, parallel
 
@@ -28,13 +27,6 @@ Values = list[float | None]
 """By seed; None for a run that diverged."""
 Measured = Mapping[str, Mapping[str, Values]]
 """{setup: {metric: values}}"""
-
-
-@dataclasses.dataclass(frozen=True)
-class ClaimFlags:
-    """How thoroughly a claim is looked into."""
-
-    quick: bool = flag(False, "two seeds of a smaller form, in under two minutes")
 
 
 class Read(Protocol):
@@ -139,25 +131,20 @@ def main(claim: Claim) -> NoReturn:
 def config_of(claim: Claim, argv: Sequence[str]) -> Any:
     """The flags of a study of this claim."""
     default = StudyFlags(f"runs/{claim.name}", seeds=claim.seeds)
-    fields: list[Any] = [("study", StudyFlags, default), ("form", ClaimFlags, ClaimFlags())]
+    fields: list[Any] = [("study", StudyFlags, default)]
     made: Any = dataclasses.make_dataclass("Config", fields, frozen=True)
     made.__doc__ = f"{claim.title}."
-    return study.read(made, argv)
+    return study.read_command(made, argv)
 
 
 def run(claim: Claim, argv: Sequence[str]) -> Measured:
     """Trains what is not done, and leaves the table, its numbers, the picture and the page."""
     config = config_of(claim, argv)
-    if config.form.quick:
-        given = {cli.name_of(argument) for argument in argv}
-        smaller = {"seeds": 2, "workdir": f"{config.study.workdir}_quick"}
-        config = cli.replace(config, **{k: v for k, v in smaller.items() if k not in given})
     runs = plan(claim, config)
-    if not config.form.quick and not all(run.done for run in runs):
+    if not config.study.quick and not all(run.done for run in runs):
         print(f"about {claim.minutes:g} min on two cores; --quick takes less than two", flush=True)
     study.begin(config, runs)
-    said = [argument for argument in argv if cli.name_of(argument) not in ("workdir", "page")]
-    command = shlex.join(["python", "-m", f"experiments.studies.{claim.name}", *said])
+    command = command_of(claim.name, argv)
     workdir = Path(config.study.workdir)
     study.train(runs, command, divergence_is_a_result=True, together_in=workdir)
     measured = measure(claim, runs)
@@ -176,7 +163,7 @@ def run(claim: Claim, argv: Sequence[str]) -> Measured:
 def plan(claim: Claim, config: Any) -> list[Run]:
     """All runs, each setup's together."""
     seldom = ("--eval_every=1000000", "--checkpoint_every=1000000", "--nohistograms")
-    more = claim.quickly if config.form.quick else ()
+    more = claim.quickly if config.study.quick else ()
     return [
         Run(
             setup.name,
@@ -290,8 +277,20 @@ def table(claim: Claim, measured: Measured) -> str:
     return study.table(rows)
 
 
+def command_of(name: str, argv: Sequence[str]) -> str:
+    """The command of a study, but for where it is kept."""
+    said = [argument for argument in argv if cli.name_of(argument) not in ("workdir", "page")]
+    return shlex.join(["python", "-m", f"experiments.studies.{name}", *said])
+
+
 def page(
-    name: str, title: str, claim: str, source: str, verdict: str, notes: str = ""
+    name: str,
+    title: str,
+    claim: str,
+    source: str,
+    verdict: str,
+    argv: Sequence[str],
+    notes: str = "",
 ) -> study.Page:
     """The page of a claim whose study measures other things than runs by setups and seeds.
 
@@ -301,9 +300,10 @@ def page(
       claim: in a sentence.
       source: the paper or the textbook.
       verdict: "It holds" or another, and the figures that say so.
+      argv: what was given to the command.
       notes: on how the table came about.
     """
-    command = f"Command: `python -m experiments.studies.{name}`"
+    command = f"Command: `{command_of(name, argv)}`"
     return study.Page(name, title, above(claim, source, verdict), f"{notes} {command}".lstrip())
 
 

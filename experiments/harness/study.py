@@ -35,6 +35,7 @@ class StudyFlags:
     seeds: int = flag(5, "how many trainings of each setup")
     first_seed: int = flag(0, "of the seeds, which are in a row")
     page: str = flag("", "a folder for a page and its pictures, such as docs/results")
+    quick: bool = flag(False, "two seeds of a smaller form, in under two minutes")
 
     def __post_init__(self) -> None:
         """Raises InputError for seeds that cannot be."""
@@ -73,6 +74,21 @@ def read(config_type: type[C], argv: Sequence[str]) -> C:
     if rest:
         raise InputError(f"{rest[0]!r} is no flag; see --help")
     return config
+
+
+def read_command(config_type: type[C], argv: Sequence[str], quickly: Sequence[str] = ()) -> C:
+    """The config that the command line of a study gives.
+
+    Args:
+      config_type: whose flags they are.
+      argv: what was given.
+      quickly: flags of the quick form, beside two seeds and a folder of its own; those given win.
+    """
+    config = read(config_type, argv)
+    if not config.study.quick:
+        return config
+    folder = f"{config_type().study.workdir}_quick"
+    return read(config_type, [f"--workdir={folder}", "--seeds=2", *quickly, *argv])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from experiments.harness import claim, cli, study
-from experiments.harness.claim import ClaimFlags
 from experiments.harness.study import StudyFlags
 from jaxdl import arrays, figures, models
 
@@ -32,7 +31,6 @@ class Config:
     """Fits a function of one variable by perceptrons of many widths and depths."""
 
     study: StudyFlags = StudyFlags("runs/approximation", seeds=5)
-    form: ClaimFlags = ClaimFlags()
 
 
 def target(x: np.ndarray) -> np.ndarray:
@@ -61,9 +59,9 @@ def error(depth: int, width: int, seed: int, epochs: int) -> float:
 
 def measure(config: Config) -> tuple[dict[int, list[float]], dict[int, list[float]]]:
     """Errors by width of one hidden layer, and by depth at as many parameters."""
-    epochs = 60 if config.form.quick else 600
-    widths = WIDTHS[::2] if config.form.quick else WIDTHS
-    seeds = range(2) if config.form.quick else study.seeds_of(config)
+    epochs = 60 if config.study.quick else 600
+    widths = WIDTHS[::2] if config.study.quick else WIDTHS
+    seeds = study.seeds_of(config)
     by_width: dict[int, list[float]] = {}
     by_depth: dict[int, list[float]] = {}
     for found, places in ((by_width, {w: (1, w) for w in widths}), (by_depth, DEPTHS)):
@@ -108,9 +106,9 @@ def draw(by_width: dict[int, list[float]], by_depth: dict[int, list[float]], fig
 
 def run(argv: list[str]) -> None:
     """Fits, and leaves the table, the picture and the page."""
-    config = study.read(Config, argv)
+    config = study.read_command(Config, argv)
     study.begin(config)
-    if not config.form.quick:
+    if not config.study.quick:
         print("about 2 min on two cores; --quick takes less than two", flush=True)
     by_width, by_depth = measure(config)
     rows = [["hidden layers", "width", "root mean squared error"]]
@@ -126,7 +124,7 @@ def run(argv: list[str]) -> None:
         f"On [-1, 1], sin 3x + 0.3 sin 11x + |x - 0.3|, {POINTS} points, tanh, Adam at 0.01 with a "
         f"cosine. {seeds} seeds. The error is of what training finds, not of the best there is."
     )
-    page = claim.page("approximation", TITLE, CLAIM, SOURCE, said, notes)
+    page = claim.page("approximation", TITLE, CLAIM, SOURCE, said, argv, notes)
     study.finish(config, record, f"{CLAIM}\n\n{said}", text, pictures, page)
 
 

@@ -39,6 +39,8 @@ SOURCE = (
     "Odena et al. 2016, Distill, Deconvolution and checkerboard artifacts; Shi et al. 2016, "
     "arXiv:1609.05158, for the shuffled pixels"
 )
+QUICKLY = ("--image_size=16", "--width=16", "--steps=100")
+"""Flags of the quick form."""
 
 STRIDE = 2
 """Of every layer that doubles a map, in pixels."""
@@ -80,7 +82,7 @@ Found = dict[str, list[tuple[Look, Look]]]
 class Config:
     """Compares the checkerboards that ways of upsampling leave in generated images."""
 
-    study: StudyFlags = StudyFlags("runs/checkerboard", seeds=2)
+    study: StudyFlags = StudyFlags("runs/checkerboard", seeds=3)
     dataset: str = flag("digits", "digits, folder:PATH, or a prepared TFDS set")
     image_size: int = flag(32, "height and width of the images: 16, 32, 64")
     width: int = flag(gan.WIDTH, "maps of the generator's last layer but one and the other's first")
@@ -230,7 +232,7 @@ def verdict(found: Found, beside: Mapping[str, Look]) -> str:
 
 def run(argv: list[str]) -> None:
     """Trains, and leaves table.md, table.json and checkerboard.png in the workdir."""
-    config = study.read(Config, argv)
+    config = study.read_command(Config, argv, QUICKLY)
     runs = plan(config)
     study.begin(config, runs)
     beside = references(runs[0])
@@ -247,7 +249,7 @@ def run(argv: list[str]) -> None:
         f"Percent of the images' energy that repeats every {STRIDE} pixels.",
         table(found, beside),
         {"checkerboard.png": functools.partial(draw, found, beside)},
-        claim.page("checkerboard", TITLE, CLAIM, SOURCE, verdict(found, beside)),
+        claim.page("checkerboard", TITLE, CLAIM, SOURCE, verdict(found, beside), argv),
     )
 
 

@@ -44,6 +44,8 @@ SOURCE = (
     "LeCun et al. 1998, Efficient BackProp; Polyak 1964; Dauphin et al. 2014, arXiv:1406.2572; "
     "Cohen et al. 2021, arXiv:2103.00065"
 )
+QUICKLY = ("--steps=2000", "--learning_rates=1.75")
+"""Flags of the quick form."""
 
 MOMENTUM = 0.9
 METHODS = {"sgd": "gradient descent", "momentum": "momentum 0.9", "nesterov": "Nesterov 0.9"}
@@ -381,7 +383,7 @@ def draw_edge(every: int, descents: Mapping[float, Descent], path: Path) -> None
 
 def run(argv: list[str]) -> None:
     """Measures, and leaves the tables and the pictures in the workdir."""
-    config = study.read(Config, argv)
+    config = study.read_command(Config, argv, QUICKLY)
     study.begin(config)
     distances = on_quadratics(study.seeds_of(config))
     points = {name: stationary_points(f) for name, f in FUNCTIONS.items()}
@@ -413,7 +415,7 @@ def run(argv: list[str]) -> None:
             "stationary.png": functools.partial(draw_points, points),
             "edge.png": functools.partial(draw_edge, config.every, descents),
         },
-        claim.page("descent", TITLE, CLAIM, SOURCE, verdict(distances, points, descents)),
+        claim.page("descent", TITLE, CLAIM, SOURCE, verdict(distances, points, descents), argv),
     )
 
 

@@ -41,6 +41,8 @@ SOURCE = (
     "Mescheder et al. 2018, arXiv:1801.04406; Miyato et al. 2018, arXiv:1802.05957; Gulrajani et "
     "al. 2017, arXiv:1704.00028"
 )
+QUICKLY = ("--steps=400", "--frames=4", "--width=64", "--discriminator_width=16")
+"""Flags of the quick form."""
 
 
 class Setup(NamedTuple):
@@ -270,7 +272,7 @@ def draw(samples: Mapping[str, np.ndarray], ring: data.Ring, figure: Any) -> Non
 
 def run(argv: list[str]) -> None:
     """Trains every setup, and leaves the animation, its last frame and the table in the workdir."""
-    config = study.read(Config, argv)
+    config = study.read_command(Config, argv, QUICKLY)
     study.begin(config, apart_from=["setups"])
     mesh = parallel.data_mesh()
     parallel.check_batch_size(config.batch_size, mesh)
@@ -301,7 +303,7 @@ def run(argv: list[str]) -> None:
             "mode_collapse.png": functools.partial(figures.save, draw=picture, size=size),
             "mode_collapse.gif": lambda path: pictures.write_gif(path, frames, SECONDS_PER_FRAME),
         },
-        claim.page("mode_collapse", TITLE, CLAIM, SOURCE, verdict(found, len(ring.centres))),
+        claim.page("mode_collapse", TITLE, CLAIM, SOURCE, verdict(found, len(ring.centres)), argv),
     )
 
 

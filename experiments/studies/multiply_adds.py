@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 
 from experiments.harness import claim, cli, study
-from experiments.harness.claim import ClaimFlags
 from experiments.harness.study import StudyFlags
 from jaxdl import cost, figures, models
 from jaxdl.nn import Convolution
@@ -30,6 +29,8 @@ SOURCE = (
     "Lin et al. 2013, arXiv:1312.4400; Szegedy et al. 2014, arXiv:1409.4842; Simonyan and "
     "Zisserman 2014, arXiv:1409.1556"
 )
+QUICKLY = ("--seeds=3",)
+"""Flags of the quick form."""
 BATCH = 8
 
 
@@ -79,7 +80,6 @@ class Config:
     """Counts and times the convolutions that the texts compare."""
 
     study: StudyFlags = StudyFlags("runs/multiply_adds", seeds=9)
-    form: ClaimFlags = ClaimFlags()
 
 
 def measure(rounds: int) -> dict[str, dict[str, Row]]:
@@ -160,16 +160,16 @@ def draw(found: dict[str, dict[str, Row]], figure: Any) -> None:
 
 def run(argv: list[str]) -> None:
     """Counts and times, and leaves the table, the picture and the page."""
-    config = study.read(Config, argv)
+    config = study.read_command(Config, argv, QUICKLY)
     study.begin(config)
-    rounds = 3 if config.form.quick else config.study.seeds
+    rounds = config.study.seeds
     found, networks = measure(rounds), heads()
     text, said = tables(found, networks), verdict(found, networks)
     picture = functools.partial(draw, found)
     record = {"measured": {k: {n: r._asdict() for n, r in v.items()} for k, v in found.items()}}
     pictures = {"multiply_adds.png": functools.partial(figures.save, draw=picture)}
     notes = f"Times are of {rounds} rounds by turns."
-    page = claim.page("multiply_adds", TITLE, CLAIM, SOURCE, said, notes)
+    page = claim.page("multiply_adds", TITLE, CLAIM, SOURCE, said, argv, notes)
     study.finish(config, record, f"{CLAIM}\n\n{said}", text, pictures, page)
 
 

@@ -202,7 +202,7 @@ def draw(found: dict[str, dict[str, Found]], figure: Any) -> None:
 
 def run(argv: list[str]) -> None:
     """Follows the paths, and leaves the table, the picture and the page."""
-    config = study.read(Config, argv)
+    config = study.read_command(Config, argv)
     study.begin(config, apart_from=["steps"])
     found = measure(config)
     said = verdict(found)
@@ -216,7 +216,7 @@ def run(argv: list[str]) -> None:
         f"{config.study.seeds} seeds, which move the start by a tenth and draw the noise."
     )
     picture = functools.partial(figures.save, draw=functools.partial(draw, found), size=(8.0, 3.2))
-    page = claim.page("paths", TITLE, CLAIM, SOURCE, said, notes)
+    page = claim.page("paths", TITLE, CLAIM, SOURCE, said, argv, notes)
     study.finish(config, record, f"{CLAIM}\n\n{said}", table(found), {"paths.png": picture}, page)
 
 

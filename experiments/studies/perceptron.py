@@ -247,7 +247,7 @@ MEASURED = ("margin", "mistakes", "bound")
 
 def run(argv: list[str]) -> None:
     """Trains every setup, and leaves table.md, table.json and perceptron.png in the workdir."""
-    config = study.read(Config, argv)
+    config = study.read_command(Config, argv)
     study.begin(config)
     seeds = study.seeds_of(config)
     setups = {name: [logic(name, seed) for seed in seeds] for name in LOGIC}
@@ -266,7 +266,7 @@ def run(argv: list[str]) -> None:
         "Mistakes of perceptrons beside Novikoff's bound.",
         table(found),
         {"perceptron.png": functools.partial(draw, found, courses)},
-        claim.page("perceptron", TITLE, CLAIM, SOURCE, verdict(found)),
+        claim.page("perceptron", TITLE, CLAIM, SOURCE, verdict(found), argv),
     )
 
 

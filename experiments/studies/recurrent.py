@@ -47,6 +47,8 @@ SOURCE = (
     "Bengio, Simard and Frasconi 1994, IEEE TNN 5(2); Pascanu et al. 2012, arXiv:1211.5063; "
     "Hochreiter and Schmidhuber 1997; Jozefowicz et al. 2015, for the forget gates"
 )
+QUICKLY = ("--updates=50",)
+"""Flags of the quick form."""
 
 FACTORS = (0.5, 1.0, 1.5, 2.0)
 # An LSTM whose forget gates start open remembers from the start (Jozefowicz, Zaremba, Sutskever
@@ -295,7 +297,7 @@ def draw_gates(text: str, found: Mapping[str, np.ndarray], units: int, path: Pat
 
 def run(argv: list[str]) -> None:
     """Measures, and leaves the tables and the pictures in the workdir."""
-    config = study.read(Config, argv)
+    config = study.read_command(Config, argv, QUICKLY)
     study.begin(config, apart_from=["from_run", "text", "units"])
     record: dict[str, Any] = {}
     pictures: dict[str, Any] = {}
@@ -327,7 +329,7 @@ def run(argv: list[str]) -> None:
         title,
         table(by_lag, clipping),
         pictures,
-        claim.page("recurrent", TITLE, CLAIM, SOURCE, verdict(by_lag, clipping)),
+        claim.page("recurrent", TITLE, CLAIM, SOURCE, verdict(by_lag, clipping), argv),
     )
 
 

@@ -29,6 +29,8 @@ CLAIM = (
     "alike the two tasks are."
 )
 SOURCE = "Yosinski et al. 2014, How transferable are features, arXiv:1411.1792"
+QUICKLY = ("--per_class=5", "--pretraining_epochs=10", "--steps=60")
+"""Flags of the quick form."""
 
 OLD_CLASSES, NEW_CLASSES = "0,1,2,3,4", "5,6,7,8,9"
 CLOTHES = Path("/usr/share/datasets/fashion-mnist")
@@ -183,7 +185,7 @@ def verdict(found: Accuracies) -> str:
 
 def run(argv: list[str]) -> None:
     """Trains, and leaves table.md, table.json and transfer.png in the workdir."""
-    config = study.read(Config, argv)
+    config = study.read_command(Config, argv, QUICKLY)
     digits = data.select_classes(data.load("digits"), NEW_CLASSES.split(","))
     data.subsample(digits, max(config.per_class), seed=0)  # are there as many?
     runs = plan(config)
@@ -196,7 +198,7 @@ def run(argv: list[str]) -> None:
         "Test accuracy on the digits 5 to 9.",
         table(found),
         {"transfer.png": functools.partial(draw, found)},
-        claim.page("transfer", TITLE, CLAIM, SOURCE, verdict(found)),
+        claim.page("transfer", TITLE, CLAIM, SOURCE, verdict(found), argv),
     )
 
 
