@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-_BODY = {
+BODY = {
     "jit": "jaxpr",
     "pjit": "jaxpr",  # its name before JAX 0.7
     "closed_call": "call_jaxpr",
@@ -125,10 +125,10 @@ class _Reading:
             self.say(eqn.primitive.name)
             for operand in eqn.invars:
                 if isinstance(operand, core.Literal):
-                    self._array(_value(operand), lifted)
+                    self._array(value_of(operand), lifted)
                 else:
                     self.say(self._name(operand))
-            inside = _BODY.get(eqn.primitive.name)
+            inside = BODY.get(eqn.primitive.name)
             for name in sorted(eqn.params):
                 self.say(name)
                 if name == inside:
@@ -138,7 +138,7 @@ class _Reading:
             self.say([self._name(var) for var in eqn.outvars])
         for output in jaxpr.outvars:
             if isinstance(output, core.Literal):
-                self._array(_value(output), lifted)
+                self._array(value_of(output), lifted)
             else:
                 self.say(self._name(output))
         self.say("end")
@@ -174,7 +174,8 @@ class _Reading:
             self.say(repr(value))
 
 
-def _value(literal: Any) -> np.ndarray:
+def value_of(literal: Any) -> np.ndarray:
+    """The number that stands in a traced program, in its type."""
     return np.asarray(literal.val, literal.aval.dtype)
 
 
@@ -185,7 +186,7 @@ def _slots(closed: Any) -> Iterator[Any]:
             yield None
     for eqn in closed.jaxpr.eqns:
         yield from (None for operand in eqn.invars if isinstance(operand, core.Literal))
-        inside = _BODY.get(eqn.primitive.name)
+        inside = BODY.get(eqn.primitive.name)
         if inside:
             yield eqn.params[inside]
     yield from (None for output in closed.jaxpr.outvars if isinstance(output, core.Literal))
@@ -225,24 +226,30 @@ def _evaluate(
         return given.get(place - 1, own)
 
     def read(operand: Any) -> Any:
-        return number(_value(operand)) if isinstance(operand, core.Literal) else values[operand]
+        return number(value_of(operand)) if isinstance(operand, core.Literal) else values[operand]
 
     for var, value in zip(jaxpr.constvars, closed.consts, strict=True):
         values[var] = number(value) if _is_number(value) else value
     values.update(zip(jaxpr.invars, args, strict=True))
     for eqn in jaxpr.eqns:
         operands = [read(operand) for operand in eqn.invars]
-        inside = _BODY.get(eqn.primitive.name)
+        inside = BODY.get(eqn.primitive.name)
         after = place + _count(eqn.params[inside]) if inside else place
         if inside and any(place <= other < after for other in given):
             results, place = _evaluate(eqn.params[inside], given, place, operands)
         else:
-            results, place = _bind(eqn, operands), after
+            results, place = bind(eqn, operands), after
         values.update(zip(eqn.outvars, results, strict=True))
     return [read(output) for output in jaxpr.outvars], place
 
 
-def _bind(eqn: Any, operands: Sequence[Any]) -> Sequence[Any]:
+def bind(eqn: Any, operands: Sequence[Any]) -> Sequence[Any]:
+    """Applies one operation of a traced program.
+
+    Args:
+      eqn: the operation, with its parameters.
+      operands: arrays, one for each of its inputs.
+    """
     bound = eqn.primitive.get_bind_params(eqn.params)
     functions, params = bound if isinstance(bound, tuple) else ((), bound)  # as JAX 0.10.1 had it
     with eqn.ctx.manager:

@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # its others would wait for work in a loop
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8"
     # Tests compile much and run little.
@@ -27,12 +28,16 @@ if version("jaxlib").startswith(("0.10.", "0.11.")):
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 # What another worker, a command or an earlier session has compiled is not compiled anew.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.abspath(".pytest_cache/compiled"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+# To read it again takes a third of a second, too.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1")
 
 import jax
+import numpy as np
 import optax
 import pytest
 from flax import linen
+from flax.core import meta
+from flax.core.scope import Scope
 
 from jaxdl import hosts, parallel
 from jaxdl.writers import Writer
@@ -62,6 +67,32 @@ for module, name in (
     (optax.tree, "bias_correction"),
 ):
     setattr(module, name, lenient(getattr(module, name)))
+
+
+@functools.cache
+def shapes_of(initializer, *args):
+    made = jax.eval_shape(lambda: initializer(jax.random.key(0), *args))
+    return jax.tree.map(np.shape, made)
+
+
+def param(self, name, initializer, *args, unbox=True, made=Scope.param, **kwargs):
+    """Flax's, but an initializer is traced once for the shape that a parameter must have.
+
+    It is else each time that a network is, which takes as long as the rest of that.
+    """
+    if self.has_variable("params", name) and not kwargs:
+        value = self.get_variable("params", name)
+        known = (tuple(given) if isinstance(given, list) else given for given in args)
+        if jax.tree.map(np.shape, value) == shapes_of(initializer, *known):
+            self.reserve(name, "params")
+            return meta.unbox(value) if unbox else value
+    return made(self, name, initializer, *args, unbox=unbox, **kwargs)
+
+
+Scope.param = param
+
+
+parallel.RUN_ONCE.clear()  # which asks for more than the flags above
 
 
 def xla_flags(devices):

@@ -13,6 +13,7 @@ import pytest
 from flax import traverse_util
 from golden.weights import weight
 
+from jaxdl import drawing
 from jaxdl.models import densenet, googlenet, inception, resnet
 
 
@@ -184,9 +185,8 @@ def flat(tree: Any) -> dict[str, Any]:
 
 def init(model: Any, x: Any) -> Any:
     """Return fresh variables."""
-    # unsafe_rbg because threefry is slow to compile; which numbers are drawn does not matter.
-    key = jax.random.key(0, impl="unsafe_rbg")
-    return jax.jit(functools.partial(model.init, train=False))(key, x)
+    begin = drawing.together(functools.partial(model.init, train=False))
+    return jax.jit(begin)(jax.random.key(0), x)
 
 
 @functools.cache

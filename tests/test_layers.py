@@ -25,7 +25,7 @@ branches
 models
 task decoding
 methods proximal curvature
-metrics augment optim schedules transfer fidelity pictures trees lifting
+metrics augment optim schedules transfer fidelity pictures trees lifting drawing | lifting
 losses | metrics
 adversarial
 parallel saved graph cost planning pretrained bottleneck forms

@@ -153,7 +153,7 @@ class Pipeline(RowPipeline):
             except CorruptImage:
                 if not self.skips:
                     raise
-                self._report(split, np.array([index]))
+                self._report(split, [index])
         if not images:
             raise InputError(self._nothing_readable(split))
         return np.stack(images)

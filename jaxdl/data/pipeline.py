@@ -10,14 +10,14 @@ import contextlib
 import functools
 import itertools
 import sys
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
 from jaxdl import Batch, InputError, require
 from jaxdl.data.order import EvalOrder, Order, TrainOrder
-from jaxdl.data.reading import UNREADABLE, read_ahead
+from jaxdl.data.reading import UNREADABLE, read_ahead, read_once
 from jaxdl.data.rows import MASK, Indexed, Rows, Schema, Stream, Unreadable, padding_rows
 
 if TYPE_CHECKING:  # worker processes import this module and have no use for JAX
@@ -280,7 +280,7 @@ class RowPipeline(StreamPipeline):
         any_readable = False
         with contextlib.closing(read_ahead(stream, rows, start, self._workers)) as batches:
             for batch in batches:
-                self._report(split, batch.pop(UNREADABLE))
+                self._report(split, batch.pop(UNREADABLE)[1:].tolist())
                 any_readable |= bool(batch["mask"].any())
                 yield batch
         # A pass has ended. This process may have read padding alone, and others rows.
@@ -298,9 +298,9 @@ class RowPipeline(StreamPipeline):
     def _nothing_readable(self, split: str) -> str:
         return f"{self.name}: no {self.KIND} of {split} could be read"
 
-    def _report(self, split: str, unreadable: np.ndarray) -> None:
+    def _report(self, split: str, unreadable: Iterable[int]) -> None:
         """Names each skipped row once; here, because workers cannot know of one another."""
-        for index in map(int, unreadable[unreadable >= 0]):
+        for index in unreadable:
             if (split, index) not in self._unreadable:
                 self._unreadable.add((split, index))
                 name = self.sets[split].name(index)
@@ -317,10 +317,13 @@ class RowPipeline(StreamPipeline):
             size, chunk = self.examples(split), min(self.examples(split), 1024)
             storage = padding_rows(self.schema, size + 1)
             stream = self._stream(split, EvalOrder(size, chunk))
-            for step, batch in enumerate(self._read(split, stream, np.arange(chunk), 0)):
+            for step, (batch, unreadable) in enumerate(read_once(stream, np.arange(chunk))):
+                self._report(split, unreadable)
                 for key, value in batch.items():
                     here = storage[key][step * chunk : (step + 1) * chunk]
                     here[:] = value[: len(here)]
+            if not storage["mask"].any():
+                raise InputError(self._nothing_readable(split))
             everywhere: Any = self._sharding
             if isinstance(self._sharding, jax.sharding.NamedSharding):
                 replicated = jax.sharding.PartitionSpec()

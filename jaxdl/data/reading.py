@@ -1,12 +1,14 @@
-"""Stored rows read ahead of time by Grain, in threads or in worker processes."""
+"""Stored rows read: once by threads, or ahead of time by Grain, in threads or worker processes."""
 
 import dataclasses
+import functools
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -30,6 +32,22 @@ class _Steps:
         batch, unreadable = self.stream.read(step, self.places)
         # -1 is no row, so that the array has an item.
         return batch | {UNREADABLE: np.array([-1, *unreadable])}
+
+
+def read_once(
+    stream: Indexed, places: np.ndarray
+) -> Iterator[tuple[dict[str, np.ndarray], list[int]]]:
+    """Yields some rows of every batch of a stream that ends, and what was unreadable.
+
+    For what is kept: a small set is read before Grain is imported.
+
+    Args:
+      stream: of the rows.
+      places: in the global batch, of the rows that are read.
+    """
+    assert stream.steps is not None
+    with ThreadPoolExecutor(_threads()) as pool:
+        yield from pool.map(functools.partial(stream.read, places=places), range(stream.steps))
 
 
 def read_ahead(
@@ -63,13 +81,17 @@ def read_ahead(
         ahead = ahead.map(lambda batch: {key: np.array(rows) for key, rows in batch.items()})
         ahead = grain.experimental.ThreadPrefetchIterDataset(ahead, prefetch_buffer_size=1)
     else:
-        threads = min(os.cpu_count() or 1, MAX_THREADS)
+        threads = _threads()
         ahead = batches.to_iter_dataset(grain.ReadOptions(threads, threads))
     iterator = iter(ahead)
     try:
         yield from iterator
     finally:
         iterator.close()
+
+
+def _threads() -> int:
+    return min(os.cpu_count() or 1, MAX_THREADS)
 
 
 def _tie_to_parent(worker: int, workers: int) -> None:
