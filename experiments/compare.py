@@ -34,7 +34,7 @@ import numpy as np
 from experiments.harness import catalogue, cli, devices, study, training
 from experiments.harness.cli import require
 from experiments.harness.study import Run, StudyFlags
-from jaxdl import InputError, figures, parallel
+from jaxdl import InputError, figures
 from jaxdl.writers import Events, read_rows
 
 Series = dict[str, dict[int, float]]
@@ -175,13 +175,12 @@ def check(runs: Sequence[Run], config: Config) -> Compared:
     Raises:
       InputError: one does not fit, or there is no such metric.
     """
-    mesh = parallel.data_mesh()
     metric, loss, best, splits = config.metric, "", "", set()
     for run in runs:
         if run.seed > config.study.first_seed:
             continue
         devices.check_devices(run.config)
-        problem = run.experiment.build(run.config, mesh)
+        problem = run.experiment.build(run.config, devices.mesh_of(run.config))
         task, hparams = training.task_of(run.config, problem)
         state = jax.eval_shape(task.init, jax.random.key(0), hparams)
         _, batch = training.batch_shapes(problem)
@@ -356,10 +355,11 @@ def run(argv: list[str]) -> None:
     experiment = catalogue.load(config.experiment)
     runs = plan(config, experiment, others)
     asked = "values", "by", "by_values", "learning_rates", "target_loss", "metric", "vectorize"
-    study.begin(config, runs, apart_from=asked)
+    together = config.vectorize == "auto"
+    study.begin(config, runs, apart_from=asked, together=together)
     by = check(runs, config)
     command = shlex.join(["python", "-m", "experiments.compare", *argv])
-    together_in = Path(config.study.workdir) if config.vectorize == "auto" else None
+    together_in = Path(config.study.workdir) if together else None
     study.train(runs, command, divergence_is_a_result=True, together_in=together_in)
 
     measured = finished(runs)

@@ -1,7 +1,10 @@
 """Lanes of one program are the runs that they would be alone."""
 
 import json
+import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -11,7 +14,7 @@ from networks import SHALLOW
 from PIL import Image
 
 from experiments import compare, mlp, predict, resnet, seq2seq
-from experiments.harness import cli, group, study, sweep, training
+from experiments.harness import cli, devices, group, study, summaries, sweep, training
 from jaxdl import checkpoint, lifting, models, parallel
 from jaxdl.data.lanes import Lanes
 from jaxdl.writers import Writer, read_rows
@@ -103,6 +106,59 @@ def assert_same_runs(some, others, atol):
             assert texts[0] == texts[1]
 
 
+@pytest.fixture
+def untouched(monkeypatch):
+    """A CPU of 16 cores whose devices nobody has touched or counted; what JAX is told of them."""
+    told = []
+    monkeypatch.delenv("XLA_FLAGS")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(16))
+    monkeypatch.setattr(jax.config, "update", lambda name, value: told.append((name, value)))
+    monkeypatch.setattr(devices, "_cores_are_devices", False)
+    return told
+
+
+@pytest.mark.parametrize(("runs", "taken"), [(64, 16), (20, 10), (17, 9), (2, 2)])
+def test_lanes_have_a_core_each_where_they_go_round(runs, taken, untouched):
+    assert devices.of_a_run() is None
+    devices.take_cores(runs)
+    assert untouched == [("jax_num_cpu_devices", taken)]
+    assert devices.of_a_run() == jax.devices()[:1]
+    config = mlp.Config()
+    assert devices.mesh_of(config).size == 1
+    assert summaries._devices() == "1 cpu device"
+
+
+@pytest.mark.parametrize("runs", [0, 1])
+def test_one_run_takes_no_cores(runs, untouched):
+    devices.take_cores(runs)
+    assert untouched == []
+    assert devices.of_a_run() is None
+
+
+def test_devices_that_were_counted_or_touched_stay(untouched, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=3")
+    devices.take_cores(4)
+    monkeypatch.delenv("XLA_FLAGS")
+    monkeypatch.undo()  # and JAX has its devices
+    monkeypatch.delenv("XLA_FLAGS")
+    devices.take_cores(4)
+    assert untouched == []
+    assert devices.of_a_run() is None
+
+
+@pytest.mark.slow
+def test_lanes_on_cores_are_the_runs_alone(together, tmp_path, environment):
+    """As a command of its own, for which two cores are two devices."""
+    own = {name: value for name, value in environment.items() if name != "XLA_FLAGS"}
+    flags = [*DROPOUT, f"--workdir={tmp_path / 'cores'}"]
+    code = "import os; os.sched_getaffinity = lambda process: {0, 1}\nimport runpy, sys\n"
+    code += "runpy.run_module('experiments.compare', run_name='__main__', alter_sys=True)"
+    command = [sys.executable, "-c", code, *flags]
+    done = subprocess.run(command, env=own, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert_same_runs(tmp_path / "cores", together, 1e-5)
+
+
 def test_lanes_are_the_runs_alone(together, tmp_path, alone_trained):
     in_turn = run(*DROPOUT, workdir=tmp_path / "in_turn", vectorize="never")
     assert len(alone_trained) == 4
@@ -134,9 +190,8 @@ def test_a_network_with_batch_norm_and_averages_in_lanes(tmp_path, alone_trained
 
 def lanes_of(module, *flags):
     """Runs as lanes, one for each tuple of flags."""
-    mesh = parallel.data_mesh()
     runs = [study.Run("some", n, Path("some"), module, [*own]) for n, own in enumerate(flags)]
-    return [sweep._prepare(one, mesh) for one in runs]
+    return [sweep._prepare(one) for one in runs]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.harness import bench, catalogue, classification, cli, training
+from experiments.harness import bench, catalogue, classification, cli, devices, training
 from experiments.harness.bench import Side
 from jaxdl import loop, parallel
 from jaxdl.writers import Writer
@@ -110,6 +110,7 @@ def measure_sweep(config: Any) -> dict[str, Any]:
 
     Each side is what a person waits for: compiling, evaluating and writing included.
     """
+    devices.take_cores(config.runs)
     torch = bench.import_torch()
     print(bench.machine(torch))
     found = {}

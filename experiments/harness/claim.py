@@ -143,7 +143,7 @@ def run(claim: Claim, argv: Sequence[str]) -> Measured:
     runs = plan(claim, config)
     if not config.study.quick and not all(run.done for run in runs):
         print(f"about {claim.minutes:g} min on two cores; --quick takes less than two", flush=True)
-    study.begin(config, runs)
+    study.begin(config, runs, together=True)
     command = command_of(claim.name, argv)
     workdir = Path(config.study.workdir)
     study.train(runs, command, divergence_is_a_result=True, together_in=workdir)

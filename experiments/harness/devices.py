@@ -1,5 +1,6 @@
 """The devices of a run: their mesh, how its state is cut over them, its batch, its memory."""
 
+import contextlib
 import ctypes
 import os
 import sys
@@ -12,14 +13,42 @@ from jax.sharding import Mesh
 from experiments.harness.problem import Problem
 from jaxdl import InputError, models, parallel, sharding
 
+_cores_are_devices = False
+
+
+def take_cores(runs: int) -> None:
+    """Takes each core of a CPU for a device, for so many runs as lanes, if nobody said how many.
+
+    Most operations of a small network are too small for two cores, so that lanes of one device
+    leave the others idle. Call it before anything touches a device; after that it does nothing.
+    """
+    global _cores_are_devices
+    count = min(runs, len(os.sched_getaffinity(0)))
+    asked: int = getattr(jax.config, "jax_num_cpu_devices", -1)
+    told = asked > 0 or "device_count" in os.environ.get("XLA_FLAGS", "")
+    if told or count < 2:
+        return
+    with contextlib.suppress(RuntimeError):  # a device was touched
+        jax.config.update("jax_num_cpu_devices", -(-runs // -(-runs // count)))
+        _cores_are_devices = True
+
+
+def of_a_run() -> list[jax.Device] | None:
+    """The devices that a run is trained on alone: None for all, of cores the first for all of them.
+
+    A program of one CPU device uses all cores.
+    """
+    return jax.devices()[:1] if _cores_are_devices and jax.default_backend() == "cpu" else None
+
 
 def mesh_of(config: Any, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The devices of a run, all of them by default, as its --mesh lays them out.
+    """The devices of a run, by default those of any, as its --mesh lays them out.
 
     Raises:
       InputError: it does not fit them.
     """
     axes = config.run.mesh_axes
+    devices = of_a_run() if devices is None else devices
     if devices is None and axes == {sharding.DATA: -1}:
         return parallel.data_mesh()
     return sharding.make_mesh(axes, devices)

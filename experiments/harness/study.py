@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from experiments.harness import cli, run_folder, sweep, training
+from experiments.harness import cli, devices, run_folder, sweep, training
 from experiments.harness.cli import flag, require
 from jaxdl import InputError, loop
 
@@ -136,19 +136,28 @@ class Run:
         return run_folder.read_summary(self.workdir)
 
 
-def begin(config: Any, runs: Iterable[Run] = (), apart_from: Collection[str] = ()) -> None:
+def begin(
+    config: Any,
+    runs: Sequence[Run] = (),
+    apart_from: Collection[str] = (),
+    *,
+    together: bool = False,
+) -> None:
     """Sets up JAX, and refuses a folder that another study or other runs are in.
 
     Args:
       config: the study's flags.
       runs: those it plans.
       apart_from: flags that may be others when it goes on, beside `GROWING`.
+      together: whether the runs are trained as lanes where they can be.
 
     Raises:
       InputError: the folder holds a run, the table of another study or of this one with other
         flags, or other runs where the planned ones would be.
     """
     training.prepare_jax()
+    if together:
+        devices.take_cores(sum(not run.done for run in runs))
     _check_folder(Path(config.study.workdir), cli.to_dict(config), {*GROWING, *apart_from})
     for run in runs:
         if run.done or run_folder.holds_run(run.workdir):

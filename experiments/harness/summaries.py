@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from experiments.harness import devices
 from experiments.harness.problem import Problem
 from jaxdl import __version__
 from jaxdl.task import State
@@ -81,5 +82,5 @@ def _count(tree: Any) -> int:
 
 
 def _devices() -> str:
-    kind = jax.devices()[0].device_kind
-    return f"{jax.device_count()} {kind} device{'s' if jax.device_count() > 1 else ''}"
+    found = devices.of_a_run() or jax.devices()
+    return f"{len(found)} {found[0].device_kind} device{'s' if len(found) > 1 else ''}"

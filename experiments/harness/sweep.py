@@ -44,7 +44,7 @@ def train(runs: Sequence[Any], workdir: Path, diverged: Callable[[Any, str], Non
     if all(run.done for run in runs):
         return
     mesh = parallel.data_mesh()
-    prepared = [_prepare(run, mesh) for run in runs]
+    prepared = [_prepare(run) for run in runs]
     for alike in _several(prepared, lambda lane: lane.kind):
         for lanes in _several(alike, lambda lane: lane.operations):
             if not all(lane.run.done for lane in lanes):
@@ -60,11 +60,11 @@ def _several(lanes: Iterable[Lane | None], key: Callable[[Lane], tuple]) -> list
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _prepare(run: Any, mesh: Mesh) -> Lane | None:
+def _prepare(run: Any) -> Lane | None:
     """A run as a lane; None if its batches are of several shapes."""
     config = run.config
     devices.check_devices(config)
-    problem = training.make_problem(config, run.experiment.build, mesh)
+    problem = training.make_problem(config, run.experiment.build, devices.mesh_of(config))
     if not problem.feed.one_shape:
         return None  # each lane has them in an order of its own
     training.check_choice(config, problem)
