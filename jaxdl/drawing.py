@@ -24,6 +24,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 MOST_TOGETHER = 1 << 22
 """Numbers of one array of draws, of which the longest sets the length of each row."""
 
+_BY_PLACE = "jax_threefry_partitionable"
+
 _DISTRIBUTIONS: dict[str, Callable[..., jax.Array]] = {
     "_normal": lambda key, shape, dtype: jax.random.normal(key, shape, dtype),
     "_truncated_normal": lambda key, lower, upper, shape, dtype: jax.random.truncated_normal(
@@ -42,7 +44,8 @@ def together(function: F) -> F:
     It draws the same bits; what is worked out from them may be rounded otherwise, where XLA does
     several steps as one. For what runs under `jit` and is not differentiated, as `init` of a
     network: derivatives that a function brings of its own are lost, and so is what its result does
-    not depend on. Draws by other keys than threefry's stay as they are.
+    not depend on. Draws by other keys than threefry's stay as they are, and those that JAX does not
+    make place by place, without its `jax_threefry_partitionable`.
 
     Args:
       function: of pytrees of arrays.
@@ -91,7 +94,8 @@ class _Operation:
         if name not in ("random_fold_in", *_DISTRIBUTIONS):
             return None
         types, drawn = [var.aval for var in self.eqn.invars], self.eqn.outvars[0].aval
-        if any(of.shape for of in types) or str(types[0].dtype) != "key<fry>":
+        by_place = str(types[0].dtype) == "key<fry>" and getattr(jax.config, _BY_PLACE)
+        if any(of.shape for of in types) or not by_place:
             return None
         if name in _DISTRIBUTIONS:  # or a function of another that is called so
             draw = functools.partial(_DISTRIBUTIONS[name], shape=drawn.shape, dtype=drawn.dtype)

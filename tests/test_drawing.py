@@ -98,6 +98,12 @@ def test_other_keys_draw_one_by_one():
     assert operations(drawing.together(function), key).count("random_bits") == 2
 
 
+def test_draws_that_are_not_by_place_stay_apart():
+    with jax.threefry_partitionable(False):
+        assert_alike(jax.jit(drawing.together(draws))(KEY), jax.jit(draws)(KEY))
+        assert operations(drawing.together(draws), KEY).count("random_bits") == 17
+
+
 def test_what_is_told_on_the_way_is_told():
     told = []
 
