@@ -116,11 +116,14 @@ def gradients_by_lag(
     """
     model = Recurrent(kind, features)
 
-    def norms(factor, seed):
+    def begin(seed):
         keys = jax.random.split(jax.random.key(seed), 3)
         x = 0.3 * jax.random.normal(keys[0], (SEQUENCES, lags + 1, features))
         direction = jax.random.normal(keys[1], (SEQUENCES, features))
-        layer = model.init(keys[2], x, train=False)["params"]["layer0"]
+        return x, direction, model.init(keys[2], x, train=False)["params"]["layer0"]
+
+    def norms(factor, begun):
+        x, direction, layer = begun
         layer = layer | {"hidden_kernel": factor * layer["hidden_kernel"]}
         if kind == "lstm":
             layer["bias"] = layer["bias"].at[features : 2 * features].add(forget_bias)
@@ -132,8 +135,12 @@ def gradients_by_lag(
         by_lag = jnp.sqrt(jnp.sum(jax.grad(projection)(x) ** 2, axis=(0, 2)))[::-1]
         return by_lag / by_lag[0]
 
-    of_seeds = jax.vmap(norms, in_axes=(None, 0))
-    of_factors = jax.jit(jax.vmap(of_seeds, in_axes=(0, None)))
+    @jax.jit
+    def of_factors(factors, seeds):
+        begun = jax.lax.map(begin, seeds)  # one after another, as in `parallel.vmap`, and why
+        of_seeds = jax.vmap(norms, in_axes=(None, 0))
+        return jax.vmap(of_seeds, in_axes=(0, None))(factors, begun)
+
     return np.asarray(of_factors(jnp.asarray(factors), jnp.asarray(seeds)))
 
 
