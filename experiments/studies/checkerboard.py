@@ -39,7 +39,7 @@ SOURCE = (
     "Odena et al. 2016, Distill, Deconvolution and checkerboard artifacts; Shi et al. 2016, "
     "arXiv:1609.05158, for the shuffled pixels"
 )
-QUICKLY = ("--image_size=16", "--width=16", "--steps=100")
+QUICKLY = ("--image_size=16", "--width=16", "--steps=60")
 """Flags of the quick form."""
 
 STRIDE = 2

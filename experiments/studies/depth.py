@@ -78,7 +78,7 @@ CLAIM = Claim(
     read=claim.with_gradient_ratio("conv1", "fc"),
     seeds=5,
     minutes=9,
-    quickly=("--width=4", "--steps=150"),
+    quickly=("--width=4", "--steps=90"),
 )
 
 if __name__ == "__main__":

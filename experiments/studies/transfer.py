@@ -29,7 +29,7 @@ CLAIM = (
     "alike the two tasks are."
 )
 SOURCE = "Yosinski et al. 2014, How transferable are features, arXiv:1411.1792"
-QUICKLY = ("--per_class=5", "--pretraining_epochs=10", "--steps=60")
+QUICKLY = ("--per_class=5", "--pretraining_epochs=10", "--steps=40")
 """Flags of the quick form."""
 
 OLD_CLASSES, NEW_CLASSES = "0,1,2,3,4", "5,6,7,8,9"
