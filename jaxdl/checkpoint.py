@@ -13,6 +13,7 @@ import errno
 import math
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -369,7 +370,11 @@ def _steps(folder: Path) -> list[int]:
 
 def _remove_unfinished(folder: Path) -> None:
     for path in folder.glob("*.orbax-checkpoint-tmp*"):  # what Orbax calls one it still writes
-        shutil.rmtree(path, ignore_errors=True)
+        for seconds in (0.0, 0.1, 0.4):  # its other threads may write on after one has failed
+            time.sleep(seconds)
+            shutil.rmtree(path, ignore_errors=True)
+            if not path.exists():
+                break
 
 
 def _check_room(folder: Path, size: int) -> None:
