@@ -9,6 +9,7 @@ that draws of one distribution are rows of one array:
 """
 
 import functools
+import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -19,12 +20,10 @@ from jax.extend import core
 
 from jaxdl import lifting
 
-F = TypeVar("F", bound=Callable[..., Any])
+R = TypeVar("R")
 
 MOST_TOGETHER = 1 << 22
 """Numbers of one array of draws, of which the longest sets the length of each row."""
-
-_BY_PLACE = "jax_threefry_partitionable"
 
 _DISTRIBUTIONS: dict[str, Callable[..., jax.Array]] = {
     "_normal": lambda key, shape, dtype: jax.random.normal(key, shape, dtype),
@@ -36,9 +35,11 @@ _DISTRIBUTIONS: dict[str, Callable[..., jax.Array]] = {
     ),
 }
 """JAX's draws, by what it calls them in a program, of what they are given there."""
+_SOURCE = inspect.getsourcefile(inspect.unwrap(jax.random.uniform)) or ""
+"""Where they are defined: a function of the same name that is not from there is another."""
 
 
-def together(function: F) -> F:
+def together(function: Callable[..., R]) -> Callable[..., R]:
     """The same function, of fewer operations.
 
     It draws the same bits; what is worked out from them may be rounded otherwise, where XLA does
@@ -59,7 +60,7 @@ def together(function: F) -> F:
         _run(_needed(operations, outputs))
         return jax.tree.unflatten(jax.tree.structure(result), list(map(_value, outputs)))
 
-    return call  # type: ignore[return-value]
+    return call
 
 
 class _Operation:
@@ -67,42 +68,35 @@ class _Operation:
 
     def __init__(self, eqn: Any, operands: Sequence[Any]):
         self.eqn, self.operands = eqn, operands
+        self.needs = {operand.of for operand in operands if isinstance(operand, _Result)}
         self.results: Sequence[Any] | None = None
 
     @property
     def ready(self) -> bool:
-        return all(operand.of.results is not None for operand in self._from_others)
+        return all(other.results is not None for other in self.needs)
 
     @property
     def values(self) -> list[Any]:
         return list(map(_value, self.operands))
 
-    @property
-    def _from_others(self) -> Iterable["_Result"]:
-        return (operand for operand in self.operands if isinstance(operand, _Result))
-
     def run(self) -> None:
         self.results = lifting.bind(self.eqn, self.values)
-
-    def needs(self) -> set["_Operation"]:
-        return {operand.of for operand in self._from_others}
 
     @functools.cached_property
     def draw(self) -> tuple[Any, ...] | None:
         """What draws have in common that may be one; None of what is no draw."""
         name = self.eqn.params.get("name", self.eqn.primitive.name)
-        if name not in ("random_fold_in", *_DISTRIBUTIONS):
-            return None
-        types, drawn = [var.aval for var in self.eqn.invars], self.eqn.outvars[0].aval
-        by_place = str(types[0].dtype) == "key<fry>" and getattr(jax.config, _BY_PLACE)
-        if any(of.shape for of in types) or not by_place:
-            return None
-        if name in _DISTRIBUTIONS:  # or a function of another that is called so
-            draw = functools.partial(_DISTRIBUTIONS[name], shape=drawn.shape, dtype=drawn.dtype)
-            eqns = jax.make_jaxpr(draw)(*types).eqns
-            if all(eqn.params.get("jaxpr") is not self.eqn.params["jaxpr"] for eqn in eqns):
+        if name in _DISTRIBUTIONS:
+            body = self.eqn.params.get(lifting.BODY.get(self.eqn.primitive.name))
+            if body is None or _SOURCE not in body.jaxpr.debug_info.func_src_info:
                 return None
-        return name, *(of.dtype for of in (*types, drawn))
+        elif name != "random_fold_in":
+            return None
+        types = [var.aval for var in self.eqn.invars]
+        by_place = getattr(jax.config, "jax_threefry_partitionable", False)
+        if any(of.shape for of in types) or str(types[0].dtype) != "key<fry>" or not by_place:
+            return None
+        return name, *(of.dtype for of in (*types, self.eqn.outvars[0].aval))
 
 
 class _Result(NamedTuple):
@@ -145,7 +139,7 @@ def _needed(operations: Sequence[_Operation], outputs: Iterable[Any]) -> list[_O
     needed = {output.of for output in outputs if isinstance(output, _Result)}
     for operation in reversed(operations):
         if operation in needed or operation.eqn.effects:
-            needed |= {operation} | operation.needs()
+            needed |= {operation} | operation.needs
     return [operation for operation in operations if operation in needed]
 
 
@@ -188,11 +182,9 @@ def _draw(draws: Sequence[_Operation]) -> None:
     name, longest = draws[0].eqn.params.get("name"), _size(draws[-1])
     stacked = [jnp.stack(of) for of in zip(*(draw.values for draw in draws), strict=True)]
     if name is None:
-        rows = jax.vmap(jax.random.fold_in)(*stacked)
-        for row, draw in zip(rows, draws, strict=True):
-            draw.results = [row]
-        return
-    dtype = draws[0].eqn.outvars[0].aval.dtype
-    rows = jax.vmap(lambda *given: _DISTRIBUTIONS[name](*given, (longest,), dtype))(*stacked)
+        rows = jax.vmap(jax.random.fold_in)(*stacked)[:, None]
+    else:
+        dtype = draws[0].eqn.outvars[0].aval.dtype
+        rows = jax.vmap(lambda *given: _DISTRIBUTIONS[name](*given, (longest,), dtype))(*stacked)
     for row, draw in zip(rows, draws, strict=True):
         draw.results = [row[: _size(draw)].reshape(draw.eqn.outvars[0].aval.shape)]

@@ -28,7 +28,7 @@ if version("jaxlib").startswith(("0.10.", "0.11.")):
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 # What another worker, a command or an earlier session has compiled is not compiled anew.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.abspath(".pytest_cache/compiled"))
-# To read it again takes a third of a second, too.
+# What compiles sooner is read no sooner.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1")
 
 import jax

@@ -331,6 +331,23 @@ def test_a_save_that_fails_in_the_background_is_one_line(tmp_path):
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["0"]  # and no remains
 
 
+def test_remains_that_are_still_written_to_are_removed_again(broken, monkeypatch):
+    """As a failed save's are, by those of Orbax's threads that did not fail."""
+    remains = broken / "checkpoints" / "6.orbax-checkpoint-tmp"
+    remains.mkdir()
+    remove, times = shutil.rmtree, []
+
+    def too_soon(path, **how):
+        times.append(path)
+        if len(times) > 1:
+            remove(path, **how)
+
+    monkeypatch.setattr(shutil, "rmtree", too_soon)
+    checkpoint._remove_unfinished(broken / "checkpoints")
+    assert times == [remains, remains]
+    assert not remains.exists()
+
+
 def test_remains_of_a_killed_save_are_removed(broken):
     remains = broken / "checkpoints" / "6.orbax-checkpoint-tmp-123"
     remains.mkdir()

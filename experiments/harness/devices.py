@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from jax.sharding import Mesh
 from experiments.harness.problem import Problem
 from jaxdl import InputError, models, parallel, sharding
 
-_cores_are_devices = False
+_cores_are_devices = False  # what JAX cannot say: that it was `take_cores` who asked for them
 
 
 def take_cores(runs: int) -> None:
@@ -23,26 +24,27 @@ def take_cores(runs: int) -> None:
     leave the others idle. Call it before anything touches a device; after that it does nothing.
     """
     global _cores_are_devices
-    count = min(runs, len(os.sched_getaffinity(0)))
     asked: int = getattr(jax.config, "jax_num_cpu_devices", -1)
-    told = asked > 0 or "device_count" in os.environ.get("XLA_FLAGS", "")
-    if told or count < 2:
+    if asked > 0 or "device_count" in os.environ.get("XLA_FLAGS", ""):
         return
-    with contextlib.suppress(RuntimeError):  # a device was touched
-        jax.config.update("jax_num_cpu_devices", -(-runs // -(-runs // count)))
-        _cores_are_devices = True
+    most_of_a_core = math.ceil(runs / len(os.sched_getaffinity(0)))
+    cores = math.ceil(runs / max(most_of_a_core, 1))  # as many as go round without idle places
+    if cores > 1:
+        with contextlib.suppress(RuntimeError):  # a device was touched
+            jax.config.update("jax_num_cpu_devices", cores)
+            _cores_are_devices = True
 
 
 def of_a_run() -> list[jax.Device] | None:
-    """The devices that a run is trained on alone: None for all, of cores the first for all of them.
+    """The devices of a run that is trained alone; None for all there are.
 
-    A program of one CPU device uses all cores.
+    Of cores it is the first device, whose programs use all of them.
     """
     return jax.devices()[:1] if _cores_are_devices and jax.default_backend() == "cpu" else None
 
 
 def mesh_of(config: Any, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The devices of a run, by default those of any, as its --mesh lays them out.
+    """The devices of a run, by default those of `of_a_run`, as its --mesh lays them out.
 
     Raises:
       InputError: it does not fit them.
