@@ -197,9 +197,11 @@ def command(tmp_path, environment):
 
 
 HOST = """
-import sys
-name, *sys.argv[1:] = sys.argv[1:]
 import runpy
+import sys
+from jaxdl.writers import Writer
+Writer.curves = lambda self: None  # matplotlib's second
+name, *sys.argv[1:] = sys.argv[1:]
 runpy.run_module(f"experiments.{name}", run_name="__main__")
 """
 

@@ -13,7 +13,7 @@ import pytest
 from flax import traverse_util
 from golden.weights import weight
 
-from jaxdl import drawing
+from jaxdl import drawing, pretrained
 from jaxdl.models import densenet, googlenet, inception, resnet
 
 
@@ -236,17 +236,37 @@ def torch_axes(ndim: int) -> tuple[int, ...]:
     return {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}[ndim]
 
 
-def golden_variables(model: Any, keys: Any, rules: Any) -> Any:
-    """Return the model's variables with the weights the golden was computed with, every one."""
-    variables, ours = {}, []
-    for path, leaf in flat(init_shapes(model, (96, 96, 3))).items():
+def golden_variables(
+    model: Any, keys: Any, rules: Any, *, size: int = 96, gain: float = 1.0, **published: Any
+) -> Any:
+    """Return the model's variables with the weights the golden was computed with, every one.
+
+    Args:
+      model: the network.
+      keys: of all that torch's has.
+      rules: where its names stand in torch's.
+      size: of images that it can be built for.
+      gain: on the kernels of convolutions, as the recorder drew them.
+      published: `name` and arguments of a published network, whose table of weights is then held
+        to the rules: `pretrained.from_torch` has to put every array in the same place.
+    """
+    variables, state_dict = {}, {}
+    for path, leaf in flat(init_shapes(model, (size, size, 3))).items():
         axes = torch_axes(leaf.ndim)
         key = torch_key(path, rules)
         value = weight(key, tuple(leaf.shape[axis] for axis in axes))
-        variables[path] = value.transpose(np.argsort(axes))
-        ours.append(key)
-    assert sorted(ours) == list(keys)
-    return traverse_util.unflatten_dict(variables, sep="/")
+        state_dict[key] = np.float32(gain) * value if leaf.ndim == 4 else value
+        variables[path] = state_dict[key].transpose(np.argsort(axes))
+    assert sorted(state_dict) == sorted(keys)
+    variables = traverse_util.unflatten_dict(variables, sep="/")
+    if (name := published.get("name")) in pretrained.names():
+        axes = {key: len(shape) for key, shape in contents(name).items()}  # a head may be 1x1
+        state_dict = {
+            key: a.reshape(*a.shape, *[1] * (axes[key] - a.ndim)) for key, a in state_dict.items()
+        }
+        loaded = pretrained.from_torch(state_dict=state_dict, num_classes=10, **published)
+        assert_same_bits(flat(loaded), flat(variables))
+    return variables
 
 
 # Published weights.

@@ -399,31 +399,32 @@ def test_densenet_dropout():
 
 
 @pytest.mark.parametrize(
-    ("name", "kwargs", "size", "scale"),
+    ("name", "kwargs", "sizes", "scale"),
     [
-        ("alexnet_paper", {"width": 24}, 99, 100),
-        ("nin_cifar", {}, 32, 1),
-        ("vgg11", {"width": 16}, 75, 1),
-        *(slow("alexnet", {}, size, 1) for size in (224, 255)),
-        slow("alexnet_paper", {"width": 24}, 227, 100),
-        slow("vgg11", {"width": 16}, 224, 1),
-        *(slow("vgg16_bn", {"width": 16}, size, 1) for size in (224, 75)),
-        slow("vgg11_lrn", {"width": 16}, 75, 100),
-        slow("vgg16_c", {"width": 16}, 75, 1),
-        *(slow("nin", {}, size, 1) for size in (224, 75)),
-        slow("nin_cifar", {}, 45, 1),
-        *(slow("densenet121", {}, size, 1) for size in (224, 75)),
-        slow("densenet161", {}, 64, 1),
-        *(slow("densenet100_bc_cifar", {}, size, 1) for size in (32, 45)),
+        ("alexnet_paper", {"width": 24}, [99], 100),
+        ("nin_cifar", {}, [32], 1),
+        ("vgg11", {"width": 16}, [75], 1),
+        slow("alexnet", {}, [224, 255], 1),
+        slow("alexnet_paper", {"width": 24}, [227], 100),
+        slow("vgg11", {"width": 16}, [224], 1),
+        slow("vgg16_bn", {"width": 16}, [224, 75], 1),
+        slow("vgg11_lrn", {"width": 16}, [75], 100),
+        slow("vgg16_c", {"width": 16}, [75], 1),
+        slow("nin", {}, [224, 75], 1),
+        slow("nin_cifar", {}, [45], 1),
+        slow("densenet121", {}, [224, 75], 1),
+        slow("densenet161", {}, [64], 1),
+        slow("densenet100_bc_cifar", {}, [32, 45], 1),
     ],
 )
-def test_logits_match_torch(golden, name, kwargs, size, scale):
+def test_logits_match_torch(golden, name, kwargs, sizes, scale):
     model: Any = models.create(name, num_classes=10, **kwargs)
-    variables = golden_variables(model, keys(golden, name), RULES[name])
+    variables = golden_variables(model, keys(golden, name), RULES[name], name=name, **kwargs)
     apply = functools.partial(model.apply, train=False)
-    x = scale * images(size)
-    logits = compile_quickly(apply, variables, x)(variables, x)
-    assert largest_error(logits, golden[f"{name}/logits/{size}"]) < 5e-6
+    for size in sizes:
+        x = scale * images(size)
+        logits = compile_quickly(apply, variables, x)(variables, x)
+        assert largest_error(logits, golden[f"{name}/logits/{size}"]) < 5e-6
 
 
 # Where torch's norms stand, and from how many values each takes its statistics: those of two images

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.nn import initializers
+from networks import SHALLOW_GOOGLENET
 
 from jaxdl import drawing, models
+from jaxdl.models import googlenet
 
 KEY = jax.random.key(3)
 
@@ -69,10 +71,12 @@ def test_many_at_once():
     assert_alike(many, jax.jit(jax.vmap(draws))(keys))
 
 
-@pytest.mark.parametrize("name", ["resnet20_cifar", "lenet5", "inception_v2"])
-def test_a_network_begins_as_it_does_alone(name):
+@pytest.mark.parametrize("name", ["resnet20_cifar", "lenet5", "googlenet"])
+def test_a_network_begins_as_it_does_alone(name, monkeypatch):
+    for stage, rows in SHALLOW_GOOGLENET.items():
+        monkeypatch.setattr(googlenet, stage, rows)
     image = jnp.zeros((1, 32, 32, 1 if name.startswith("lenet") else 3))
-    width = {} if name.startswith("lenet") else {"width": 1 / 16 if "inception" in name else 4}
+    width = {} if name.startswith("lenet") else {"width": 1 / 16 if name == "googlenet" else 4}
     begin = functools.partial(models.create(name, **width).init, train=False)
     together = drawing.together(begin)
     assert_alike(jax.jit(together)(KEY, image), jax.jit(begin)(KEY, image))

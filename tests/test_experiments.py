@@ -25,7 +25,7 @@ from jaxdl.writers import read_rows
 SMALL = ("--eval_every=40", "--checkpoint_every=20", "--log_every=10", "--nohistograms")
 LONGER = (*SMALL, "--epochs=3")  # for a kill to come before its end
 SMALL = (*SMALL, "--epochs=2")
-
+SMALL_MLP = ("--width=16", "--image_size=8")
 
 # A quick method, without what slows learning down.
 QUICKLY = ("--optimizer=adam", "--learning_rate=0.003", "--l2_penalty=0", "--warmup_epochs=0")
@@ -148,21 +148,21 @@ def test_the_other_networks_learn(experiment, name, monkeypatch):
 
 @pytest.mark.slow
 def test_killed_and_stopped_a_run_loses_nothing(command, whole):
-    """Killed at three moments, then asked to stop, and each time started by the same command."""
+    """Killed at two moments, then asked to stop, and each time started by the same command."""
     run, flags = command.folder / "parts", (*LONGER, "--workdir=parts")
     marks = run / "metrics.jsonl"
     size = lambda: marks.stat().st_size if marks.exists() else 0
     killed = 0
-    for attempt in range(3):
+    for attempt in range(2):
         before, process = size(), command.start("lenet", *flags)
         while process.poll() is None and size() <= before:
             time.sleep(0.01)
-        time.sleep(0.05 * attempt)
+        time.sleep(0.1 * attempt)
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
             killed += 1
         process.communicate()
-    assert killed >= 2
+    assert killed >= 1
 
     process = command.start("lenet", *flags)
     for line in process.stdout:
@@ -321,25 +321,6 @@ def test_corrupt_image_in_a_folder(command, experiment):
     assert summary["examples"] == {"train": 48, "test": 16}
 
 
-@pytest.mark.slow
-def test_two_hosts_equal_one(experiment, two_hosts):
-    """Two real processes of two devices each train as one process does."""
-    flags = ("--steps=12", "--log_every=4", "--eval_every=6", "--checkpoint_every=6", "--epochs=1")
-    flags = (*flags, "--optimizer=nesterov", "--learning_rate=0.05", "--dropout=0")
-    experiment("mlp", *flags, "--workdir=one")
-    first, second = two_hosts("mlp", *flags, "--workdir=two")
-    assert "4 cpu devices" in first
-    assert second == ""
-    one, two = (
-        json.loads((experiment.folder / n / "summary.json").read_text()) for n in ("one", "two")
-    )
-    assert two["eval/loss"] == pytest.approx(one["eval/loss"], rel=1e-4)
-    ours = checkpoint.load(experiment.folder / "two")["params"]["fc2"]["kernel"]
-    np.testing.assert_allclose(
-        ours, checkpoint.load(experiment.folder / "one")["params"]["fc2"]["kernel"], atol=1e-5
-    )
-
-
 def test_images_without_classes_are_not_classified(experiment):
     (experiment.folder / "set" / "train").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(experiment.folder / "set" / "train" / "a.png")
@@ -354,7 +335,7 @@ def test_early_stopping_goes_back_to_the_best(experiment):
     """The best evaluation is three before the last, and no other is as good."""
     flags = ("--epochs=40", "--eval_every=20", "--early_stop=3", "--validation=0.2")
     flags = (*flags, "--schedule=constant", "--learning_rate=0.02", "--log_every=20", "--seed=1")
-    experiment("lenet", *flags, "--workdir=run")
+    experiment("mlp", *SMALL_MLP, *flags, "--workdir=run")
     run = experiment.folder / "run"
     summary = json.loads((run / "summary.json").read_text())
     measured = {r["step"]: r["eval/accuracy"] for r in read_rows(run) if "eval/accuracy" in r}
@@ -365,20 +346,20 @@ def test_early_stopping_goes_back_to_the_best(experiment):
     assert summary["step"] == summary["best_step"] < last
     assert summary["eval/accuracy"] == max(measured.values())
     assert summary["train/loss"] > 0
-    again = experiment("lenet", *flags, "--workdir=run").stdout
+    again = experiment("mlp", *SMALL_MLP, *flags, "--workdir=run").stdout
     assert not again.splitlines()[1].startswith("step")
     assert json.loads((run / "summary.json").read_text())["step"] == summary["step"]
 
-    evaluated = experiment("lenet", "--mode=eval", "--split=validation", "--workdir=run").stdout
+    evaluated = experiment("mlp", "--mode=eval", "--split=validation", "--workdir=run").stdout
     accuracy = f"accuracy {summary['eval/accuracy']:.4g} "
     assert evaluated.startswith(f"validation at step {summary['step']}: ")
     assert accuracy in evaluated
-    best = checkpoint.load(run, summary["step"])["params"]["c1"]["kernel"]
-    newest = checkpoint.load(run, last)["params"]["c1"]["kernel"]
+    best = checkpoint.load(run, summary["step"])["params"]["fc1"]["kernel"]
+    newest = checkpoint.load(run, last)["params"]["fc1"]["kernel"]
     assert np.any(best != newest)
     config, _ = cli.parse(transfer.Config, [f"--from_run={run}"])
     begun, _ = transfer.starting_point(config)
-    np.testing.assert_array_equal(begun["params"]["c1"]["kernel"], best)
+    np.testing.assert_array_equal(begun["params"]["fc1"]["kernel"], best)
 
 
 @pytest.mark.slow
@@ -392,7 +373,7 @@ def test_the_learning_rate_is_cut_on_a_plateau_and_stays_cut(experiment):
         "--plateau=1",
         "--plateau_factor=0.5",
     )
-    experiment("lenet", *flags, "--steps=120", "--checkpoint_every=60", "--workdir=run")
+    experiment("mlp", *SMALL_MLP, *flags, "--steps=120", "--checkpoint_every=60", "--workdir=run")
     best, rate = -1.0, 0.02
     for row in read_rows(experiment.folder / "run"):
         if "train/learning_rate" in row:
@@ -418,11 +399,11 @@ def test_cross_validation_trains_each_fold_and_goes_on(experiment, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint.Checkpoints, "save", stop_in_the_second)
-        stopped = experiment("lenet", *flags, check=False)
+        stopped = experiment("mlp", *SMALL_MLP, *flags, check=False)
     assert stopped.returncode == 143, stopped.stderr
-    assert "and with the folds after it: python -m experiments.lenet" in stopped.stdout
+    assert "and with the folds after it: python -m experiments.mlp" in stopped.stdout
     assert not (experiment.folder / "cv" / "summary.json").exists()
-    done = experiment("lenet", *flags, "--resume=must")
+    done = experiment("mlp", *SMALL_MLP, *flags, "--resume=must")
     assert done.stderr == ""
     folds = [
         json.loads((experiment.folder / "cv" / f"fold{i}" / "summary.json").read_text())
@@ -436,7 +417,7 @@ def test_cross_validation_trains_each_fold_and_goes_on(experiment, monkeypatch):
     assert summary["test/accuracy"] == pytest.approx(np.mean(accuracies))
     assert summary["test/accuracy_std"] == pytest.approx(np.std(accuracies, ddof=1))
     assert f"test/accuracy: {np.mean(accuracies):.4g} +- " in done.stdout
-    experiment("lenet", *SMALL, "--folds=2", "--fold=1", "--workdir=alone")
+    experiment("mlp", *SMALL_MLP, *SMALL, "--folds=2", "--fold=1", "--workdir=alone")
     assert_same_state(experiment.folder / "alone", experiment.folder / "cv" / "fold1")
 
 

@@ -1,6 +1,7 @@
 """Several hosts: what each of them does when another one stops, fails, dies or finds damage."""
 
 import contextlib
+import json
 import os
 import signal
 from typing import ClassVar
@@ -38,8 +39,16 @@ def assert_same(a, b):
 
 
 @pytest.mark.slow
-def test_killed_stopped_and_damaged_runs_go_on_exactly(two_hosts, tmp_path):
-    two_hosts("mlp", *FLAGS, "--workdir=whole")
+def test_two_train_as_one_and_go_on_exactly(two_hosts, experiment, tmp_path):
+    """Two processes of two devices each, that are killed, stopped and meet damage, too."""
+    first, second = two_hosts("mlp", *FLAGS, "--workdir=whole")
+    assert "4 cpu devices" in first
+    assert second == ""
+    experiment("mlp", *FLAGS, "--workdir=one")
+    one, two = (json.loads((tmp_path / n / "summary.json").read_text()) for n in ("one", "whole"))
+    assert two["eval/loss"] == pytest.approx(one["eval/loss"], rel=1e-4)
+    ours, theirs = (checkpoint.load(tmp_path / name)["params"] for name in ("whole", "one"))
+    np.testing.assert_allclose(ours["fc2"]["kernel"], theirs["fc2"]["kernel"], rtol=0, atol=1e-4)
     run, flags = tmp_path / "run", (*FLAGS, "--workdir=run")
 
     # One is killed: the other one ends with one line, long before collectives time out.

@@ -200,7 +200,7 @@ def golden():
 )
 def test_logits_match_torch(golden, name, rules, size):
     model: Any = models.create(name, num_classes=10)
-    variables = golden_variables(model, golden[f"{name}/keys"], rules)
+    variables = golden_variables(model, golden[f"{name}/keys"], rules, name=name)
     apply = functools.partial(model.apply, train=False)
     logits = compile_quickly(apply, variables, images(size))(variables, images(size))
     assert largest_error(logits, golden[f"{name}/logits/{size}"]) < 5e-6
