@@ -7,21 +7,29 @@ import contextlib
 import dataclasses
 import functools
 import math
+import re
 import shlex
 import statistics
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, Protocol
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
 
 from experiments.harness import catalogue, cli, study, training
+from experiments.harness.problem import Problem
 from experiments.harness.study import Run, StudyFlags
 from jaxdl import figures, parallel
+from jaxdl.task import Task
 
 GRADIENT_RATIO = "gradient at the first step, first kernel over last"
 """A metric: of the norms of the gradients by two kernels."""
+PLACES = 9
+GRADIENTS = tuple(f"gradient at {place}/{PLACES - 1} of the depth" for place in range(PLACES))
+"""Metrics: of kernels from the first to the last, over the last's; the first is the ratio above."""
 
 Values = list[float | None]
 """By seed; None for a run that diverged."""
@@ -79,6 +87,14 @@ class Draw(Protocol):
         ...
 
 
+class DrawRuns(Protocol):
+    """What draws trained runs."""
+
+    def __call__(self, runs: Sequence[Run], path: Path, /) -> None:
+        """(all runs, the picture's file) -> None."""
+        ...
+
+
 class Claim(NamedTuple):
     """What a textbook says, and how it is looked into.
 
@@ -98,7 +114,10 @@ class Claim(NamedTuple):
       seeds: of the full form.
       minutes: that the full form takes on two cores, about.
       quickly: flags of the quick form, after the others.
+      quick_setups: the names of those that the quick form is of; all where not given.
       read: finds the metrics of a run, of its summary where not given.
+      drawn: metrics that the picture is of, and the table is not.
+      pictures: {the page's other pictures, by file name: what draws them}
     """
 
     name: str
@@ -116,7 +135,10 @@ class Claim(NamedTuple):
     seeds: int
     minutes: float
     quickly: tuple[str, ...]
+    quick_setups: tuple[str, ...] = ()
     read: Read = Run.summary
+    drawn: tuple[str, ...] = ()
+    pictures: Mapping[str, DrawRuns] = {}
 
 
 def main(claim: Claim) -> NoReturn:
@@ -140,6 +162,9 @@ def config_of(claim: Claim, argv: Sequence[str]) -> Any:
 def run(claim: Claim, argv: Sequence[str]) -> Measured:
     """Trains what is not done, and leaves the table, its numbers, the picture and the page."""
     config = config_of(claim, argv)
+    if config.study.quick and claim.quick_setups:
+        those = tuple(setup for setup in claim.setups if setup.name in claim.quick_setups)
+        claim = claim._replace(setups=those)
     runs = plan(claim, config)
     if not config.study.quick and not all(run.done for run in runs):
         print(f"about {claim.minutes:g} min on two cores; --quick takes less than two", flush=True)
@@ -154,7 +179,8 @@ def run(claim: Claim, argv: Sequence[str]) -> Measured:
         {"measured": measured, "verdict": verdict._asdict()},
         f"{claim.claim}\n\nIt {verdict.word}: {verdict.reason}",
         table(claim, measured),
-        {f"{claim.name}.png": functools.partial(_draw, claim, measured)},
+        {f"{claim.name}.png": functools.partial(_draw, claim, measured)}
+        | {name: functools.partial(draw, runs) for name, draw in claim.pictures.items()},
         page_of(claim, config, verdict, command),
     )
     return measured
@@ -182,7 +208,7 @@ def measure(claim: Claim, runs: Sequence[Run]) -> Measured:
     found: dict[str, dict[str, Values]] = {}
     for run in runs:
         summary = {} if run.diverged else claim.read(run)
-        for name in claim.metrics:
+        for name in (*claim.metrics, *claim.drawn):
             value = summary.get(name.replace("/", "/ema_"), summary.get(name))
             found.setdefault(str(run.setup), {}).setdefault(name, []).append(value)
     return found
@@ -199,27 +225,81 @@ def mean(values: Sequence[float | None]) -> float:
     return statistics.mean(known) if known else math.nan
 
 
-def with_gradient_ratio(first: str, last: str) -> Read:
-    """What reads the summary of a run, and `GRADIENT_RATIO` by the kernels of two layers.
+def with_gradients(first: str, last: str) -> Read:
+    """What reads the summary of a run, `GRADIENT_RATIO` and `GRADIENTS`.
 
-    Both gradients are told from how far the first step moves the kernels, which is to be one of
-    plain descent or of momentum, at a rate so great that nothing of it is lost in rounding.
+    Gradients are told from how far the first step moves the kernels, which is to be one of plain
+    descent or of momentum, at a rate so great that nothing of it is lost in rounding.
+
+    Args:
+      first, last: the names of these layers; those between are in the order of their numbers.
     """
-    return lambda run: run.summary() | {GRADIENT_RATIO: _gradient_ratio(run, first, last)}
+
+    def read(run: Run) -> dict[str, Any]:
+        gradients = _gradients_at_first_step(run)
+        numbers = lambda name: [int(n) for n in re.findall(r"\d+", name)]
+        between = sorted(gradients.keys() - {first, last}, key=numbers)
+        norms = [gradients[name] for name in (first, *between, last)]
+        over_last = [norm / norms[-1] if norms[-1] else math.nan for norm in norms]
+        places = (round(p * (len(norms) - 1) / (PLACES - 1)) for p in range(PLACES))
+        found = dict(zip(GRADIENTS, (over_last[place] for place in places), strict=True))
+        return run.summary() | {GRADIENT_RATIO: over_last[0]} | found
+
+    return read
 
 
-def _gradient_ratio(run: Run, first: str, last: str) -> float:
-    problem = training.make_problem(
-        run.config, run.experiment.build, parallel.data_mesh(jax.devices()[:1])
-    )
-    task, hparams = training.task_of(run.config, problem)
+def _gradients_at_first_step(run: Run) -> dict[str, float]:
+    """The norm of the gradient by the kernel of each layer."""
+    problem, task, hparams = _begun(run)
     hparams |= {"l2_penalty": jnp.float32(0), "learning_rate": jnp.float32(1e12)}
     before = task.init(jax.random.key(run.seed), hparams)
     with contextlib.closing(problem.feed.train()) as batches:
         after, _ = jax.jit(task.train)(before, next(batches))
-    kernels = ((of.params[first]["kernel"], of.params[last]["kernel"]) for of in (after, before))
-    moved = [float(jnp.linalg.norm(new - old)) for new, old in zip(*kernels, strict=True)]
-    return moved[0] / moved[1] if moved[1] else math.nan
+    old, new = (flatten_dict(of.params, sep="/") for of in (before, after))
+    return {
+        name.removesuffix("/kernel"): float(jnp.linalg.norm(new[name] - old[name]))
+        for name in old
+        if name.endswith("/kernel")
+    }
+
+
+def seconds_of_a_step(run: Run, rounds: int = 5, steps: int = 20) -> float:
+    """How long a step of a run takes that is trained alone: in the best of some rounds."""
+    problem, task, hparams = _begun(run)
+    state, train = task.init(jax.random.key(run.seed), hparams), jax.jit(task.train)
+    with contextlib.closing(problem.feed.train()) as batches:
+        several = [next(batches) for _ in range(steps)]
+    jax.block_until_ready(train(state, several[0]))  # compiles
+    seconds = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        for batch in several:
+            state, _ = train(state, batch)
+        jax.block_until_ready(state)
+        seconds.append((time.perf_counter() - began) / len(several))
+    return min(seconds)
+
+
+def _begun(run: Run) -> tuple[Problem, Task, dict[str, Any]]:
+    """What a run trains, by the first device alone, and its hyperparameters."""
+    mesh = parallel.data_mesh(jax.devices()[:1])
+    problem = training.make_problem(run.config, run.experiment.build, mesh)
+    return problem, *training.task_of(run.config, problem)
+
+
+def draw_gradients(axes: Any, measured: Measured, lines: Mapping[str, str]) -> None:
+    """Draws the gradients at the first step from the first kernel to the last.
+
+    Args:
+      axes: to draw on.
+      measured: {setup: {metric: values}}
+      lines: {label: setup}
+    """
+    shares = [place / (PLACES - 1) for place in range(PLACES)]
+    for label, setup in lines.items():
+        figures.band(axes, shares, [measured[setup][metric] for metric in GRADIENTS], label)
+    axes.set(yscale="log", xlabel="place from the first kernel to the last")
+    axes.set(ylabel="gradient at the first step, over the last's")
 
 
 def draw_by_size(

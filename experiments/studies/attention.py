@@ -3,8 +3,12 @@
 python -m experiments.studies.attention --quick
 """
 
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from experiments import seq2seq
 from experiments.harness import claim
 from experiments.harness.claim import Claim, Measured, Setup, Verdict, clearly_greater, mean
 from experiments.harness.study import Run
@@ -57,6 +61,11 @@ def draw(figure: Any, measured: Measured) -> None:
     figure.suptitle("Letter by letter hardly a sentence is right without attention")
 
 
+def show_alignments(runs: Sequence[Run], path: Path) -> None:
+    """What the letters of four held-out sentences attend to, by the last run with attention."""
+    shutil.copy(runs[-1].workdir / seq2seq.PICTURE_FILE, path)
+
+
 CLAIM = Claim(
     name="attention",
     title="Attention and the length of sentences",
@@ -79,6 +88,7 @@ CLAIM = Claim(
     minutes=15,
     quickly=("--level=subword", "--count=2000", "--epochs=4"),
     read=read,
+    pictures={"alignments.png": show_alignments},
 )
 
 if __name__ == "__main__":

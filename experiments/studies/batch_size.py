@@ -1,4 +1,4 @@
-"""Batch size against generalization, with the rate scaled and not.
+"""Batch size against generalization and time, with the rate scaled and not.
 
 python -m experiments.studies.batch_size --quick
 """
@@ -6,11 +6,26 @@ python -m experiments.studies.batch_size --quick
 from typing import Any
 
 from experiments.harness import claim
-from experiments.harness.claim import Claim, Measured, Setup, Verdict, clearly_greater, mean
+from experiments.harness.claim import Claim, Measured, Read, Setup, Verdict, clearly_greater, mean
+from experiments.harness.study import Run
 
 SIZES = (8, 32, 128, 512)
 BASE_RATE, BASE_SIZE = 0.02, 32
 SCALINGS = {"constant rate": 0.0, "rate by the root": 0.5, "rate in proportion": 1.0}
+SECONDS = "seconds of its steps alone"
+
+
+def with_seconds() -> Read:
+    """What reads the summary of a run, and how long its steps take when it is trained alone."""
+    of_a_step: dict[int, float] = {}
+
+    def read(run: Run) -> dict[str, Any]:
+        summary, size = run.summary(), run.config.run.batch_size
+        if size not in of_a_step:
+            of_a_step[size] = claim.seconds_of_a_step(run)
+        return summary | {SECONDS: summary["step"] * of_a_step[size]}
+
+    return read
 
 
 def judge(measured: Measured) -> Verdict:
@@ -20,19 +35,23 @@ def judge(measured: Measured) -> Verdict:
     lost = clearly_greater(of("constant rate", BASE_SIZE), of("constant rate", largest))
     won = clearly_greater(of("rate in proportion", largest), of("constant rate", largest))
     word = claim.word([lost, won])
+    seconds = ", ".join(
+        f"{mean(measured[f'constant rate, {size}'][SECONDS]):.2g} s by batches of {size}"
+        for size in SIZES
+    )
     each = ", ".join(f"{mean(of(scaling, largest)):.3f} with a {scaling}" for scaling in SCALINGS)
     return Verdict(
         word,
         f"After as many epochs batches of {largest} reach {each}; batches of {BASE_SIZE} reach "
-        f"{mean(of('constant rate', BASE_SIZE)):.3f}.",
+        f"{mean(of('constant rate', BASE_SIZE)):.3f}. The steps of a run take {seconds}.",
     )
 
 
 def draw(figure: Any, measured: Measured) -> None:
-    """Test accuracy and training loss by batch size."""
+    """Test accuracy, training loss and time by batch size."""
     lines = {scaling: [f"{scaling}, {size}" for size in SIZES] for scaling in SCALINGS}
     claim.draw_by_size(
-        figure, measured, ("test/accuracy", "train/loss"), lines, SIZES, "batch size"
+        figure, measured, ("test/accuracy", "train/loss", SECONDS), lines, SIZES, "batch size"
     )
     figure.suptitle("In as many epochs large batches fall behind, unless the rate grows with them")
 
@@ -61,12 +80,13 @@ CLAIM = Claim(
         for scaling, power in SCALINGS.items()
         for size in SIZES
     ),
-    metrics=("test/accuracy", "train/loss"),
+    metrics=("test/accuracy", "train/loss", SECONDS),
     judge=judge,
     draw=draw,
     seeds=5,
     minutes=4,
     quickly=("--epochs=4",),
+    read=with_seconds(),
 )
 
 if __name__ == "__main__":

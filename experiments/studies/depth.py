@@ -8,6 +8,7 @@ from typing import Any
 from experiments.harness import claim
 from experiments.harness.claim import (
     GRADIENT_RATIO,
+    GRADIENTS,
     Claim,
     Measured,
     Setup,
@@ -44,16 +45,17 @@ def judge(measured: Measured) -> Verdict:
 
 
 def draw(figure: Any, measured: Measured) -> None:
-    """Training loss and test accuracy by depth."""
-    metrics = ("train/loss", "test/accuracy", GRADIENT_RATIO)
-    for axes, metric in zip(figure.subplots(1, 3), metrics, strict=True):
+    """Training loss and test accuracy by depth, and gradients by layer."""
+    *panels, last = figure.subplots(1, 3)
+    for axes, metric in zip(panels, ("train/loss", "test/accuracy"), strict=True):
         for kind in KINDS:
             found = [measured[f"{kind}, {depth} layers"][metric] for depth in DEPTHS]
             figures.band(axes, DEPTHS, found, kind)
         axes.set_xticks(DEPTHS)
         axes.set(xlabel="layers", ylabel=metric)
-    axes.set(ylim=(0, None))
-    axes.legend()
+        axes.legend()
+    claim.draw_gradients(last, measured, {setup: setup for setup in measured})
+    last.legend()
     figure.suptitle("Deeper plain networks train worse; deeper residual ones do not")
 
 
@@ -75,7 +77,8 @@ CLAIM = Claim(
     metrics=("train/loss", "train/accuracy", "test/accuracy", GRADIENT_RATIO),
     judge=judge,
     draw=draw,
-    read=claim.with_gradient_ratio("conv1", "fc"),
+    read=claim.with_gradients("conv1", "fc"),
+    drawn=GRADIENTS,
     seeds=5,
     minutes=9,
     quickly=("--width=4", "--steps=90"),

@@ -6,7 +6,15 @@ python -m experiments.studies.vanishing --quick
 from typing import Any
 
 from experiments.harness import claim
-from experiments.harness.claim import GRADIENT_RATIO, Claim, Measured, Setup, Verdict, mean
+from experiments.harness.claim import (
+    GRADIENT_RATIO,
+    GRADIENTS,
+    Claim,
+    Measured,
+    Setup,
+    Verdict,
+    mean,
+)
 from jaxdl import figures
 
 ACTIVATIONS = ("sigmoid", "tanh", "relu")
@@ -55,16 +63,17 @@ def judge(measured: Measured) -> Verdict:
 
 
 def draw(figure: Any, measured: Measured) -> None:
-    """Test accuracy of each activation and initialization."""
-    accuracies, ratios = figure.subplots(2, len(ACTIVATIONS), sharey=True, sharex="row")
-    for above, below, activation in zip(accuracies, ratios, ACTIVATIONS, strict=True):
-        of = {init: measured[f"{activation}, {init}"] for init in (*INITS, NORMED)}
-        figures.bars(above, {i: found["test/accuracy"] for i, found in of.items()}, "test accuracy")
+    """Test accuracy of each activation and initialization, and gradients by layer."""
+    accuracies, gradients = figure.subplots(2, len(ACTIVATIONS), sharey="row", sharex="row")
+    for above, below, activation in zip(accuracies, gradients, ACTIVATIONS, strict=True):
+        setups = {init: f"{activation}, {init}" for init in (*INITS, NORMED)}
+        accuracy = {init: measured[setup]["test/accuracy"] for init, setup in setups.items()}
+        figures.bars(above, accuracy, "test accuracy")
         above.set(title=activation, xlim=(0, 1), xticks=[0, 0.5, 1])
-        figures.bars(
-            below, {i: found[GRADIENT_RATIO] for i, found in of.items()}, "gradient, first / last"
-        )
-        below.set(xscale="log")
+        claim.draw_gradients(below, measured, setups)
+    below.legend()
+    for axes in gradients[1:]:
+        axes.set(ylabel="")
     figure.suptitle("Eight sigmoid layers learn with batch norms or very large kernels alone")
 
 
@@ -90,7 +99,8 @@ CLAIM = Claim(
     metrics=("test/accuracy", "train/loss", GRADIENT_RATIO),
     judge=judge,
     draw=draw,
-    read=claim.with_gradient_ratio("fc1", "fc"),
+    read=claim.with_gradients("fc1", "fc"),
+    drawn=GRADIENTS,
     seeds=5,
     minutes=3,
     quickly=("--epochs=15",),
