@@ -1,6 +1,7 @@
 """Measures this project's speed, and beside it that of what a person would pick instead.
 
 python -m experiments.benchmark --what=train --model=resnet20_cifar --batch_size=32 --image_size=16
+python -m experiments.benchmark --what=layers   # what the convolutions of a step take, one by one
 python -m experiments.benchmark --what=lstm     # recurrent.Recurrent against torch.nn.LSTM
 python -m experiments.benchmark --what=char_rnn # a step of its recipe, here and in torch
 python -m experiments.benchmark --what=cbow     # word2vec's CBOW against gensim's
@@ -20,6 +21,7 @@ from typing import Any
 from experiments.harness import (
     bench,
     bench_input,
+    bench_layers,
     bench_runs,
     bench_sequences,
     bench_training,
@@ -31,6 +33,7 @@ from jaxdl import InputError
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "train": {"rounds": 10, "batch_size": 32},
+    "layers": {"rounds": 5, "batch_size": 32},
     "lstm": {"rounds": 10, "steps": 5},
     "char_rnn": {"rounds": 10, "steps": 2},
     "cbow": {"rounds": 5, "steps": 50},
@@ -47,9 +50,9 @@ class Config:
     """Measures speed beside plain Flax and torch, where that is installed."""
 
     what: str = flag("train", "what to measure", tuple(DEFAULTS))
-    model: str = flag("resnet20_cifar", "of train and loop: a name of jaxdl.models.names()")
-    batch_size: int | None = flag(None, "of train and loop 32, of data 256 when not given")
-    image_size: int | None = flag(None, "of train as published, of data 64 when not given")
+    model: str = flag("resnet20_cifar", "of train, layers, loop: a name of jaxdl.models.names()")
+    batch_size: int | None = flag(None, "of data 256, of others 32 when not given")
+    image_size: int | None = flag(None, "of data 64, of others as published when not given")
     channels: int | None = flag(None, "of images to train on; as published when not given")
     precision: str = flag("float32", "of the computation of train", ("float32", "bfloat16"))
     compile: bool = flag(True, "whether train measures torch.compile as well")
@@ -86,6 +89,7 @@ def run(argv: list[str]) -> None:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     measure = {
         "train": bench_training.measure,
+        "layers": bench_layers.measure,
         "lstm": bench_sequences.measure_lstm,
         "char_rnn": bench_sequences.measure_char_rnn,
         "cbow": bench_sequences.measure_cbow,

@@ -141,6 +141,6 @@ def test_plain_flax_is_compiled_of_what_jax_has():
         apply = jax.jit(functools.partial(model.apply, train=False))
         return apply.lower(variables, image).as_text().count("stablehlo.convolution")
 
-    with bench_training._stock_programs():
+    with bench_training.stock_programs():
         assert convolutions() == 3
     assert convolutions() == 0

@@ -31,7 +31,7 @@ def measure(config: Any) -> dict[str, Any]:
     step normalizes, as it does in a run; the others are given floats.
     """
     require(config, "model", config.model in models.names(), "a name of jaxdl.models.names()")
-    batch = _batch(config)
+    batch = batch_of(config)
     classes = CLASSES.get(batch["image"].shape[1], 10)
     model = models.create(config.model, num_classes=classes, dtype=jnp.dtype(config.precision))
     torch = bench.import_torch()
@@ -63,7 +63,7 @@ def measure(config: Any) -> dict[str, Any]:
     return {"speeds": speeds, "ratios": compared, "memory": memory, "peak_flops": peak}
 
 
-def _batch(config: Any) -> dict[str, Any]:
+def batch_of(config: Any) -> dict[str, Any]:
     """Noise as images and labels, of the size that the network was published for."""
     height, width, channels = models.IMAGE_SHAPES[config.model]
     if config.image_size is not None:
@@ -154,13 +154,13 @@ def _plain_flax(model: nn.Module, batch: dict[str, Any]) -> tuple[Side, int]:
     state = begin(jax.random.key(0), batch["image"][:1])
     multiply_adds = cost.cost(step, state, batch).multiply_adds
     side = _side("plain Flax", jax.jit(step, donate_argnums=0), state, batch)
-    with _stock_programs():
+    with stock_programs():
         side.run(2)  # compiles it, and once more for the state that a step has placed
     return side, multiply_adds
 
 
 @contextlib.contextmanager
-def _stock_programs() -> Iterator[None]:
+def stock_programs() -> Iterator[None]:
     """What is compiled meanwhile for a CPU is so of what `jax.lax` has, with nothing of ours."""
     with mock.patch.object(lowering, "is_plain", return_value=False):
         yield

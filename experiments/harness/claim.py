@@ -298,8 +298,8 @@ def draw_gradients(axes: Any, measured: Measured, lines: Mapping[str, str]) -> N
     shares = [place / (PLACES - 1) for place in range(PLACES)]
     for label, setup in lines.items():
         figures.band(axes, shares, [measured[setup][metric] for metric in GRADIENTS], label)
-    axes.set(yscale="log", xlabel="place from the first kernel to the last")
-    axes.set(ylabel="gradient at the first step, over the last's")
+    axes.set(yscale="log", xlabel="from the first kernel to the last")
+    axes.set(ylabel="gradient at first, over the last's")
 
 
 def draw_by_size(

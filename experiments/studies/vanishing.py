@@ -64,6 +64,7 @@ def judge(measured: Measured) -> Verdict:
 
 def draw(figure: Any, measured: Measured) -> None:
     """Test accuracy of each activation and initialization, and gradients by layer."""
+    figure.set_size_inches(10, 6.5)
     accuracies, gradients = figure.subplots(2, len(ACTIVATIONS), sharey="row", sharex="row")
     for above, below, activation in zip(accuracies, gradients, ACTIVATIONS, strict=True):
         setups = {init: f"{activation}, {init}" for init in (*INITS, NORMED)}
@@ -71,9 +72,9 @@ def draw(figure: Any, measured: Measured) -> None:
         figures.bars(above, accuracy, "test accuracy")
         above.set(title=activation, xlim=(0, 1), xticks=[0, 0.5, 1])
         claim.draw_gradients(below, measured, setups)
-    below.legend()
     for axes in gradients[1:]:
         axes.set(ylabel="")
+    figure.legend(*below.get_legend_handles_labels(), loc="outside lower center", ncols=5)
     figure.suptitle("Eight sigmoid layers learn with batch norms or very large kernels alone")
 
 
