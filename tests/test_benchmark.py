@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from experiments import benchmark
-from experiments.harness import bench, bench_training, training
+from experiments.harness import bench, bench_layers, bench_training, training
 from jaxdl import InputError, models
 
 NUMBER = r"[\d.,]+"
@@ -57,6 +57,39 @@ def test_training_is_measured_beside_plain_flax(told, no_torch, tmp_path):
     assert len(row["speeds"]["here"]) == len(row["speeds"]["plain Flax"]) == 3
 
 
+def test_convolutions_are_measured_one_by_one(told, no_torch, monkeypatch):
+    monkeypatch.setattr(bench_layers, "SECONDS", 0)
+    flags = ["--model=lenet5", "--channels=1", "--batch_size=4", "--rounds=1"]
+    _, _, what, *lines = told("--what=layers", *flags)
+    assert what == "lenet5 on 32x32 images, batch 4"
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "|" in line]
+    head, _, first, second, _ = rows
+    assert head[2:] == [
+        f"{side}: {operation}"
+        for operation in ("forward", "image gradient", "kernel gradient")
+        for side in ("here", "XLA")
+    ]
+    assert first[:2] == ["32x32, 1 to 6, 5x5", "1"]
+    assert second[:2] == ["14x14, 6 to 16, 5x5", "1"]
+    assert first[4:6] == ["0.00", "0.00"]  # of the images themselves
+    assert "0.00" not in second
+    sums = {
+        name: float(ms) for name, ms in re.findall(r"^(.*): ([\d.]+) ms$", "\n".join(lines), re.M)
+    }
+    assert list(sums) == ["here", "XLA", "the best of both"]
+    cells = np.array([row[2:] for row in rows[2:]], float)
+    assert sums["here"] == pytest.approx(cells[:, ::2].sum(), abs=0.1)
+    assert sums["the best of both"] <= min(sums["here"], sums["XLA"])
+
+
+def test_convolutions_are_counted():
+    found = bench_layers.convolutions(models.create("resnet20_cifar"), (2, 32, 32, 3))
+    assert sum(found.values()) == 19  # twenty layers, of which one is dense
+    assert next(iter(found)).image == (2, 32, 32, 3)
+    assert [str(one) for one in found][1] == "32x32, 16 to 16, 3x3"
+    assert "32x32, 16 to 32, 3x3, strides 2x2" in map(str, found)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["mlp"])
 def test_training_is_measured_of_networks_that_are_not_convolutions(told, model):
@@ -99,6 +132,7 @@ def test_the_start_is_measured_cold_and_warm(told, tmp_path, monkeypatch):
         (["--rounds=0"], "--rounds=0: it must be at least 1"),
         (["--what=train", "--model=lenet6"], "a name of jaxdl.models.names()"),
         (["--what=train", "--model=lenet5", "--image_size=8"], "32"),
+        (["--what=layers", "--model=mlp"], "a network of convolutions"),
         (["--what=data", "--images=255"], "--images=255: it must be at least 256, a batch"),
         (["--what=sweep", "--runs=10"], "--runs=10: it must be a multiple of 16"),
         (["--channels=2"], "--channels=2: it must be 1 or 3"),

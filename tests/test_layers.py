@@ -46,6 +46,7 @@ training classification lanes
 group
 sweep
 study serving yardstick bench_training bench_input bench_runs bench_sequences
+bench_layers
 claim
 artist
 """

@@ -21,6 +21,8 @@ from jaxdl import conv, models
 
 SECONDS = 0.05
 """What an operation is to run for in a round."""
+PAUSE = 0.2
+"""After torch's part of a round, whose threads wait for more in a loop that takes a core."""
 SIDES = ("here", "XLA", "torch")
 OPERATIONS = ("forward", "image gradient", "kernel gradient")
 
@@ -127,6 +129,7 @@ def _times(one: Convolution, rounds: int, torch: Any, of_the_images: bool) -> di
     for _ in range(rounds):
         for name, run in runs.items():
             seconds[name].append(_seconds(run, counts[name]))
+        time.sleep(PAUSE if torch is not None else 0)
     return {name: 1e3 * float(np.median(found)) for name, found in seconds.items()}
 
 

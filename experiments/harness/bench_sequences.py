@@ -16,6 +16,7 @@ from experiments.harness import catalogue, cli, training
 from jaxdl import InputError, parallel, recurrent
 from jaxdl.data import words
 
+QUARTERS = [25, 50, 75]
 Sides = Mapping[str, Callable[[int], int]]
 """What is compared: by name, what runs so many steps and returns how many tokens these had."""
 
@@ -61,7 +62,9 @@ def measure_lstm(config: Any) -> None:
     with torch.no_grad():
         wanted = (theirs(x_torch)[0] ** 2).sum().item()
     np.testing.assert_allclose(gradients(params, x)[0], wanted, rtol=1e-5)
-    _by_turns({"here": here, "torch": there, "its products": products}, config)
+    speeds = _by_turns({"here": here, "its products": products, "torch": there}, config)
+    low, median, high = np.percentile(np.divide(speeds["its products"], speeds["torch"]), QUARTERS)
+    print(f"its products over torch: {median:.3f}, {low:.3f} to {high:.3f}")
 
 
 def _products_of_lstm(params: Any, x: jax.Array) -> list[jax.Array]:
@@ -178,8 +181,12 @@ def measure_cbow(config: Any) -> None:
         _by_turns(sides, config)
 
 
-def _by_turns(sides: Sides, config: Any) -> None:
-    """Runs the sides by turns and prints their speeds, and those of the first over the others'."""
+def _by_turns(sides: Sides, config: Any) -> dict[str, list[float]]:
+    """Runs the sides by turns and prints their speeds, and those of the first over the others'.
+
+    Returns:
+      The speeds by round.
+    """
     for run in sides.values():
         run(1)  # which compiles
     speeds: dict[str, list[float]] = {name: [] for name in sides}
@@ -192,8 +199,9 @@ def _by_turns(sides: Sides, config: Any) -> None:
     print(f"{jax.devices()[0].platform}, {len(os.sched_getaffinity(0))} cores: medians, quartiles")
     first, *others = speeds
     for other in others:
-        low, median, high = np.percentile(np.divide(speeds[first], speeds[other]), [25, 50, 75])
+        low, median, high = np.percentile(np.divide(speeds[first], speeds[other]), QUARTERS)
         print(f"{first} over {other}: {median:.3f}, {low:.3f} to {high:.3f}")
+    return speeds
 
 
 def _import(name: str, what: str) -> Any:

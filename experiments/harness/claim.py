@@ -320,13 +320,14 @@ def draw_by_size(
       sizes: in order.
       label: of the sizes.
     """
-    for axes, metric in zip(figure.subplots(1, len(metrics)), metrics, strict=True):
+    panels = figure.subplots(1, len(metrics))
+    for axes, metric in zip(panels, metrics, strict=True):
         for name, setups in lines.items():
             figures.band(axes, sizes, [measured[setup][metric] for setup in setups], name)
         axes.set(xscale="log", xlabel=label, ylabel=metric)
         axes.set_xticks(sizes, [str(size) for size in sizes], minor=False)
         axes.minorticks_off()
-    axes.legend()
+    panels[len(panels) // 2].legend()
 
 
 def error(accuracy: Values) -> Values:

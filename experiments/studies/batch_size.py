@@ -12,7 +12,7 @@ from experiments.harness.study import Run
 SIZES = (8, 32, 128, 512)
 BASE_RATE, BASE_SIZE = 0.02, 32
 SCALINGS = {"constant rate": 0.0, "rate by the root": 0.5, "rate in proportion": 1.0}
-SECONDS = "seconds of its steps alone"
+SECONDS = "seconds of training, alone"
 
 
 def with_seconds() -> Read:
@@ -53,6 +53,7 @@ def draw(figure: Any, measured: Measured) -> None:
     claim.draw_by_size(
         figure, measured, ("test/accuracy", "train/loss", SECONDS), lines, SIZES, "batch size"
     )
+    figure.axes[-1].set(ylim=(0, None))
     figure.suptitle("In as many epochs large batches fall behind, unless the rate grows with them")
 
 
