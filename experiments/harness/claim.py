@@ -263,7 +263,7 @@ def _gradients_at_first_step(run: Run) -> dict[str, float]:
     }
 
 
-def seconds_of_a_step(run: Run, rounds: int = 5, steps: int = 20) -> float:
+def seconds_of_a_step(run: Run, rounds: int = 20, steps: int = 20) -> float:
     """How long a step of a run takes that is trained alone: in the best of some rounds."""
     problem, task, hparams = _begun(run)
     state, train = task.init(jax.random.key(run.seed), hparams), jax.jit(task.train)

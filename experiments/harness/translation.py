@@ -77,13 +77,15 @@ def heat_maps(
     lengths = np.array(list(map(len, sources)))
     inputs = padded([[GO, *target[:-1]] for target in targets], len(targets))
     _, weights = attended({"params": params}, padded(sources, len(sources)), lengths, inputs)
-    figure = Figure(figsize=(4.5 * len(sources), 4.5), layout="constrained")
+    width, height = (max(4.5, 0.14 * max(map(len, side))) for side in (sources, targets))
+    figure = Figure(figsize=(width * len(sources), height), layout="constrained")
     panels = figure.subplots(1, len(sources), squeeze=False)[0]
     for axes, source, target, of in zip(panels, sources, targets, np.asarray(weights), strict=True):
         shown = of[: len(target), : len(source)]
         axes.imshow(shown, cmap="gray", vmin=0, vmax=1, aspect="auto")
         axes.set_xticks(range(len(source)), vocabularies[0].tokens(source), rotation=90, fontsize=8)
         axes.set_yticks(range(len(target)), vocabularies[1].tokens(target), fontsize=8)
+        axes.grid(visible=False)
         axes.set_xlabel("source")
         axes.set_ylabel("translation")
     figure.suptitle("attention weights, from 0 (black) to 1 (white)", fontsize=10)

@@ -3,16 +3,20 @@
 python -m experiments.studies.attention --quick
 """
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+from PIL import Image
+
 from experiments import seq2seq
-from experiments.harness import claim
+from experiments.harness import claim, training
 from experiments.harness.claim import Claim, Measured, Setup, Verdict, clearly_greater, mean
 from experiments.harness.study import Run
-from jaxdl import figures
+from experiments.harness.translation import heat_maps, search, without_padding
+from jaxdl import figures, parallel
 
 SETUPS = {
     "none": ("--attention=none",),
@@ -22,6 +26,8 @@ SETUPS = {
 LETTERS = ("--level=char", "--max_length=120", "--count=3000", "--features=96", "--epochs=16")
 QUARTERS = tuple(f"{place} quarter" for place in ("shortest", "second", "third", "longest"))
 """Of the sentences by their length, of which the share that is right is a metric."""
+SHOWN = [10, 50]
+"""Of the first batch of held-out sentences, whose attention is drawn."""
 
 
 def read(run: Run) -> dict[str, Any]:
@@ -62,8 +68,16 @@ def draw(figure: Any, measured: Measured) -> None:
 
 
 def show_alignments(runs: Sequence[Run], path: Path) -> None:
-    """What the letters of four held-out sentences attend to, by the last run with attention."""
-    shutil.copy(runs[-1].workdir / seq2seq.PICTURE_FILE, path)
+    """What the tokens of two held-out sentences attend to, by the last run with attention."""
+    config, build = runs[-1].config, runs[-1].experiment.build
+    model, params, vocabularies = seq2seq.trained(config)
+    problem = training.make_problem(config, build, parallel.data_mesh(jax.devices()[:1]))
+    batch = next(iter(problem.feed.evaluate("test")))  # from the short to the long
+    source, lengths = (np.asarray(batch[name])[SHOWN] for name in ("source", "source_length"))
+    found = search(model)(params, source, lengths, batch["target"].shape[1])
+    sides = without_padding(source), without_padding(np.asarray(found.tokens[:, 0]))
+    picture = Image.fromarray(heat_maps(model, params, vocabularies, *sides))
+    picture.quantize(64).save(path, optimize=True)
 
 
 CLAIM = Claim(

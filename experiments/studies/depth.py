@@ -46,6 +46,7 @@ def judge(measured: Measured) -> Verdict:
 
 def draw(figure: Any, measured: Measured) -> None:
     """Training loss and test accuracy by depth, and gradients by layer."""
+    figure.set_size_inches(10, 4)
     *panels, last = figure.subplots(1, 3)
     for axes, metric in zip(panels, ("train/loss", "test/accuracy"), strict=True):
         for kind in KINDS:
