@@ -1,23 +1,20 @@
 """Convolutions that are quick on CPUs too, with a derivative that is theirs.
 
-XLA's convolution on CPUs is sound forward; its weight gradient runs at a tenth to a third of a
-matrix product's speed once the images no longer fit a cache, and 1x1 or very thin convolutions
-(few channels) at less than half. So on a single CPU device a convolution and its two gradients
-are made of matrix products wherever those are quicker, chosen by shape:
+XLA's convolution on CPUs is sound where Eigen makes it (see `jaxdl.parallel.BY_EIGEN`), but for
+1x1 and very thin ones (few channels). So on a single CPU device a convolution and its two
+gradients are made of matrix products wherever those are quicker, chosen by shape:
 
 - *pointwise*, of 1x1 kernels: one product;
 - *by rows*, of few channels: a row of the image times the kernel laid out as a banded matrix, which
   multiplies by some zeros but in one large product;
 - *packed*, of up to 16 outputs: two neighbouring columns of the output are computed as channels;
-- *by patches*, the weight gradient of large images: patches of a few rows at a time, which stay in
-  the cache, times the gradient of the output;
-- *by taps*, that of small images of many channels: one product for each place in the kernel.
+- *by taps*, the kernel's gradient of few outputs, or mapped over kernels: one product for each
+  place in the kernel.
 
 Every other platform gets the programs of `jax.lax`, to the instruction.
 """
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -251,7 +248,7 @@ def _forward_on_cpu(x, kernel, geometry):
     g, (inputs, outputs) = geometry, kernel.shape[-2:]
     if x.ndim == 5:
         return jax.vmap(functools.partial(_forward_by_products, g=g))(x, kernel)
-    if _is_pointwise(g) or _is_thin(g, inputs, outputs):
+    if _is_pointwise(g) or (_is_thin(g, inputs, outputs) and inputs * outputs <= 32):
         return _forward_by_products(x, kernel, g)
     if outputs <= 16 and g.output[1] % 2 == 0:
         return _packed(x, kernel, g)
@@ -318,16 +315,12 @@ def _placed(part: jax.Array, g: Geometry, row: int, column: int) -> jax.Array:
 
 
 def _kernel_gradient_on_cpu(x, dy, geometry):
-    g, inputs, outputs = geometry, x.shape[-1], dy.shape[-1]
     if x.ndim == 5:
-        return jax.vmap(functools.partial(_kernel_gradient_by_products, g=g))(x, dy)
-    if _is_pointwise(g) or _is_thin(g, inputs, outputs):
-        return _kernel_gradient_by_products(x, dy, g)
-    if min(x.nbytes, dy.nbytes) <= CACHE:
-        return _kernel_gradient(x, dy, g)
-    if math.prod(g.output) <= 200 and inputs >= 128:
-        return _kernel_gradient_by_products(x, dy, g)
-    return _kernel_gradient_by_patches(x, dy, g)
+        return jax.vmap(functools.partial(_kernel_gradient_by_products, g=geometry))(x, dy)
+    narrow = dy.shape[-1] <= 32 and x.shape[-1] >= 64 and x.nbytes <= CACHE
+    if _is_pointwise(geometry) or narrow:
+        return _kernel_gradient_by_products(x, dy, geometry)
+    return _kernel_gradient(x, dy, geometry)
 
 
 def _kernel_gradient_by_products(x, dy, g):
@@ -342,28 +335,6 @@ def _kernel_gradient_by_products(x, dy, g):
     columns = dy.reshape(-1, outputs).T
     taps = [(columns @ tap.reshape(-1, inputs)).T for tap in _taps(_pad(x, g), g)]
     return jnp.stack(taps).reshape(kh, kw, inputs, outputs)
-
-
-def _kernel_gradient_by_patches(x, dy, g):
-    inputs, outputs, (h, w) = x.shape[-1], dy.shape[-1], g.output
-    depth = math.prod(g.window) * inputs
-    fitting = max(1, CACHE // (w * depth * x.dtype.itemsize))
-    rows = max(n for n in range(1, min(fitting, h) + 1) if h % n == 0)
-    padded = _pad(x, g)
-    seen = g.strides[0] * (rows - 1) + g.window[0]
-
-    def add(block, total):
-        image, row = block // (h // rows), block % (h // rows) * rows
-        above = lax.dynamic_slice(
-            padded, (image, row * g.strides[0], 0, 0), (1, seen, *padded.shape[2:])
-        )
-        patches = jnp.concatenate(_taps(above, g, rows), axis=-1).reshape(-1, depth)
-        beside = lax.dynamic_slice(dy, (image, row, 0, 0), (1, rows, w, outputs))
-        return total + beside.reshape(-1, outputs).T @ patches
-
-    blocks = x.shape[0] * (h // rows)
-    total = lax.fori_loop(0, blocks, add, jnp.zeros((outputs, depth), x.dtype))
-    return total.T.reshape(*g.window, inputs, outputs)
 
 
 forward_p = operation("convolution", _forward, _forward_on_cpu)

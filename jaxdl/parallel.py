@@ -11,6 +11,7 @@
 Buffers are donated here and nowhere else: a state given to `train` must not be used again.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,6 +36,14 @@ WHOLE_SUMS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
 
 It would else compute each in pieces that go from chip to chip meanwhile; of ResNet-50 on eight
 chips that took 14.5 GB of each where this takes 10.2, as without `fsdp`.
+"""
+
+_BY_YNNPACK = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
+BY_EIGEN = {"xla_cpu_experimental_ynn_fusion_type": _BY_YNNPACK}
+"""How XLA compiles steps for a CPU: matrix products and sums by YNNPACK, convolutions by Eigen.
+
+jaxlib 0.10 gives YNNPACK these too, which takes half as long again for those of large images, and
+six times as long for the kernel's gradient of few channels.
 """
 
 RUN_ONCE = {"xla_backend_optimization_level": 1}
@@ -127,18 +136,17 @@ def jit(task: Task, mesh: Mesh, batch_spec: P = BATCH, rules: Rules = ()) -> Tas
     if rules:
         return _jit_by_rules(task, mesh, batch_spec, rules)
     everywhere, spread = NamedSharding(mesh, P()), NamedSharding(mesh, batch_spec)
+    compiled = functools.partial(
+        jax.jit,
+        in_shardings=(everywhere, spread),
+        out_shardings=everywhere,
+        compiler_options=compiler_options(mesh),
+    )
     return Task(
         init=_jit_init(task.init, mesh, everywhere),
-        train=jax.jit(
-            task.train,
-            in_shardings=(everywhere, spread),
-            out_shardings=everywhere,
-            donate_argnums=0,
-        ),
-        eval=jax.jit(task.eval, in_shardings=(everywhere, spread), out_shardings=everywhere),
-        gradient=jax.jit(
-            task.gradient, in_shardings=(everywhere, spread), out_shardings=everywhere
-        ),
+        train=compiled(task.train, donate_argnums=0),
+        eval=compiled(task.eval),
+        gradient=compiled(task.gradient),
     )
 
 
@@ -176,13 +184,15 @@ def _jit_by_rules(task: Task, mesh: Mesh, batch_spec: P, rules: Rules) -> Task:
         specs = sharding.specs(state, rules, mesh)
         return placed(task.gradient(used(state, specs, "params", "extra"), batch), specs.params)
 
-    on_tpus = mesh.devices.flat[0].platform == "tpu"
-    options = WHOLE_SUMS if on_tpus and sharding.fsdp in rules else None
+    options = compiler_options(mesh)
+    if mesh.devices.flat[0].platform == "tpu" and sharding.fsdp in rules:
+        options = WHOLE_SUMS
+    compiled = functools.partial(jax.jit, in_shardings=inputs, compiler_options=options)
     return Task(
         init=_jit_init(init, mesh, None),
-        train=jax.jit(train, in_shardings=inputs, donate_argnums=0, compiler_options=options),
-        eval=jax.jit(evaluate, in_shardings=inputs, out_shardings=everywhere),
-        gradient=jax.jit(gradient, in_shardings=inputs),
+        train=compiled(train, donate_argnums=0),
+        eval=compiled(evaluate, out_shardings=everywhere),
+        gradient=compiled(gradient),
     )
 
 
@@ -194,6 +204,26 @@ def _jit_init(init: Begin, mesh: Mesh, placed: NamedSharding | None) -> Begin:
 
 def _run_once(mesh: Mesh) -> dict[str, Any] | None:
     return RUN_ONCE if mesh.devices.flat[0].platform == "cpu" else None
+
+
+def compiler_options(mesh: Mesh) -> dict[str, Any] | None:
+    """How XLA is to compile steps for these devices, as `jax.jit` takes it; None for its defaults.
+
+    `jit` and `lanes` see to it; a step that is compiled by hand is as quick with
+    `jax.jit(task.train, compiler_options=compiler_options(mesh))`.
+    """
+    on_cpus = mesh.devices.flat[0].platform == "cpu"
+    return BY_EIGEN if on_cpus and _eigen_is_a_choice() else None
+
+
+@functools.cache
+def _eigen_is_a_choice() -> bool:
+    """Whether this jaxlib has the option, which others may not know."""
+    try:
+        jax.jit(lambda: 0, compiler_options=dict(BY_EIGEN)).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
 
 
 def checked(task: Task, mesh: Mesh) -> Task:
@@ -282,9 +312,9 @@ def lanes(task: Task, mesh: Mesh) -> Task:
 
     return Task(
         init=compiled(many.init, options=_run_once(mesh)),
-        train=compiled(many.train, donated=0),
-        eval=compiled(many.eval),
-        gradient=compiled(many.gradient),
+        train=compiled(many.train, donated=0, options=compiler_options(mesh)),
+        eval=compiled(many.eval, options=compiler_options(mesh)),
+        gradient=compiled(many.gradient, options=compiler_options(mesh)),
     )
 
 

@@ -168,3 +168,28 @@ def test_batch_size_must_divide():
         "batch_size of 48; take grad_accum 3, or a batch_size that divides by 32",
     ):
         parallel.check_batch_size(48, mesh(8), 4)
+
+
+def test_convolutions_of_steps_on_cpus_are_eigens():
+    """Where jaxlib has the choice; products stay what they are, and sums."""
+    if not parallel._eigen_is_a_choice():
+        pytest.skip("this jaxlib has no such option")
+    x, kernel, matrix = jnp.ones((8, 56, 56, 64)), jnp.ones((3, 3, 64, 64)), jnp.ones((512, 512))
+    convolve = lambda x, k: jax.lax.conv_general_dilated(
+        x, k, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    by_ynnpack = lambda options, f, *args: (
+        "ynn_fusion" in jax.jit(f).lower(*args).compile(options).as_text()
+    )
+    options = parallel.compiler_options(parallel.data_mesh())
+    assert by_ynnpack(None, convolve, x, kernel)
+    assert not by_ynnpack(options, convolve, x, kernel)
+    for other in (jnp.dot, lambda a, b: (a * b).sum(0)):
+        assert by_ynnpack(options, other, matrix, matrix) == by_ynnpack(None, other, matrix, matrix)
+
+
+def test_an_option_that_jaxlib_does_not_know_is_left_out(monkeypatch):
+    monkeypatch.setattr(parallel, "BY_EIGEN", {"xla_of_another_version": "1"})
+    parallel._eigen_is_a_choice.cache_clear()
+    assert parallel.compiler_options(parallel.data_mesh()) is None
+    parallel._eigen_is_a_choice.cache_clear()

@@ -17,7 +17,7 @@ from jax.extend.core import Jaxpr, jaxprs_in_params
 
 from experiments.harness import bench, bench_training, study
 from experiments.harness.cli import require
-from jaxdl import conv, models
+from jaxdl import conv, models, parallel
 
 SECONDS = 0.05
 """What an operation is to run for in a round."""
@@ -114,11 +114,13 @@ def _times(one: Convolution, rounds: int, torch: Any, of_the_images: bool) -> di
     }
     if of_the_images:
         del of["image gradient"]
+    options = parallel.compiler_options(parallel.data_mesh(jax.devices()[:1]))
+    steps = functools.partial(jax.jit, compiler_options=options)
     runs: dict[str, Callable[[], Any]] = {}
     for name, (primitive, *operands) in of.items():
         bind = functools.partial(primitive.bind, geometry=one.geometry)
         arrays = jax.device_put(operands)
-        runs[f"here: {name}"] = functools.partial(jax.jit(bind).lower(*arrays).compile(), *arrays)
+        runs[f"here: {name}"] = functools.partial(steps(bind).lower(*arrays).compile(), *arrays)
         with bench_training.stock_programs():
             stock = jax.jit(functools.partial(bind)).lower(*arrays).compile()
         runs[f"XLA: {name}"] = functools.partial(stock, *arrays)
