@@ -8,8 +8,7 @@ gradients are made of matrix products wherever those are quicker, chosen by shap
 - *by rows*, of few channels: a row of the image times the kernel laid out as a banded matrix, which
   multiplies by some zeros but in one large product;
 - *packed*, of up to 16 outputs: two neighbouring columns of the output are computed as channels;
-- *by taps*, the kernel's gradient of few outputs, or mapped over kernels: one product for each
-  place in the kernel.
+- *by taps*, the kernel's gradient mapped over kernels: one product for each place in the kernel.
 
 Every other platform gets the programs of `jax.lax`, to the instruction.
 """
@@ -176,9 +175,6 @@ def _kernel_gradient(x, dy, geometry):
 
 # On CPUs.
 
-CACHE = 2**21
-"""Bytes: of what one core keeps at hand."""
-
 
 def _is_pointwise(g: Geometry) -> bool:
     return g.window == (1, 1) and g.padding == ((0, 0), (0, 0))
@@ -317,8 +313,7 @@ def _placed(part: jax.Array, g: Geometry, row: int, column: int) -> jax.Array:
 def _kernel_gradient_on_cpu(x, dy, geometry):
     if x.ndim == 5:
         return jax.vmap(functools.partial(_kernel_gradient_by_products, g=geometry))(x, dy)
-    narrow = dy.shape[-1] <= 32 and x.shape[-1] >= 64 and x.nbytes <= CACHE
-    if _is_pointwise(geometry) or narrow:
+    if _is_pointwise(geometry):
         return _kernel_gradient_by_products(x, dy, geometry)
     return _kernel_gradient(x, dy, geometry)
 

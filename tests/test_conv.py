@@ -86,23 +86,6 @@ def test_lanes_with_kernels_of_their_own(name):
     assert "convolution" not in mapped.lower(*operands).as_text()
 
 
-@pytest.mark.parametrize(
-    ("case", "by_products"),
-    [
-        (((2, 15, 16, 64), (3, 3), 24, (1, 1), HALF), True),
-        (((2, 15, 16, 64), (3, 3), 24, (2, 2), HALF), True),
-        (((2, 15, 16, 64), (3, 3), 48, (1, 1), HALF), False),
-        (((2, 15, 16, 8), (3, 3), 24, (1, 1), HALF), False),
-    ],
-)
-def test_kernel_gradients_of_few_outputs_are_products(case, by_products):
-    function, reference, x, kernel, dy = prepare(case)
-    of_kernel = lambda f: jax.jit(jax.grad(lambda kernel: jnp.sum(f(x, kernel) * dy)))
-    assert_close(of_kernel(function)(kernel), of_kernel(reference)(kernel))
-    text = of_kernel(function).lower(kernel).as_text()
-    assert ("convolution" not in text) == by_products
-
-
 @pytest.mark.parametrize("name", ["as XLA does, strided", "pointwise", "by rows", "packed"])
 def test_derivatives_of_derivatives(name):
     """Forward over reverse and reverse over reverse, as curvature and slope penalties need."""
