@@ -12,7 +12,7 @@ Buffers are donated here and nowhere else: a state given to `train` must not be 
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxdl import Batch, InputError, drawing, sharding
 from jaxdl.sharding import Rules
-from jaxdl.task import Begin, Task
+from jaxdl.task import Begin, State, Task
 
 DATA = sharding.DATA
 """The mesh axis that batches are spread over."""
@@ -137,10 +137,10 @@ def jit(task: Task, mesh: Mesh, batch_spec: P = BATCH, rules: Rules = ()) -> Tas
         return _jit_by_rules(task, mesh, batch_spec, rules)
     everywhere, spread = NamedSharding(mesh, P()), NamedSharding(mesh, batch_spec)
     compiled = functools.partial(
-        jax.jit,
+        _Compiled,
+        compiler_options(mesh),
         in_shardings=(everywhere, spread),
         out_shardings=everywhere,
-        compiler_options=compiler_options(mesh),
     )
     return Task(
         init=_jit_init(task.init, mesh, everywhere),
@@ -187,7 +187,7 @@ def _jit_by_rules(task: Task, mesh: Mesh, batch_spec: P, rules: Rules) -> Task:
     options = compiler_options(mesh)
     if mesh.devices.flat[0].platform == "tpu" and sharding.fsdp in rules:
         options = WHOLE_SUMS
-    compiled = functools.partial(jax.jit, in_shardings=inputs, compiler_options=options)
+    compiled = functools.partial(_Compiled, options, in_shardings=inputs)
     return Task(
         init=_jit_init(init, mesh, None),
         train=compiled(train, donate_argnums=0),
@@ -198,8 +198,26 @@ def _jit_by_rules(task: Task, mesh: Mesh, batch_spec: P, rules: Rules) -> Task:
 
 def _jit_init(init: Begin, mesh: Mesh, placed: NamedSharding | None) -> Begin:
     """Compiles a Task's `init`, which would take longer than its step does, and runs once."""
-    options = _run_once(mesh)
-    return jax.jit(drawing.together(init), out_shardings=placed, compiler_options=options)
+    return _Compiled(_run_once(mesh), drawing.together(init), out_shardings=placed)
+
+
+class _Compiled:
+    """A compiled function of a Task: by options of its own, or part of what it is called within.
+
+    JAX takes options for whole programs alone. `lower`, `trace` and the like are `jax.jit`'s.
+    """
+
+    def __init__(self, options: Any, function: Callable[..., Any], **how: Any):
+        self._alone = jax.jit(function, compiler_options=options, **how)
+        self._within = jax.jit(function, **how) if options else self._alone
+
+    def __call__(self, state: Any, *inputs: Any) -> Any:
+        first = state.step if isinstance(state, State) else state  # all leaves would take a while
+        traced = any(isinstance(a, jax.core.Tracer) for a in (first, *jax.tree.leaves(inputs)))
+        return (self._within if traced else self._alone)(state, *inputs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._alone, name)
 
 
 def _run_once(mesh: Mesh) -> dict[str, Any] | None:
@@ -308,7 +326,7 @@ def lanes(task: Task, mesh: Mesh) -> Task:
 
     def compiled(function, donated=(), options=None):
         apart = jax.shard_map(function, mesh=mesh, in_specs=BATCH, out_specs=BATCH, check_vma=False)
-        return jax.jit(apart, donate_argnums=donated, compiler_options=options)
+        return _Compiled(options, apart, donate_argnums=donated)
 
     return Task(
         init=compiled(many.init, options=_run_once(mesh)),

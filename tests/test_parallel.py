@@ -193,3 +193,17 @@ def test_an_option_that_jaxlib_does_not_know_is_left_out(monkeypatch):
     parallel._eigen_is_a_choice.cache_clear()
     assert parallel.compiler_options(parallel.data_mesh()) is None
     parallel._eigen_is_a_choice.cache_clear()
+
+
+def test_a_compiled_task_may_stand_within_another_program(monkeypatch):
+    """Whose options are then those of the whole."""
+    monkeypatch.setattr(parallel, "RUN_ONCE", {"xla_backend_optimization_level": 1})
+    task = parallel.jit(tiny.build(), parallel.data_mesh(jax.devices()[:1]))
+    first, second, *_ = tiny.batches()
+    twice = jax.jit(lambda state: task.train(task.train(state, first)[0], second)[0])
+    begin = jax.jit(task.init)
+    within = twice(begin(jax.random.key(0), tiny.hparams()))
+    alone = task.init(jax.random.key(0), tiny.hparams())
+    for batch in (first, second):
+        alone, _ = task.train(alone, batch)
+    assert tiny.distance(within, alone) < 1e-6
