@@ -197,10 +197,9 @@ def _pad(x: jax.Array, g: Geometry) -> jax.Array:
     return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *margins, (0, 0, 0)])
 
 
-def _taps(padded: jax.Array, g: Geometry, rows: int | None = None) -> list[jax.Array]:
+def _taps(padded: jax.Array, g: Geometry) -> list[jax.Array]:
     """What each place of the kernel meets, in order: so many arrays [B, H', W', C]."""
-    (sh, sw), (_, w) = g.strides, g.output
-    h = g.output[0] if rows is None else rows
+    (sh, sw), (h, w) = g.strides, g.output
     return [
         padded[:, i : i + sh * (h - 1) + 1 : sh, j : j + sw * (w - 1) + 1 : sw]
         for i in range(g.window[0])
@@ -244,7 +243,8 @@ def _forward_on_cpu(x, kernel, geometry):
     g, (inputs, outputs) = geometry, kernel.shape[-2:]
     if x.ndim == 5:
         return jax.vmap(functools.partial(_forward_by_products, g=g))(x, kernel)
-    if _is_pointwise(g) or (_is_thin(g, inputs, outputs) and inputs * outputs <= 32):
+    thinnest = _is_thin(g, inputs, outputs) and inputs * outputs <= 32  # beyond, Eigen is quicker
+    if _is_pointwise(g) or thinnest:
         return _forward_by_products(x, kernel, g)
     if outputs <= 16 and g.output[1] % 2 == 0:
         return _packed(x, kernel, g)

@@ -184,10 +184,7 @@ def _jit_by_rules(task: Task, mesh: Mesh, batch_spec: P, rules: Rules) -> Task:
         specs = sharding.specs(state, rules, mesh)
         return placed(task.gradient(used(state, specs, "params", "extra"), batch), specs.params)
 
-    options = compiler_options(mesh)
-    if mesh.devices.flat[0].platform == "tpu" and sharding.fsdp in rules:
-        options = WHOLE_SUMS
-    compiled = functools.partial(_Compiled, options, in_shardings=inputs)
+    compiled = functools.partial(_Compiled, compiler_options(mesh, rules), in_shardings=inputs)
     return Task(
         init=_jit_init(init, mesh, None),
         train=compiled(train, donate_argnums=0),
@@ -204,34 +201,38 @@ def _jit_init(init: Begin, mesh: Mesh, placed: NamedSharding | None) -> Begin:
 class _Compiled:
     """A compiled function of a Task: by options of its own, or part of what it is called within.
 
-    JAX takes options for whole programs alone. `lower`, `trace` and the like are `jax.jit`'s.
+    JAX takes options for whole programs alone. `lower` is that of `jax.jit`.
     """
 
-    def __init__(self, options: Any, function: Callable[..., Any], **how: Any):
+    def __init__(self, options: dict[str, Any] | None, function: Callable[..., Any], **how: Any):
         self._alone = jax.jit(function, compiler_options=options, **how)
         self._within = jax.jit(function, **how) if options else self._alone
+        self.lower = self._alone.lower
 
     def __call__(self, state: Any, *inputs: Any) -> Any:
         first = state.step if isinstance(state, State) else state  # all leaves would take a while
         traced = any(isinstance(a, jax.core.Tracer) for a in (first, *jax.tree.leaves(inputs)))
         return (self._within if traced else self._alone)(state, *inputs)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._alone, name)
-
 
 def _run_once(mesh: Mesh) -> dict[str, Any] | None:
     return RUN_ONCE if mesh.devices.flat[0].platform == "cpu" else None
 
 
-def compiler_options(mesh: Mesh) -> dict[str, Any] | None:
-    """How XLA is to compile steps for these devices, as `jax.jit` takes it; None for its defaults.
+def compiler_options(mesh: Mesh, rules: Rules = ()) -> dict[str, Any] | None:
+    """How XLA is to compile steps, as `jax.jit` takes it; None for its defaults.
 
     `jit` and `lanes` see to it; a step that is compiled by hand is as quick with
     `jax.jit(task.train, compiler_options=compiler_options(mesh))`.
+
+    Args:
+      mesh: the devices.
+      rules: how the arrays of a state are cut.
     """
-    on_cpus = mesh.devices.flat[0].platform == "cpu"
-    return BY_EIGEN if on_cpus and _eigen_is_a_choice() else None
+    platform = mesh.devices.flat[0].platform
+    if platform == "tpu" and sharding.fsdp in rules:
+        return WHOLE_SUMS
+    return BY_EIGEN if platform == "cpu" and _eigen_is_a_choice() else None
 
 
 @functools.cache
@@ -322,17 +323,17 @@ def lanes(task: Task, mesh: Mesh) -> Task:
     Returns:
       A Task of states, keys, hyperparameters, batches and metrics with a first axis of lanes.
     """
-    many = vmap(task, batch_axis=0)
+    many, options = vmap(task, batch_axis=0), compiler_options(mesh)
 
-    def compiled(function, donated=(), options=None):
+    def compiled(function, options, donated=()):
         apart = jax.shard_map(function, mesh=mesh, in_specs=BATCH, out_specs=BATCH, check_vma=False)
         return _Compiled(options, apart, donate_argnums=donated)
 
     return Task(
-        init=compiled(many.init, options=_run_once(mesh)),
-        train=compiled(many.train, donated=0, options=compiler_options(mesh)),
-        eval=compiled(many.eval, options=compiler_options(mesh)),
-        gradient=compiled(many.gradient, options=compiler_options(mesh)),
+        init=compiled(many.init, _run_once(mesh)),
+        train=compiled(many.train, options, donated=0),
+        eval=compiled(many.eval, options),
+        gradient=compiled(many.gradient, options),
     )
 
 

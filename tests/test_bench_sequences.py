@@ -13,7 +13,7 @@ from experiments import benchmark
 from experiments.harness import training
 from jaxdl import InputError
 
-SPREAD = r"[\d.]+, [\d.]+ to [\d.]+"
+SPREAD = r"[\d.]+ \([\d.]+ to [\d.]+\)"
 
 
 @pytest.fixture

@@ -420,9 +420,8 @@ def test_densenet_dropout():
 def test_logits_match_torch(golden, name, kwargs, sizes, scale):
     model: Any = models.create(name, num_classes=10, **kwargs)
     variables = golden_variables(model, keys(golden, name), RULES[name], name=name, **kwargs)
-    apply = functools.partial(model.apply, train=False)
     for size in sizes:
-        x = scale * images(size)
+        x, apply = scale * images(size), functools.partial(model.apply, train=False)
         logits = compile_quickly(apply, variables, x)(variables, x)
         assert largest_error(logits, golden[f"{name}/logits/{size}"]) < 5e-6
 

@@ -1,7 +1,7 @@
 """The convolutions of a network one by one: forward, and both gradients, here, by XLA and in torch.
 
 They say what bounds a step: what a network's convolutions take by the best program that there is
-for each, a step cannot do without.
+for each, a step cannot do without. XLA's are by its defaults, or by what XLA_FLAGS say.
 """
 
 import collections
@@ -122,17 +122,29 @@ def _times(one: Convolution, rounds: int, torch: Any, of_the_images: bool) -> di
         arrays = jax.device_put(operands)
         runs[f"here: {name}"] = functools.partial(steps(bind).lower(*arrays).compile(), *arrays)
         with bench_training.stock_programs():
-            stock = jax.jit(functools.partial(bind)).lower(*arrays).compile()
+            another = functools.partial(bind)  # of the same one JAX has the program of before
+            stock = jax.jit(another).lower(*arrays).compile()
         runs[f"XLA: {name}"] = functools.partial(stock, *arrays)
     if torch is not None:
         runs |= _in_torch(one, torch, x, kernel, dy, of_the_images)
-    counts = {name: _count(run) for name, run in runs.items()}
+    sides = [bench.Side(name, functools.partial(_repeated, run)) for name, run in runs.items()]
+    for side in sides:
+        side.run(2)  # memory is made room for
+    counts = [bench.steps_of(side, SECONDS) for side in sides]
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
-        for name, run in runs.items():
-            seconds[name].append(_seconds(run, counts[name]))
+        for side, count in zip(sides, counts, strict=True):
+            began = time.perf_counter()
+            side.run(count)
+            seconds[side.name].append((time.perf_counter() - began) / count)
         time.sleep(PAUSE if torch is not None else 0)
     return {name: 1e3 * float(np.median(found)) for name, found in seconds.items()}
+
+
+def _repeated(run: Callable[[], Any], steps: int) -> None:
+    for _ in range(steps):
+        result = run()
+    jax.block_until_ready(result)
 
 
 def _in_torch(
@@ -152,17 +164,3 @@ def _in_torch(
         [not of_the_images, True, False],
     )
     return {"torch: forward": forward, "torch: gradients": backward}
-
-
-def _count(run: Callable[[], Any]) -> int:
-    """How often it runs in a round."""
-    jax.block_until_ready(run())
-    return max(1, round(SECONDS / _seconds(run, 1)))
-
-
-def _seconds(run: Callable[[], Any], count: int) -> float:
-    began = time.perf_counter()
-    for _ in range(count):
-        result = run()
-    jax.block_until_ready(result)
-    return (time.perf_counter() - began) / count

@@ -12,11 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import catalogue, cli, training
+from experiments.harness import bench, catalogue, cli, training
 from jaxdl import InputError, parallel, recurrent
 from jaxdl.data import words
 
-QUARTERS = [25, 50, 75]
 Sides = Mapping[str, Callable[[int], int]]
 """What is compared: by name, what runs so many steps and returns how many tokens these had."""
 
@@ -63,35 +62,38 @@ def measure_lstm(config: Any) -> None:
         wanted = (theirs(x_torch)[0] ** 2).sum().item()
     np.testing.assert_allclose(gradients(params, x)[0], wanted, rtol=1e-5)
     speeds = _by_turns({"here": here, "its products": products, "torch": there}, config)
-    low, median, high = np.percentile(np.divide(speeds["its products"], speeds["torch"]), QUARTERS)
-    print(f"its products over torch: {median:.3f}, {low:.3f} to {high:.3f}")
+    del speeds["here"]
+    bench.ratios(speeds, ["its products"])
 
 
 def _products_of_lstm(params: Any, x: jax.Array) -> list[jax.Array]:
     """The products of an LSTM's forward and backward pass, with next to nothing between them."""
-    x, results = x.swapaxes(0, 1), []
+    outputs, results = x.swapaxes(0, 1), []
     for layer in params.values():
-        size = len(layer["hidden_kernel"])
-        gates_of = lambda h, layer=layer: h @ layer["hidden_kernel"]
-        back_of = lambda d, layer=layer: d @ layer["hidden_kernel"].T
-        projected = jnp.einsum("tbf,fg->tbg", x, layer["input_kernel"])
-
-        def forward(h, inputs, gates_of=gates_of, size=size):
-            gates = inputs + gates_of(h)
-            after = sum(gates[:, part * size : (part + 1) * size] for part in range(4))
-            return after, (after, gates)
-
-        def backward(d_h, gates, back_of=back_of):
-            return back_of(gates + jnp.tile(d_h, 4)), None
-
-        zeros = jnp.zeros_like(projected[0, :, :size])
-        _, (outputs, gates) = jax.lax.scan(forward, zeros, projected)
-        results.append(jax.lax.scan(backward, zeros, gates, reverse=True)[0])
-        flat = gates.reshape(-1, 4 * size)
-        results += [a.reshape(len(flat), -1).T @ flat for a in (x, outputs)]
-        results.append(jnp.einsum("tbg,fg->tbf", gates, layer["input_kernel"]))
-        x = outputs
+        outputs, of_layer = _products_of_layer(layer, outputs)
+        results += of_layer
     return results
+
+
+def _products_of_layer(layer: Any, x: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+    """Its outputs [T, B, H], if it had no gates, and what else has to be computed."""
+    input_kernel, hidden_kernel = layer["input_kernel"], layer["hidden_kernel"]
+
+    def forward(h, projected):
+        gates = projected + h @ hidden_kernel
+        after = sum(jnp.split(gates, 4, axis=-1))
+        return after, (after, gates)
+
+    def backward(d_h, gates):
+        return (gates + jnp.tile(d_h, 4)) @ hidden_kernel.T, None
+
+    zeros = jnp.zeros((x.shape[1], len(hidden_kernel)))
+    projected = jnp.einsum("tbf,fg->tbg", x, input_kernel)
+    _, (outputs, gates) = jax.lax.scan(forward, zeros, projected)
+    d_h, _ = jax.lax.scan(backward, zeros, gates, reverse=True)
+    d_x = jnp.einsum("tbg,fg->tbf", gates, input_kernel)
+    d_kernels = [jnp.einsum("tbf,tbg->fg", a, gates) for a in (x, outputs)]
+    return outputs, [d_h, d_x, *d_kernels]
 
 
 def measure_char_rnn(config: Any) -> None:
@@ -197,10 +199,7 @@ def _by_turns(sides: Sides, config: Any) -> dict[str, list[float]]:
             speeds[name].append(tokens / (time.perf_counter() - began))
         print(", ".join(f"{name} {speed[-1]:,.0f} tokens/s" for name, speed in speeds.items()))
     print(f"{jax.devices()[0].platform}, {len(os.sched_getaffinity(0))} cores: medians, quartiles")
-    first, *others = speeds
-    for other in others:
-        low, median, high = np.percentile(np.divide(speeds[first], speeds[other]), QUARTERS)
-        print(f"{first} over {other}: {median:.3f}, {low:.3f} to {high:.3f}")
+    bench.ratios(speeds, [next(iter(speeds))])
     return speeds
 
 

@@ -28,8 +28,11 @@ from jaxdl.task import Task
 GRADIENT_RATIO = "gradient at the first step, first kernel over last"
 """A metric: of the norms of the gradients by two kernels."""
 PLACES = 9
-GRADIENTS = tuple(f"gradient at {place}/{PLACES - 1} of the depth" for place in range(PLACES))
-"""Metrics: of kernels from the first to the last, over the last's; the first is the ratio above."""
+GRADIENTS = (
+    GRADIENT_RATIO,
+    *(f"gradient at {place}/{PLACES - 1} of the depth" for place in range(1, PLACES)),
+)
+"""Metrics: of kernels from the first to the last, over the last's."""
 
 Values = list[float | None]
 """By seed; None for a run that diverged."""
@@ -116,7 +119,7 @@ class Claim(NamedTuple):
       quickly: flags of the quick form, after the others.
       quick_setups: the names of those that the quick form is of; all where not given.
       read: finds the metrics of a run, of its summary where not given.
-      drawn: metrics that the picture is of, and the table is not.
+      drawn: metrics that the picture or the verdict is of, and the table need not have.
       pictures: {the page's other pictures, by file name: what draws them}
     """
 
@@ -208,7 +211,7 @@ def measure(claim: Claim, runs: Sequence[Run]) -> Measured:
     found: dict[str, dict[str, Values]] = {}
     for run in runs:
         summary = {} if run.diverged else claim.read(run)
-        for name in (*claim.metrics, *claim.drawn):
+        for name in dict.fromkeys((*claim.metrics, *claim.drawn)):
             value = summary.get(name.replace("/", "/ema_"), summary.get(name))
             found.setdefault(str(run.setup), {}).setdefault(name, []).append(value)
     return found
@@ -226,7 +229,7 @@ def mean(values: Sequence[float | None]) -> float:
 
 
 def with_gradients(first: str, last: str) -> Read:
-    """What reads the summary of a run, `GRADIENT_RATIO` and `GRADIENTS`.
+    """What reads the summary of a run, and `GRADIENTS`.
 
     Gradients are told from how far the first step moves the kernels, which is to be one of plain
     descent or of momentum, at a rate so great that nothing of it is lost in rounding.
@@ -242,15 +245,15 @@ def with_gradients(first: str, last: str) -> Read:
         norms = [gradients[name] for name in (first, *between, last)]
         over_last = [norm / norms[-1] if norms[-1] else math.nan for norm in norms]
         places = (round(p * (len(norms) - 1) / (PLACES - 1)) for p in range(PLACES))
-        found = dict(zip(GRADIENTS, (over_last[place] for place in places), strict=True))
-        return run.summary() | {GRADIENT_RATIO: over_last[0]} | found
+        found = (over_last[place] for place in places)
+        return run.summary() | dict(zip(GRADIENTS, found, strict=True))
 
     return read
 
 
 def _gradients_at_first_step(run: Run) -> dict[str, float]:
     """The norm of the gradient by the kernel of each layer."""
-    problem, task, hparams = _begun(run)
+    problem, task, hparams = begun(run)
     hparams |= {"l2_penalty": jnp.float32(0), "learning_rate": jnp.float32(1e12)}
     before = task.init(jax.random.key(run.seed), hparams)
     with contextlib.closing(problem.feed.train()) as batches:
@@ -263,16 +266,16 @@ def _gradients_at_first_step(run: Run) -> dict[str, float]:
     }
 
 
-def seconds_of_a_step(run: Run, rounds: int = 20, steps: int = 20) -> float:
-    """How long a step of a run takes that is trained alone: in the best of some rounds."""
-    problem, task, hparams = _begun(run)
+def seconds_of_a_step(run: Run) -> float:
+    """How long a step of a run takes that is trained alone: the best of twenty times twenty."""
+    problem, task, hparams = begun(run)
     task = parallel.jit(task, parallel.data_mesh(jax.devices()[:1]))
     state, train = task.init(jax.random.key(run.seed), hparams), task.train
     with contextlib.closing(problem.feed.train()) as batches:
-        several = [next(batches) for _ in range(steps)]
+        several = [next(batches) for _ in range(20)]
     state, _ = train(state, several[0])  # compiles
     seconds = []
-    for _ in range(rounds):
+    for _ in range(20):
         began = time.perf_counter()
         for batch in several:
             state, _ = train(state, batch)
@@ -281,7 +284,7 @@ def seconds_of_a_step(run: Run, rounds: int = 20, steps: int = 20) -> float:
     return min(seconds)
 
 
-def _begun(run: Run) -> tuple[Problem, Task, dict[str, Any]]:
+def begun(run: Run) -> tuple[Problem, Task, dict[str, Any]]:
     """What a run trains, by the first device alone, and its hyperparameters."""
     mesh = parallel.data_mesh(jax.devices()[:1])
     problem = training.make_problem(run.config, run.experiment.build, mesh)
@@ -304,7 +307,7 @@ def draw_gradients(axes: Any, measured: Measured, lines: Mapping[str, str]) -> N
 
 
 def draw_by_size(
-    figure: Any,
+    panels: Sequence[Any],
     measured: Measured,
     metrics: Sequence[str],
     lines: Mapping[str, Sequence[str]],
@@ -314,21 +317,20 @@ def draw_by_size(
     """Draws a panel for each metric, of lines over sizes that are far apart.
 
     Args:
-      figure: an empty Matplotlib figure.
+      panels: Matplotlib axes, of which the last gets the legend.
       measured: {setup: {metric: values}}
       metrics: of the panels.
       lines: {label: its setups, by size}
       sizes: in order.
       label: of the sizes.
     """
-    panels = figure.subplots(1, len(metrics))
     for axes, metric in zip(panels, metrics, strict=True):
         for name, setups in lines.items():
             figures.band(axes, sizes, [measured[setup][metric] for setup in setups], name)
         axes.set(xscale="log", xlabel=label, ylabel=metric)
         axes.set_xticks(sizes, [str(size) for size in sizes], minor=False)
         axes.minorticks_off()
-    panels[len(panels) // 2].legend()
+    panels[-1].legend()
 
 
 def error(accuracy: Values) -> Values:

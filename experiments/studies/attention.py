@@ -7,16 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from PIL import Image
 
 from experiments import seq2seq
-from experiments.harness import claim, training
+from experiments.harness import claim
 from experiments.harness.claim import Claim, Measured, Setup, Verdict, clearly_greater, mean
 from experiments.harness.study import Run
 from experiments.harness.translation import heat_maps, search, without_padding
-from jaxdl import figures, parallel
+from jaxdl import figures
 
 SETUPS = {
     "none": ("--attention=none",),
@@ -69,9 +68,8 @@ def draw(figure: Any, measured: Measured) -> None:
 
 def show_alignments(runs: Sequence[Run], path: Path) -> None:
     """What the tokens of two held-out sentences attend to, by the last run with attention."""
-    config, build = runs[-1].config, runs[-1].experiment.build
-    model, params, vocabularies = seq2seq.trained(config)
-    problem = training.make_problem(config, build, parallel.data_mesh(jax.devices()[:1]))
+    model, params, vocabularies = seq2seq.trained(runs[-1].config)
+    problem, *_ = claim.begun(runs[-1])
     batch = next(iter(problem.feed.evaluate("test")))  # from the short to the long
     source, lengths = (np.asarray(batch[name])[SHOWN] for name in ("source", "source_length"))
     found = search(model)(params, source, lengths, batch["target"].shape[1])

@@ -34,7 +34,8 @@ def judge(measured: Measured) -> Verdict:
 def draw(figure: Any, measured: Measured) -> None:
     """Test accuracy and training loss by batch size."""
     lines = {f"{kind} batch norms": [f"{kind}, {size}" for size in SIZES] for kind in KINDS}
-    claim.draw_by_size(figure, measured, (METRIC, "train/loss"), lines, SIZES, "batch size")
+    panels = figure.subplots(1, 2)
+    claim.draw_by_size(panels, measured, (METRIC, "train/loss"), lines, SIZES, "batch size")
     figure.suptitle("Batch norms harm where a batch has few examples")
 
 
