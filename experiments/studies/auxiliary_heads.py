@@ -61,7 +61,7 @@ CLAIM = Claim(
     seeds=3,
     minutes=25,
     quickly=("--steps=40",),
-    quick_setups=("with batch norms, none", "with batch norms, heads"),
+    quick_setups=("paper's, no norms, none", "paper's, no norms, heads"),
 )
 
 if __name__ == "__main__":
