@@ -5,6 +5,7 @@ import importlib
 import itertools
 import json
 import pkgutil
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -144,10 +145,12 @@ def test_batch_size(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_step_that_is_timed_trains(tmp_path):
+def test_the_seconds_of_a_step_are_a_share_of_those_of_all(tmp_path, monkeypatch):
+    clock = SimpleNamespace(perf_counter=itertools.count().__next__)
+    monkeypatch.setattr(claim, "time", clock)  # a second between any two looks at it
     flags = ["--width=8", "--image_size=8", "--augment="]
     run = study.Run("some", 0, tmp_path, catalogue.load("mlp"), flags)
-    assert claim.seconds_of_a_step(run) > 0
+    assert claim.seconds_of_a_step(run) == 1 / 20
 
 
 @pytest.fixture

@@ -60,8 +60,8 @@ CLAIM = Claim(
     draw=draw,
     seeds=3,
     minutes=25,
-    quickly=("--steps=40",),
-    quick_setups=("paper's, no norms, none", "paper's, no norms, heads"),
+    quickly=("--steps=40", "--image_size=16"),
+    quick_setups=("with batch norms, none", "with batch norms, heads"),
 )
 
 if __name__ == "__main__":
