@@ -7,6 +7,7 @@ single process all of this does nothing.
 
 import contextlib
 import ctypes
+import faulthandler
 import itertools
 import json
 import os
@@ -175,14 +176,21 @@ def _say(line: str) -> None:
 
 def _watch() -> None:
     """Ends this process once another has told of its failure."""
-    while (client := _client()) is not None and not _last_word.locked():
-        try:
-            line = client.key_value_try_get(FAILED)
-        except jax.errors.JaxRuntimeError:
-            time.sleep(1)  # none has
-            continue
-        _say(line)
-        _leave()
+    while _client() is not None and not _last_word.locked():
+        if (line := _told()) is not None:
+            _say(line)
+            _leave()
+        time.sleep(1)
+
+
+def _told() -> str | None:
+    """What another process said of its failure, if one has."""
+    # Held here alone: a client that outlives `jax.distributed`'s goodbye, in a thread that sleeps,
+    # would still be at work when the process ends.
+    client = _client()
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        return client.key_value_try_get(FAILED) if client is not None else None
+    return None
 
 
 def _dead(text: bytes) -> str:
@@ -205,6 +213,8 @@ def _end_quietly() -> None:
     kept = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the process)
     os.dup2(kept.fileno(), sys.stderr.fileno())
     sys.stderr = os.fdopen(screen, "w", buffering=1)
+    if faulthandler.is_enabled():
+        faulthandler.enable(sys.stderr)
 
     def on_abort(number: int) -> None:
         text = os.pread(kept.fileno(), 1 << 16, 0)

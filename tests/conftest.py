@@ -120,6 +120,7 @@ def environment(tmp_path_factory):
         "TFDS_DATA_DIR": str(shared / "tfds"),
         "XLA_FLAGS": xla_flags(1),
         "PYTHONWARNINGS": "error",
+        "PYTHONFAULTHANDLER": "1",  # says where a process fell that dies of its own
         "PYTHONPATH": str(ROOT),
     }
 

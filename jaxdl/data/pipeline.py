@@ -26,6 +26,9 @@ if TYPE_CHECKING:  # worker processes import this module and have no use for JAX
 Sharding: TypeAlias = "jax.sharding.NamedSharding | jax.sharding.SingleDeviceSharding"
 
 RESIDENT_LIMIT = 256 * 2**20  # bytes of rows, over all splits
+# One call gathers so many batches of training, of at most so many bytes: each call takes as long as
+# several small batches do.
+TOGETHER, TOGETHER_LIMIT = 8, 8 * 2**20
 
 
 class StreamPipeline:
@@ -255,14 +258,17 @@ class RowPipeline(StreamPipeline):
         assert isinstance(stream, Indexed)
         if self.backend == "resident":
             storage, stand_ins = self.resident(split)
-            for step in _steps(stream, start):
-                index = stream.order(step)[self._rows]
-                if stream.steps is None:
-                    index = stand_ins[index]
-                index = index.astype(np.int32)
-                if len(index) < self.batch_size:  # others have the other rows
-                    index = self._put({"index": index})["index"]
-                yield self._gather(storage, index)
+            training = stream.steps is None
+
+            def index(step: int) -> Any:
+                rows = stream.order(step)[self._rows]
+                rows = (stand_ins[rows] if training else rows).astype(np.int32)
+                is_all = len(rows) == self.batch_size  # else others have the other rows
+                return rows if is_all else self._put({"index": rows})["index"]
+
+            steps, count = _steps(stream, start), self._together() if training else 1
+            while some := list(itertools.islice(steps, count)):
+                yield from self._gather(storage, [index(step) for step in some])
             return
         with contextlib.closing(self._read(split, stream, self._rows, start)) as batches:
             # One batch ahead, so that its transfer runs beside the step on the batch handed out.
@@ -339,12 +345,18 @@ class RowPipeline(StreamPipeline):
             self._storage[split] = on_devices, readable[following % len(readable)]
         return self._storage[split]
 
+    def _together(self) -> int:
+        """How many batches of training one call gathers."""
+        size = sum(a.nbytes for a in padding_rows(self.schema, 1).values()) * self.batch_size
+        return max(1, min(TOGETHER, TOGETHER_LIMIT // size))
+
     @functools.cached_property
-    def _gather(self) -> "Callable[[dict[str, jax.Array], np.ndarray | jax.Array], Batch]":
+    def _gather(self) -> "Callable[..., list[Batch]]":
+        """(storage, the rows of some batches, each [B]) -> those batches."""
         import jax
 
         def gather(storage, index):
-            return {key: value[index] for key, value in storage.items()}
+            return [{key: value[rows] for key, value in storage.items()} for rows in index]
 
         return jax.jit(gather, out_shardings=self._sharding)
 
