@@ -41,7 +41,7 @@ def train(runs: Sequence[Any], workdir: Path, diverged: Callable[[Any, str], Non
       Interrupted: a signal stopped them; all are saved.
     """
     runs = [run for run in runs if can_be_lane(run.config)]
-    if all(run.done for run in runs):
+    if len(runs) < 2 or all(run.done for run in runs):
         return
     mesh = parallel.data_mesh()
     prepared = [_prepare(run) for run in runs]

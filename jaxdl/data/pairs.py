@@ -74,6 +74,7 @@ def load(
     return _load_tfds(name, languages, data_dir)
 
 
+@functools.lru_cache(maxsize=2)  # a run asks for them several times
 def numbers(count: int, languages: tuple[str, str]) -> Pairs:
     """Makes pairs of one whole number in the words of two languages, by num2words.
 
@@ -94,10 +95,9 @@ def numbers(count: int, languages: tuple[str, str]) -> Pairs:
             raise InputError(f"no language {language!r}; num2words has {known}")
     draw = random.Random(0)
     chosen: dict[int, None] = {}  # a set that keeps its order
-    for place in itertools.count():
-        if len(chosen) == count:
-            break
-        chosen[draw.randrange(10 ** (1 + place % MOST_DIGITS))] = None
+    digits = itertools.cycle(range(1, MOST_DIGITS + 1))
+    while len(chosen) < count:
+        chosen[draw.randrange(10 ** next(digits))] = None
     say = lambda number, language: " ".join(num2words.num2words(number, lang=language).split())
     source, target = languages
     pairs = [(say(number, source), say(number, target)) for number in chosen]
