@@ -13,6 +13,7 @@ Buffers are donated here and nowhere else: a state given to `train` must not be 
 
 import functools
 from collections.abc import Callable, Sequence
+from concurrent import futures
 from typing import Any
 
 import jax
@@ -201,18 +202,44 @@ def _jit_init(init: Begin, mesh: Mesh, placed: NamedSharding | None) -> Begin:
 class _Compiled:
     """A compiled function of a Task: by options of its own, or part of what it is called within.
 
-    JAX takes options for whole programs alone. `lower` is that of `jax.jit`.
+    JAX takes options for whole programs alone. `lower` and `trace` are those of `jax.jit`.
     """
 
     def __init__(self, options: dict[str, Any] | None, function: Callable[..., Any], **how: Any):
         self._alone = jax.jit(function, compiler_options=options, **how)
         self._within = jax.jit(function, **how) if options else self._alone
-        self.lower = self._alone.lower
+        self.lower, self.trace = self._alone.lower, self._alone.trace
+        self._ahead: futures.Future[Any] | None = None
+
+    def compile_ahead(self, *like: Any) -> None:
+        """See the function."""
+        thread = futures.ThreadPoolExecutor(1)
+        # What goes wrong there goes wrong in the call, too, which tells of it.
+        self._ahead = thread.submit(self.lower(*like).compile)
+        thread.shutdown(wait=False)
 
     def __call__(self, state: Any, *inputs: Any) -> Any:
+        if self._ahead is not None:
+            futures.wait([self._ahead])
+            self._ahead = None
         first = state.step if isinstance(state, State) else state  # all leaves would take a while
         traced = any(isinstance(a, jax.core.Tracer) for a in (first, *jax.tree.leaves(inputs)))
         return (self._within if traced else self._alone)(state, *inputs)
+
+
+def compile_ahead(function: Callable[..., Any], *like: Any) -> None:
+    """Compiles a function of a Task that `jit` made, in a thread; its first call waits for that.
+
+    Meanwhile data are read and weights are drawn. The arguments of that call have to be just like
+    these in shapes, types and shardings, or it compiles anew. A function that comes of something
+    else is left as it is.
+
+    Args:
+      function: such as `task.train`.
+      like: its arguments, as arrays or as `jax.ShapeDtypeStruct`s with a sharding.
+    """
+    if isinstance(function, _Compiled):
+        function.compile_ahead(*like)
 
 
 def _run_once(mesh: Mesh) -> dict[str, Any] | None:

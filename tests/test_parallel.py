@@ -122,6 +122,30 @@ def test_second_call_does_not_compile(way):
         jax.monitoring.unregister_event_duration_listener(listener)
 
 
+def test_what_is_compiled_ahead_of_shapes_is_what_the_call_runs():
+    task = parallel.jit(tiny.build(), mesh(8))
+    spread = parallel.batch_sharding(mesh(8))
+    like = lambda rows: jax.ShapeDtypeStruct(rows.shape, rows.dtype, sharding=spread)
+    shapes = jax.eval_shape(task.init, KEY, tiny.hparams())
+    parallel.compile_ahead(task.train, shapes, jax.tree.map(like, tiny.batches()[0]))
+    parallel.compile_ahead(tiny.build().train, shapes, None)  # which nothing compiles
+    state = task.init(KEY, tiny.hparams())
+    placed = jax.device_put(tiny.batches()[0], spread)
+    begun = []
+    listener = lambda event, duration, **kw: begun.append(event)
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    try:
+        state, _ = task.train(state, placed)
+        assert [e for e in begun if "mlir" in e] == []
+        task.eval(state, placed)
+        assert [e for e in begun if "mlir" in e]  # it does hear of a program
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)
+    assert (
+        tiny.distance(state, on_eight("jit").train(task.init(KEY, tiny.hparams()), placed)[0]) == 0
+    )
+
+
 def test_training_donates_the_old_state():
     task = tiny.jitted(8)
     state = task.init(KEY, tiny.hparams())

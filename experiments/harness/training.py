@@ -3,6 +3,7 @@
 An experiment describes what it trains as a `Problem`; `main` does the rest.
 """
 
+import functools
 import json
 import math
 import os
@@ -128,10 +129,16 @@ def make_problem(config: Any, build: Build, mesh: Mesh) -> Problem:
     return problem
 
 
-def _prepare(config: Any, build: Build) -> tuple[Problem, Task, State]:
-    """The problem, its task on all devices, and the state it begins with."""
+def _prepare(config: Any, build: Build, *, trains: bool = False) -> tuple[Problem, Task, State]:
+    """The problem, its task on all devices, and the state it begins with.
+
+    The step of a new run compiles in a thread, while weights are drawn and data are read.
+    """
     mesh = devices.mesh_of(config)
     problem = make_problem(config, build, mesh)
+    if trains:
+        check_choice(config, problem)
+    key = jax.random.key(config.run.seed)
     axis_name = parallel.DATA if config.run.parallel == "pmap" else None
     task, hparams = task_of(config, problem, axis_name)
     if config.run.parallel == "pmap":
@@ -139,8 +146,15 @@ def _prepare(config: Any, build: Build) -> tuple[Problem, Task, State]:
     elif config.run.debug_nans:
         task = parallel.checked(task, mesh)
     else:
-        task = parallel.jit(task, mesh, rules=devices.sharding_rules(config, problem))
-    return problem, task, task.init(jax.random.key(config.run.seed), hparams)
+        rules = devices.sharding_rules(config, problem)
+        task = parallel.jit(task, mesh, rules=rules)
+        is_new = trains and not (Path(config.run.workdir) / checkpoint.FOLDER).exists()
+        if is_new and not rules and has_schema(problem) and not hosts.are_several():
+            laid = functools.partial(jax.ShapeDtypeStruct, sharding=parallel.batch_sharding(mesh))
+            batch = jax.tree.map(lambda of: laid(of.shape, of.dtype), batch_shapes(problem)[0])
+            state = jax.eval_shape(task.init, key, hparams)
+            parallel.compile_ahead(task.train, state, batch)
+    return problem, task, task.init(key, hparams)
 
 
 def watching(config: Any) -> Callable[[State, Any], tuple[Any, Any]]:
@@ -266,8 +280,7 @@ def train(config: Any, build: Build) -> dict[str, Any]:
 def _train(config: Any, build: Build) -> dict[str, Any]:
     began = time.perf_counter()
     workdir, first = Path(config.run.workdir), hosts.is_first()
-    problem, task, state = _prepare(config, build)
-    check_choice(config, problem)
+    problem, task, state = _prepare(config, build, trains=True)
     run_folder.check_inputs(config.run.workdir, problem.inputs)
     watch, best = _Watch(config, problem), problem.best
     with Checkpoints(workdir, config.run.keep, best.metric, best.least) as checkpoints:
