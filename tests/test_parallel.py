@@ -196,7 +196,7 @@ def test_batch_size_must_divide():
 
 def test_convolutions_of_steps_on_cpus_are_eigens():
     """Where jaxlib has the choice; products stay what they are, and sums."""
-    if not parallel._eigen_is_a_choice():
+    if parallel.compiler_options(parallel.data_mesh()) is None:
         pytest.skip("this jaxlib has no such option")
     x, kernel, matrix = jnp.ones((8, 56, 56, 64)), jnp.ones((3, 3, 64, 64)), jnp.ones((512, 512))
     convolve = lambda x, k: jax.lax.conv_general_dilated(
@@ -213,10 +213,11 @@ def test_convolutions_of_steps_on_cpus_are_eigens():
 
 
 def test_an_option_that_jaxlib_does_not_know_is_left_out(monkeypatch):
+    known = {"xla_backend_optimization_level": 1}
     monkeypatch.setattr(parallel, "BY_EIGEN", {"xla_of_another_version": "1"})
-    assert not parallel._eigen_is_a_choice.__wrapped__()  # which is asked once
-    monkeypatch.setattr(parallel, "_eigen_is_a_choice", lambda: False)
     assert parallel.compiler_options(parallel.data_mesh()) is None
+    monkeypatch.setattr(parallel, "BY_EIGEN", {"xla_of_another_version": "1", **known})
+    assert parallel.compiler_options(parallel.data_mesh()) == known
 
 
 def test_a_compiled_task_may_stand_within_another_program(monkeypatch):
