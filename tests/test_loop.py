@@ -1,5 +1,6 @@
 """The loop: what it reports, when it evaluates and saves, and how it stops."""
 
+import itertools
 import json
 import os
 import signal
@@ -11,7 +12,8 @@ import tiny
 
 from jaxdl import InputError, checkpoint, cost, loop, task
 from jaxdl.checkpoint import Checkpoints
-from jaxdl.writers import Writer, read_rows
+from jaxdl.task import Mean
+from jaxdl.writers import Progress, Writer, read_rows
 
 KEY = jax.random.key(7)
 
@@ -245,6 +247,28 @@ def test_a_step_is_traced_once_to_be_counted_and_run(tmp_path):
     result = loop.fit(counted, state, batches, steps=4, log_every=2, quiet=True)
     assert int(result.state.step) == 4
     assert len(traced) == 1
+
+
+@pytest.mark.parametrize(("seconds", "most"), [(1e-3, loop.AT_ONCE), (1.0, 1)])
+def test_short_steps_are_waited_for_some_at_once(monkeypatch, seconds, most):
+    """Long ones one by one, so that a person sees each; all are counted, in their order."""
+    sent, counted = itertools.count(), []
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: seconds * next(sent))
+    _, state = prepare()
+    with Progress(50, 0, quiet=True) as progress:
+        monkeypatch.setattr(progress, "step", lambda: counted.append(behind))
+        reports = loop._Reports(state, 50, 50, "images", Writer(None), progress, None)
+        for behind in range(1, 51):
+            loss = Mean(np.float32(behind), np.float32(1))
+            reports.send(behind, {"loss": loss})
+    at_once = [len([*group]) for _, group in itertools.groupby(counted)]
+    assert set(at_once) == {1, most}  # the first one compiles
+    assert len(counted) >= 50 - loop.IN_FLIGHT - most + 1
+    total, count = reports.totals.sums["loss"]
+    assert total == sum(range(1, len(counted) + 1))
+    assert count == len(counted)
+    reports.catch_up()
+    assert reports.last["train/loss"] == np.mean(range(1, 51))
 
 
 def test_histograms_are_a_choice(tmp_path):
