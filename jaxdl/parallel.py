@@ -52,7 +52,7 @@ RUN_ONCE = {
     "xla_cpu_use_fusion_emitters": False,
     "xla_cpu_parallel_codegen_split_count": 1,
 }
-"""How XLA compiles for a CPU what runs once: in half the time, and to the same bits.
+"""How XLA compiles for a CPU what runs once: in about half the time, and to the same bits.
 
 The emitters that jaxlib had before, and after 0.11 has no more, are right for whole modules alone.
 """
@@ -216,19 +216,12 @@ class _Compiled:
         self._alone = jax.jit(function, compiler_options=options, **how)
         self._within = jax.jit(function, **how) if options else self._alone
         self.lower, self.trace = self._alone.lower, self._alone.trace
-        self._ahead: futures.Future[Any] | None = None
-
-    def compile_ahead(self, *like: Any) -> None:
-        """See the function."""
-        thread = futures.ThreadPoolExecutor(1)
-        # What goes wrong there goes wrong in the call, too, which tells of it.
-        self._ahead = thread.submit(self.lower(*like).compile)
-        thread.shutdown(wait=False)
+        self.ahead: futures.Future[Any] | None = None  # of `compile_ahead`
 
     def __call__(self, state: Any, *inputs: Any) -> Any:
-        if self._ahead is not None:
-            futures.wait([self._ahead])
-            self._ahead = None
+        if self.ahead is not None:
+            futures.wait([self.ahead])  # what went wrong there goes wrong here, which tells of it
+            self.ahead = None
         first = state.step if isinstance(state, State) else state  # all leaves would take a while
         traced = any(isinstance(a, jax.core.Tracer) for a in (first, *jax.tree.leaves(inputs)))
         return (self._within if traced else self._alone)(state, *inputs)
@@ -246,7 +239,9 @@ def compile_ahead(function: Callable[..., Any], *like: Any) -> None:
       like: its arguments, as arrays or as `jax.ShapeDtypeStruct`s with a sharding.
     """
     if isinstance(function, _Compiled):
-        function.compile_ahead(*like)
+        thread = futures.ThreadPoolExecutor(1)
+        function.ahead = thread.submit(function.lower(*like).compile)
+        thread.shutdown(wait=False)
 
 
 def _run_once(mesh: Mesh) -> dict[str, Any] | None:

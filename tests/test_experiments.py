@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from networks import SHALLOW, SHALLOW_GOOGLENET
+from networks import SHALLOW, SHALLOW_GOOGLENET, slow
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -278,6 +278,28 @@ def test_a_workdir_is_not_for_two_experiments(experiment, done):
     assert (experiment.folder / "other" / "thesis.tex").read_text() == "mine"
     complete = experiment("lenet", *SMALL, "--workdir=run")
     assert complete.stdout.splitlines()[-1].startswith("test: loss")
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("mlp", ("--width=8", "--augment=flip", "--warmup_epochs=0")),
+        slow("regression", ("--flagfile=regression_diabetes",)),
+        slow("gan", ("--width=8", "--discriminator_width=8", "--image_size=16", "--batch_size=8")),
+    ],
+)
+def test_what_a_new_run_compiles_ahead_is_its_step(experiment, name, flags):
+    """Shapes, types and shardings are those that come; else it would be compiled again."""
+    lowered = []
+    listener = lambda event, seconds, fun_name="", **kw: (
+        lowered.append(fun_name) if event.endswith("jaxpr_to_mlir_module_duration") else None
+    )
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    try:
+        experiment(name, *flags, "--steps=2", "--workdir=run")
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)
+    assert lowered.count("jit(train)") == 1
 
 
 def test_divergence_stops_the_run_in_one_line(experiment):

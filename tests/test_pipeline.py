@@ -27,7 +27,7 @@ def over_eight_devices():
     return image_sets.over_eight_devices()
 
 
-def test_a_batch_depends_on_the_seed_and_the_step_alone(digits, over_eight_devices):
+def test_a_batch_depends_on_the_seed_and_the_step_alone(digits, over_eight_devices, monkeypatch):
     some = subsample(digits, 20, seed=0)
 
     def pipeline(seed=3, **options: Any):
@@ -40,6 +40,8 @@ def test_a_batch_depends_on_the_seed_and_the_step_alone(digits, over_eight_devic
     assert_same(take(pipeline(backend="resident", sharding=over_eight_devices), 16), batches)
     assert_same(take(pipeline(backend="grain"), 5, start=11), batches[11:])
     assert_same(take(pipeline(backend="resident"), 5, start=11), batches[11:])
+    monkeypatch.setattr("jaxdl.data.pipeline.TOGETHER_LIMIT", 0)  # each batch gathered by itself
+    assert_same(take(pipeline(backend="resident"), 16), batches)
     for other in (pipeline(seed=4), pipeline(seed=3 + 2**32)):
         assert (take(other, 1)[0]["label"] != batches[0]["label"]).any()
 

@@ -3,7 +3,6 @@
 An experiment describes what it trains as a `Problem`; `main` does the rest.
 """
 
-import functools
 import json
 import math
 import os
@@ -148,10 +147,10 @@ def _prepare(config: Any, build: Build, *, trains: bool = False) -> tuple[Proble
     else:
         rules = devices.sharding_rules(config, problem)
         task = parallel.jit(task, mesh, rules=rules)
-        is_new = trains and not (Path(config.run.workdir) / checkpoint.FOLDER).exists()
+        is_new = trains and not checkpoint.steps(config.run.workdir)
         if is_new and not rules and has_schema(problem) and not hosts.are_several():
-            laid = functools.partial(jax.ShapeDtypeStruct, sharding=parallel.batch_sharding(mesh))
-            batch = jax.tree.map(lambda of: laid(of.shape, of.dtype), batch_shapes(problem)[0])
+            spread = parallel.batch_sharding(mesh)
+            batch = jax.tree.map(lambda of: of.update(sharding=spread), batch_shapes(problem)[0])
             state = jax.eval_shape(task.init, key, hparams)
             parallel.compile_ahead(task.train, state, batch)
     return problem, task, task.init(key, hparams)

@@ -74,7 +74,7 @@ def load(
     return _load_tfds(name, languages, data_dir)
 
 
-@functools.lru_cache(maxsize=2)  # a run asks for them several times
+@functools.lru_cache(maxsize=2)  # a run asks several times, and changes none
 def numbers(count: int, languages: tuple[str, str]) -> Pairs:
     """Makes pairs of one whole number in the words of two languages, by num2words.
 

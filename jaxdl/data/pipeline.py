@@ -233,9 +233,10 @@ class RowPipeline(StreamPipeline):
         sizes = {split: len(part) for split, part in splits.items()}
         schema = {**train.schema, "mask": MASK}
         super().__init__(name, sizes, batch_size, schema, sharding=sharding, rows=rows)
+        row_bytes = sum(array.nbytes for array in padding_rows(schema, 1).values())
+        self._together = max(1, min(TOGETHER, TOGETHER_LIMIT // (batch_size * row_bytes)))
         if backend == "auto":
-            one = padding_rows(schema, 1).values()
-            is_small = sum(sizes.values()) * sum(a.nbytes for a in one) <= RESIDENT_LIMIT
+            is_small = sum(sizes.values()) * row_bytes <= RESIDENT_LIMIT
             backend = "resident" if may_be_resident and is_small else "grain"
         self.backend = backend
 
@@ -266,8 +267,8 @@ class RowPipeline(StreamPipeline):
                 is_all = len(rows) == self.batch_size  # else others have the other rows
                 return rows if is_all else self._put({"index": rows})["index"]
 
-            steps, count = _steps(stream, start), self._together() if training else 1
-            while some := list(itertools.islice(steps, count)):
+            steps = _steps(stream, start)
+            while some := list(itertools.islice(steps, self._together if training else 1)):
                 yield from self._gather(storage, [index(step) for step in some])
             return
         with contextlib.closing(self._read(split, stream, self._rows, start)) as batches:
@@ -344,11 +345,6 @@ class RowPipeline(StreamPipeline):
             following = np.searchsorted(readable, np.arange(size))
             self._storage[split] = on_devices, readable[following % len(readable)]
         return self._storage[split]
-
-    def _together(self) -> int:
-        """How many batches of training one call gathers."""
-        size = sum(a.nbytes for a in padding_rows(self.schema, 1).values()) * self.batch_size
-        return max(1, min(TOGETHER, TOGETHER_LIMIT // size))
 
     @functools.cached_property
     def _gather(self) -> "Callable[..., list[Batch]]":
