@@ -34,7 +34,7 @@ import numpy as np
 from experiments.harness import catalogue, cli, devices, study, training
 from experiments.harness.cli import require
 from experiments.harness.study import Run, StudyFlags
-from jaxdl import InputError, figures
+from jaxdl import InputError, figures, lifting
 from jaxdl.writers import Events, read_rows
 
 Series = dict[str, dict[int, float]]
@@ -176,15 +176,19 @@ def check(runs: Sequence[Run], config: Config) -> Compared:
       InputError: one does not fit, or there is no such metric.
     """
     metric, loss, best, splits = config.metric, "", "", set()
+    known: dict[tuple, list[str]] = {}  # what is measured of tasks that are the same function
     for run in runs:
         if run.seed > config.study.first_seed:
             continue
         devices.check_devices(run.config)
         problem = run.experiment.build(run.config, devices.mesh_of(run.config))
         task, hparams = training.task_of(run.config, problem)
-        state = jax.eval_shape(task.init, jax.random.key(0), hparams)
         _, batch = training.batch_shapes(problem)
-        means = sorted(jax.eval_shape(task.eval, state, batch))
+        what = lifting.likeness(task), repr((jax.tree.map(jax.typeof, hparams), batch))
+        if what not in known:
+            state = jax.eval_shape(task.init, jax.random.key(0), hparams)
+            known[what] = sorted(jax.eval_shape(task.eval, state, batch))
+        means = known[what]
         loss = "train/" + next(name for name in means if name.endswith("loss"))
         measured = [f"eval/{name}" for name in (*means, *problem.view.measures)]
         metric, best = metric or problem.best.metric, best or problem.best.metric
@@ -341,8 +345,8 @@ def write_means(measured: Mapping[str, Sequence[Series]], path: Path) -> None:
         events = Events(path / value)
         for name in those[0] if those else ():
             steps, values = aligned(those, name)
-            for step, mean in zip(steps, values.mean(axis=0), strict=True):
-                events.scalars(step, {name: float(mean)})
+            means = zip(steps, values.mean(axis=0), strict=True)
+            events.scalars([(step, {name: float(mean)}) for step, mean in means])
 
 
 def run(argv: list[str]) -> None:

@@ -10,12 +10,18 @@ differ are handed. So what may be mapped as lanes of one program is not declared
     assert programs[0].operations == programs[1].operations
     family = Family(programs)
     jax.vmap(family, (0, None))(family.numbers, x)  # both at once
+
+To trace takes a while, which `likeness` spares those that are the same function.
 """
 
+import dataclasses
+import functools
 import hashlib
+import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import flax.linen
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -69,6 +75,61 @@ def trace(function: Callable[..., Any], *args: Any) -> Program:
     structure = repr((jax.tree.structure(args), jax.tree.structure(result)))
     reading.say(structure)
     return Program(reading.digest.digest(), reading.numbers, traced, result)
+
+
+def likeness(function: Any) -> tuple:
+    """What tells a function, or a tuple of such, from others: its code and what that has at hand.
+
+    Where it is equal the functions do the same, so that one trace serves for both; where it is not
+    they may yet. Compare it while both are there: what is not a function, a container, a number, a
+    text or a dataclass, of which a Flax module is one, stands for itself.
+    """
+    words: list[Any] = []
+    met: dict[int, tuple[int, Any]] = {}  # of whatever else is at a place in memory none is kept
+
+    def read(value: Any) -> None:
+        words.append(type(value))
+        if value is None or isinstance(value, bool | int | float | complex | str | bytes):
+            words.append(repr(value))
+        elif id(value) in met:
+            words.append(met[id(value)][0])
+        else:
+            met[id(value)] = len(met), value
+            parts = _parts(value)
+            words.extend([id(value)] if parts is None else [len(parts), *parts[0]])
+            for part in () if parts is None else parts[1:]:
+                read(part)
+
+    read(function)
+    return tuple(words)
+
+
+def _parts(value: Any) -> list[Any] | None:
+    """What a value is made of: first, in a list, what is compared as it is; None if of nothing."""
+    match value:
+        case types.FunctionType():
+            try:
+                cells = [cell.cell_contents for cell in value.__closure__ or ()]
+            except ValueError:  # one is empty
+                return None
+            own = [value.__code__, id(value.__globals__)]
+            return [own, value.__defaults__, value.__kwdefaults__, *cells]
+        case types.MethodType():
+            return [[], value.__func__, value.__self__]
+        case functools.partial():
+            return [[], value.func, value.args, value.keywords]
+        case tuple() | list():
+            return [[], *value]
+        case dict() | types.MappingProxyType():
+            return [[], *value.keys(), *value.values()]
+        case np.ndarray() | np.generic():
+            return [[value.shape, value.dtype, value.tobytes()]]
+        case type():
+            return None
+        case flax.linen.Module():
+            return [[], *(getattr(value, field.name) for field in dataclasses.fields(value))]
+    is_plain = dataclasses.is_dataclass(value) and hasattr(value, "__dict__")
+    return [[], vars(value)] if is_plain else None
 
 
 class Family:

@@ -131,22 +131,28 @@ class Writer:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Appends one row, `{"step": step, **values}`, and the same scalars to TensorBoard."""
-        with self.sparing("a row of metrics not written"):
-            numbers = {name: float(value) for name, value in values.items()}
-            self.rows.append({"step": step} | {k: json_ready(v) for k, v in numbers.items()})
-            if self._workdir is None:
-                return
-            self._write_rows()
-            with self.sparing("TensorBoard's scalars not written"):
-                self._events.scalars(step, numbers)
+        self.series([(step, values)])
 
-    def _write_rows(self) -> None:
-        """Brings metrics.jsonl up to date: by the last row, or after a failure by all, anew."""
+    def series(self, rows: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+        """Appends several rows at once, each a step and its scalars."""
+        with self.sparing("a row of metrics not written"):
+            numbers = [(step, {n: float(value) for n, value in row.items()}) for step, row in rows]
+            for step, row in numbers:
+                self.rows.append({"step": step} | {n: json_ready(v) for n, v in row.items()})
+            if self._workdir is None or not rows:
+                return
+            self._write_rows(len(rows))
+            with self.sparing("TensorBoard's scalars not written"):
+                self._events.scalars(numbers)
+
+    def _write_rows(self, count: int = 1) -> None:
+        """Brings metrics.jsonl up to date: by the last rows, or after a failure by all, anew."""
         assert self._workdir is not None
         path = self._workdir / "metrics.jsonl"
         with self.sparing("metrics.jsonl not written"):
             sound, self._sound = self._sound and path.exists(), False
-            lines = [json.dumps(row) + "\n" for row in (self.rows[-1:] if sound else self.rows)]
+            new = self.rows[-count:] if sound else self.rows
+            lines = [json.dumps(row) + "\n" for row in new]
             if sound:
                 _append(path, "".join(lines).encode())
             else:
@@ -244,12 +250,13 @@ class Events:
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
         self._path, self._step = folder / name, step
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds numbers by their names."""
+    def scalars(self, rows: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+        """Adds numbers by their names, those of several steps at once."""
         from tensorboardX.proto.summary_pb2 import Summary
 
-        found = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-        self.add(step, Summary(value=found))
+        number = lambda name, value: Summary.Value(tag=name, simple_value=value)
+        summary = lambda row: Summary(value=[number(*item) for item in row.items()])
+        self._append(*({"step": step, "summary": summary(row)} for step, row in rows))
 
     def add(self, step: int, *summaries: Any) -> None:
         """Adds summaries, as `tensorboardX.summary` makes them, in one event."""
@@ -258,14 +265,14 @@ class Events:
         merged = Summary()
         for summary in summaries:
             merged.MergeFrom(summary)
-        self._append(step=step, summary=merged)
+        self._append({"step": step, "summary": merged})
 
     def graph(self, drawn: Any) -> None:
         """Adds a GraphDef."""
-        self._append(graph_def=drawn.SerializeToString())
+        self._append({"graph_def": drawn.SerializeToString()})
 
-    def _append(self, **content: Any) -> None:
-        """Adds one event, to a file that has begun by then."""
+    def _append(self, *contents: dict[str, Any]) -> None:
+        """Adds events, to a file that has begun by then."""
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         now, records = time.time(), b""
@@ -274,7 +281,8 @@ class Events:
             if self._step:
                 start = SessionLog(status=SessionLog.START)
                 records += _record(Event(wall_time=now, step=self._step + 1, session_log=start))
-        _append(self._path, records + _record(Event(wall_time=now, **content)))
+        records += b"".join(_record(Event(wall_time=now, **content)) for content in contents)
+        _append(self._path, records)
 
 
 def _edges(values: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ own for each call, so any number of experiments can be imported into one process
 import contextlib
 import dataclasses
 import difflib
+import functools
 import inspect
 import itertools
 import math
@@ -315,7 +316,7 @@ def _left_behind(config_type: type, values: flags.FlagValues, argv: Sequence[str
 
 def _define(values: flags.FlagValues, flag: Flag, config_type: type) -> None:
     owner = type(getattr(config_type, flag.group)) if flag.group else config_type
-    hint, choices = typing.get_type_hints(owner)[flag.field.name], flag.choices
+    hint, choices = _hints(owner)[flag.field.name], flag.choices
     default: Any = flag.default
     if isinstance(hint, types.UnionType):  # `int | None` is an int that may be left out
         hint = next(t for t in typing.get_args(hint) if t is not type(None))
@@ -336,6 +337,9 @@ def _define(values: flags.FlagValues, flag: Flag, config_type: type) -> None:
         parser = _ListParser(item, choices)
         listed = None if default is None else list(default)
         flags.DEFINE(parser, flag.name, listed, flag.help, **common)
+
+
+_hints = functools.cache(typing.get_type_hints)  # which reads them anew
 
 
 class _ListParser(flags.ArgumentParser):

@@ -34,8 +34,13 @@ from jaxdl.writers import Progress, Writer
 
 SAVE_SECONDS = 60.0
 """How long to train at least from one save of all lanes to the next."""
-CACHE_BYTES = 32 * 2**20
-"""Of states that are trained at once on CPUs: more would be read from memory at each step."""
+TOGETHER, TOGETHER_LIMIT = 8, 64 * 2**20
+"""How many steps one call makes, if the batches of all its lanes are of no more bytes than that."""
+CACHE_BYTES, LEAST_AT_ONCE = 2**20, 2
+"""Of states that make their steps at once on a CPU: what a core has close at hand.
+
+But two at least, for of one XLA makes other products, which take twice as long.
+"""
 MEMORY_SHARE = 0.8
 """How much of the free memory a program may take."""
 
@@ -47,6 +52,11 @@ class Program:
         self.lanes, self.mesh = list(lanes), mesh
         parts = zip(*(lane.programs for lane in lanes), strict=True)
         self._families = init, train, evaluate = [lifting.Family(part) for part in parts]
+        state, batch = lanes[0].programs[0].result, lanes[0].batch
+        self._at_once = len(lanes)
+        if jax.default_backend() == "cpu":
+            self._at_once = max(LEAST_AT_ONCE, CACHE_BYTES // _bytes(state))
+        self.together = max(1, min(TOGETHER, TOGETHER_LIMIT // (len(lanes) * _bytes(batch))))
         self.task: Any = parallel.lanes(  # of which batches and hyperparameters bring the numbers
             Task(
                 init=lambda key, given: init(given[0], key, given[1]),
@@ -55,23 +65,25 @@ class Program:
                 gradient=lambda state, given: (),  # of which histograms would be drawn
             ),
             mesh,
+            self._at_once,
         )
         self.spread = parallel.batch_sharding(mesh)
         self._feeds = Lanes([lane.problem.feed for lane in lanes], self.spread)
         self._compiled: dict[int, Any] = {}
 
     def of(self, group: Sequence[Lane]) -> tuple[Lanes, list[list[jax.Array]]]:
-        """What feeds some lanes, and the numbers of `init`, `train` and `eval` that differ."""
+        """What feeds some lanes, and the numbers of `init`, `train` and `eval` that differ.
+
+        Those of `train` are there for each step of a call.
+        """
         which = [self.lanes.index(lane) for lane in group]
-        put = lambda array: jax.device_put(array[which], self.spread)
-        return self._feeds.of(which), [list(map(put, of.numbers)) for of in self._families]
+        init, train, evaluate = [[n[which] for n in of.numbers] for of in self._families]
+        train = [np.repeat(n[:, None], self.together, 1) for n in train]
+        return self._feeds.of(which), jax.device_put([init, train, evaluate], self.spread)
 
     def lanes_at_once(self, count: int) -> int:
-        """How many lanes fit into the memory, of so many; on CPUs into their caches."""
-        state = self.lanes[0].programs[0].result
+        """How many lanes fit into the memory, of so many."""
         size = count
-        if jax.default_backend() == "cpu":
-            size = min(size, max(1, CACHE_BYTES // _bytes(state)) * self.mesh.size)
         while True:
             groups = -(-count // size)
             size = self.round(-(-count // groups))  # of one size, for which it is compiled once
@@ -80,8 +92,10 @@ class Program:
             size = size // 2
 
     def round(self, count: int) -> int:
-        """The least number of lanes from that on that goes round the devices."""
-        return -(-count // self.mesh.size) * self.mesh.size
+        """The least number of lanes from that on that goes round the devices, and their turns."""
+        of_device = -(-count // self.mesh.size)
+        turns = -(-of_device // self._at_once)
+        return -(-of_device // turns) * turns * self.mesh.size
 
     def step(self, size: int) -> Any:
         """`train` of so many lanes, compiled."""
@@ -91,7 +105,9 @@ class Program:
             numbers = [
                 jax.ShapeDtypeStruct(n.shape[1:], n.dtype) for n in self._families[1].numbers
             ]
-            shapes = jax.tree.map(many, (state, (numbers, batch)))
+            several = lambda x: jax.ShapeDtypeStruct((self.together, *x.shape), x.dtype)
+            given = jax.tree.map(many, jax.tree.map(several, (numbers, batch)))
+            shapes = jax.tree.map(many, state), given, np.int32(self.together)
             self._compiled[size] = self.task.train.lower(*shapes).compile()
         return self._compiled[size]
 
@@ -229,7 +245,8 @@ class Group:
     def _loop(self, start: int) -> int:
         """Trains from a step to the end; the signal that stopped it, or 0."""
         run, saved = self._run, time.perf_counter()
-        stream = self._feed.train(start)
+        blocks = self._blocks(start)
+        stream = self._feed.train(start, map(len, blocks), self._program.together)
         with (
             loop.stop_signal() as stop_asked,
             contextlib.closing(stream),
@@ -237,10 +254,11 @@ class Group:
         ):
             self._totals = Totals(self._saved_totals)
             reports = Reports(self._lanes, self._totals, start, progress, self._drop)
-            for step in range(start + 1, self._steps + 1):
-                batch = next(stream)
-                self._state, metrics = self._step(self._state, (self._train_numbers, batch))
-                reports.send(step, metrics)
+            for block, batches in zip(blocks, stream, strict=True):
+                given = self._train_numbers, batches
+                self._state, metrics = self._step(self._state, given, np.int32(len(block)))
+                reports.send(block, metrics)
+                step = block[-1]
                 stop, last = stop_asked(step), step == self._steps
                 due_eval = step % run.eval_every == 0 or last
                 due_save = step % run.checkpoint_every == 0
@@ -261,6 +279,16 @@ class Group:
                 if stop or not self._alive:
                     return stop if self._alive else 0
         return 0
+
+    def _blocks(self, start: int) -> list[range]:
+        """The steps of each call, none of which goes beyond one after which something is due."""
+        run, blocks = self._run, []
+        while start < self._steps:
+            due = (start // every * every + every for every in (run.eval_every, run.checkpoint_every))
+            end = min(start + self._program.together, self._steps, *due)
+            blocks.append(range(start + 1, end + 1))
+            start = end
+        return blocks
 
     def _drop(self, lane: Lane, name: str, value: float, step: int) -> None:
         """Takes out a lane that diverged."""
@@ -342,8 +370,7 @@ class Group:
 
     def _flush(self, lane: Lane) -> None:
         """Writes the rows of a lane that are not written yet."""
-        for step, values in lane.rows:
-            lane.writer.scalars(step, values)
+        lane.writer.series(lane.rows)
         lane.rows = []
 
     def _sum_up(self, lane: Lane, state: State, tested: dict[str, float]) -> None:

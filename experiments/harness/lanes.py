@@ -51,6 +51,7 @@ class Lane:
       init: the task's, traced.
       batch: the shapes of a batch of training.
       watched: those of one of evaluation.
+      first: a lane whose task is the same function of the same shapes, if any was before.
       alive: whether it is still trained.
       last: its last metrics under `train/` and `eval/`.
       best: its best evaluation.
@@ -65,6 +66,7 @@ class Lane:
     init: lifting.Program
     batch: Any
     watched: Any
+    first: "Lane | None" = None
     alive: bool = False
     last: dict[str, float] = dataclasses.field(default_factory=dict)
     best: Best | None = None
@@ -75,6 +77,8 @@ class Lane:
     @functools.cached_property
     def programs(self) -> tuple[lifting.Program, ...]:
         """The task's `init`, `train` and `eval`; it takes as long as the first step of a run."""
+        if self.first is not None:
+            return self.first.programs
         train = lifting.trace(self.task.train, self.init.result, self.batch)
         evaluate = lifting.trace(self.task.eval, self.init.result, self.watched)
         return self.init, train, evaluate
@@ -164,11 +168,11 @@ class Reports:
         self._step_flops = loop.step_flops(lanes[0].task.train, state, lanes[0].batch)
         self._began = self._clock = time.perf_counter()
         self._timed_steps, self._timed_examples = 0, np.zeros(len(lanes))
-        self._in_flight: deque[tuple[int, Metrics]] = deque()
+        self._in_flight: deque[tuple[range, Metrics]] = deque()
 
-    def send(self, step: int, metrics: Metrics) -> None:
-        """Takes in a step that was sent to the devices, once the next ones are."""
-        self._in_flight.append((step, metrics))
+    def send(self, steps: range, metrics: Metrics) -> None:
+        """Takes in steps that were sent to the devices in one call, once the next ones are."""
+        self._in_flight.append((steps, metrics))
         if len(self._in_flight) > loop.IN_FLIGHT:
             self._receive(*self._in_flight.popleft())
 
@@ -177,8 +181,12 @@ class Reports:
         while self._in_flight:
             self._receive(*self._in_flight.popleft())
 
-    def _receive(self, step: int, metrics: Metrics) -> None:
+    def _receive(self, steps: range, metrics: Metrics) -> None:
         fetched = jax.device_get(metrics)
+        for place, step in enumerate(steps):
+            self._count(step, jax.tree.map(lambda of_all, at=place: of_all[:, at], fetched))
+
+    def _count(self, step: int, fetched: Metrics) -> None:
         for name in loop.watched(fetched):
             for lane, value in zip(self._lanes, fetched[name].total.tolist(), strict=False):
                 if lane.alive and not math.isfinite(value):

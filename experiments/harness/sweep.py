@@ -44,7 +44,8 @@ def train(runs: Sequence[Any], workdir: Path, diverged: Callable[[Any, str], Non
     if len(runs) < 2 or all(run.done for run in runs):
         return
     mesh = parallel.data_mesh()
-    prepared = [_prepare(run) for run in runs]
+    firsts: dict[tuple, Lane] = {}
+    prepared = [_prepare(run, firsts) for run in runs]
     for alike in _several(prepared, lambda lane: lane.kind):
         for lanes in _several(alike, lambda lane: lane.operations):
             if not all(lane.run.done for lane in lanes):
@@ -60,8 +61,13 @@ def _several(lanes: Iterable[Lane | None], key: Callable[[Lane], tuple]) -> list
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _prepare(run: Any) -> Lane | None:
-    """A run as a lane; None if its batches are of several shapes."""
+def _prepare(run: Any, firsts: dict[tuple, Lane]) -> Lane | None:
+    """A run as a lane; None if its batches are of several shapes.
+
+    Args:
+      run: the run.
+      firsts: the lanes so far, the first of each function and shapes.
+    """
     config = run.config
     devices.check_devices(config)
     problem = training.make_problem(config, run.experiment.build, devices.mesh_of(config))
@@ -69,9 +75,13 @@ def _prepare(run: Any) -> Lane | None:
         return None  # each lane has them in an order of its own
     training.check_choice(config, problem)
     task, hparams = training.task_of(config, problem)
-    key = jax.random.key(config.run.seed)
-    init = lifting.trace(task.init, key, hparams)
-    return Lane(run, problem, task, hparams, init, *training.batch_shapes(problem))
+    shapes = training.batch_shapes(problem)
+    what = lifting.likeness(task), repr((jax.tree.map(jax.typeof, hparams), shapes))
+    first = firsts.get(what)
+    init = first.init if first else lifting.trace(task.init, jax.random.key(0), hparams)
+    lane = Lane(run, problem, task, hparams, init, *shapes, first)
+    firsts.setdefault(what, lane)
+    return lane
 
 
 def _train_kind(

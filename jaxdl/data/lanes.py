@@ -7,7 +7,9 @@ draws for validation, or leaves out, are other places of the same rows.
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Generator, Sequence
+import functools
+import itertools
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -52,41 +54,52 @@ class Lanes:
         some._feeds = [self._all[place] for place in some._which]
         return some
 
-    def train(self, start: int = 0) -> Generator[Batch, None, None]:
-        """The batches of the updates after the first `start`, [lanes, B, ...], without end."""
+    def train(self, start: int, lengths: Iterable[int], most: int) -> Generator[Batch, None, None]:
+        """The batches of the updates after the first `start`, in blocks of several.
+
+        Args:
+          start: how many updates were made.
+          lengths: how many updates each block is for.
+          most: what none of these is more than.
+
+        Yields:
+          [lanes, most, B, ...]; what comes after the length of a block is of no use.
+        """
         if not all(map(_is_resident, self._feeds)):
-            yield from self._stacked([feed.train(start) for feed in self._feeds])
+            with _stacked([feed.train(start) for feed in self._feeds]) as stream:
+                for length in lengths:
+                    batches = list(itertools.islice(stream, length))
+                    batches += batches[-1:] * (most - length)
+                    block = jax.tree.map(lambda *steps: np.stack(steps, 1), *batches)
+                    yield jax.device_put(block, self._lanes)
             return
         storage, places = self._store("train")
         size, rows = places.shape[1] - 1, self._feeds[0].batch_size
         # Batches run on from epoch to epoch: so many of them are one of as many rows.
         orders = [TrainOrder(size, AHEAD * rows, feed.seed) for feed in self._feeds]
-        step = start
-        while True:
-            block = np.stack([order(step // AHEAD) for order in orders])
-            index = np.take_along_axis(places, block, 1).reshape(len(orders), AHEAD, rows)
-            for place in range(step % AHEAD, AHEAD):
-                yield self._gather(storage, jax.device_put(index[:, place], self._lanes))
-                step += 1
+
+        @functools.lru_cache(maxsize=2)  # a block may begin in one and end in the next
+        def drawn(number: int) -> np.ndarray:
+            some = np.stack([order(number) for order in orders])
+            return np.take_along_axis(places, some, 1).reshape(len(orders), AHEAD, rows)
+
+        for length in lengths:
+            steps = range(start, start + most)
+            index = np.stack([drawn(step // AHEAD)[:, step % AHEAD] for step in steps], 1)
+            yield self._gather(storage, jax.device_put(index, self._lanes))
+            start += length
 
     def evaluate(self, split: str) -> Generator[Batch, None, None]:
         """One pass over a split of every lane, [lanes, B, ...]."""
         if not all(map(_is_resident, self._feeds)):
-            yield from self._stacked([feed.evaluate(split) for feed in self._feeds])
+            with _stacked([feed.evaluate(split) for feed in self._feeds]) as stream:
+                for batch in stream:
+                    yield jax.device_put(batch, self._lanes)
             return
         storage, places = self._store(split)
         order = EvalOrder(places.shape[1] - 1, self._feeds[0].batch_size)
         for step in range(order.steps):
             yield self._gather(storage, jax.device_put(places[:, order(step)], self._lanes))
-
-    def _stacked(self, streams: Sequence[Any]) -> Generator[Batch, None, None]:
-        """What the lanes' own streams give, for feeds that keep nothing on the devices."""
-        with contextlib.ExitStack() as closing:
-            for stream in streams:
-                closing.enter_context(contextlib.closing(stream))
-            for batches in zip(*streams, strict=True):
-                stacked = jax.tree.map(lambda *rows: np.stack(rows), *batches)
-                yield jax.device_put(stacked, self._lanes)
 
     def _store(self, split: str) -> tuple[dict[str, jax.Array], np.ndarray]:
         """The rows that any lane has of a split, and where each lane has its own among them.
@@ -107,6 +120,16 @@ class Lanes:
             self._stored[split] = rows.resident("train")[0], places.astype(np.int32)
         storage, places = self._stored[split]
         return storage, places[self._which]
+
+
+@contextlib.contextmanager
+def _stacked(streams: Sequence[Any]) -> Iterator[Iterator[Any]]:
+    """What the lanes' own streams give, for feeds that keep nothing on the devices."""
+    with contextlib.ExitStack() as closing:
+        for stream in streams:
+            closing.enter_context(contextlib.closing(stream))
+        stack = lambda *rows: np.stack(rows)
+        yield (jax.tree.map(stack, *batches) for batches in zip(*streams, strict=True))
 
 
 def _is_resident(feed: Any) -> bool:
