@@ -4,7 +4,6 @@ import contextlib
 import functools
 import io
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -113,13 +112,18 @@ def measure_sweep(config: Any) -> dict[str, Any]:
     devices.take_cores(config.runs)
     torch = bench.import_torch()
     print(bench.machine(torch))
+    with tempfile.TemporaryDirectory() as folder:  # what was just removed makes new files slow
+        return _measure_sweeps(config, torch, Path(folder))
+
+
+def _measure_sweeps(config: Any, torch: Any, folder: Path) -> dict[str, Any]:
     found = {}
     for name, (share, least, greatest) in SWEEPS.items():
         count = config.runs // share
         rates = np.geomspace(least, greatest, count // SEEDS)
         sides: dict[str, Callable[[], None]] = {
-            "one program": functools.partial(_compare, name, rates, config.steps, "auto"),
-            "in turn": functools.partial(_compare, name, rates, config.steps, "never"),
+            "one program": functools.partial(_compare, folder, name, rates, config.steps, "auto"),
+            "in turn": functools.partial(_compare, folder, name, rates, config.steps, "never"),
         }
         if torch is not None:
             sides["torch"] = functools.partial(_torch_in_turn, name, rates, config.steps)
@@ -136,23 +140,20 @@ def measure_sweep(config: Any) -> dict[str, Any]:
     return found
 
 
-def _compare(name: str, rates: np.ndarray, steps: int, vectorize: str) -> None:
-    """Runs `experiments.compare` in a folder that is then removed, and shows nothing of it."""
+def _compare(folder: Path, name: str, rates: np.ndarray, steps: int, vectorize: str) -> None:
+    """Runs `experiments.compare` in a new folder within one, and shows nothing of it."""
     compare = catalogue.load("compare")
-    folder = tempfile.mkdtemp()
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            compare.run(
-                [
-                    *(f"--experiment={name}", "--flag=learning_rate", f"--seeds={SEEDS}"),
-                    f"--values={','.join(f'{rate:.6f}' for rate in rates)}",
-                    *(f"--vectorize={vectorize}", f"--workdir={folder}/compared"),
-                    *(f"--steps={steps}", f"--eval_every={steps}", "--augment=", "--nohistograms"),
-                    "--warmup_epochs=0",
-                ]
-            )
-    finally:
-        shutil.rmtree(folder)
+    workdir = tempfile.mkdtemp(dir=folder)
+    with contextlib.redirect_stdout(io.StringIO()):
+        compare.run(
+            [
+                *(f"--experiment={name}", "--flag=learning_rate", f"--seeds={SEEDS}"),
+                f"--values={','.join(f'{rate:.6f}' for rate in rates)}",
+                *(f"--vectorize={vectorize}", f"--workdir={workdir}/compared"),
+                *(f"--steps={steps}", f"--eval_every={steps}", "--augment=", "--nohistograms"),
+                "--warmup_epochs=0",
+            ]
+        )
 
 
 def _torch_in_turn(name: str, rates: np.ndarray, steps: int) -> None:
