@@ -372,7 +372,9 @@ def lanes(task: Task, mesh: Mesh, at_once: int | None = None) -> Task:
         return run
 
     def compiled(function, options, inputs=(BATCH, BATCH), donated=()):
-        apart = jax.shard_map(function, mesh=mesh, in_specs=inputs, out_specs=BATCH, check_vma=False)
+        apart = jax.shard_map(
+            function, mesh=mesh, in_specs=inputs, out_specs=BATCH, check_vma=False
+        )
         return _Compiled(options, apart, donate_argnums=donated)
 
     steps = functools.partial(_steps, task.train)

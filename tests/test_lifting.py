@@ -1,5 +1,6 @@
 """Programs taken apart into operations and numbers, and put together again as one."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdl import lifting
+from jaxdl import lifting, models
 
 X = np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3)
 
@@ -92,3 +93,80 @@ def test_keys_and_callbacks_are_part_of_the_operations():
         return lifting.trace(lambda x: jax.pure_callback(callback, shape, x), X).operations
 
     assert called(np.sin) != called(np.cos)
+
+
+@dataclasses.dataclass
+class Settings:
+    """What a function may have at hand."""
+
+    table: np.ndarray
+    rates: dict
+
+
+class Thing:
+    """What cannot be looked into."""
+
+
+def closed_over(value, scale=1.0):
+    """A function made anew, of the same code."""
+
+    def own(x, more=scale):
+        return x * value if more else x
+
+    return own
+
+
+THING = Thing()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: closed_over(2.5),
+        lambda: closed_over(closed_over(("a", b"b", None, 1j, [True, {"x": THING}]))),
+        lambda: functools.partial(closed_over(1), 2, more=np.float32(3)),
+        lambda: closed_over(Settings(np.arange(3), {"rate": 0.1})),
+        lambda: (models.create("lenet5", num_classes=3).apply, closed_over(jnp.sin)),
+    ],
+)
+def test_the_same_code_over_the_same_values_is_alike(make):
+    assert lifting.likeness(make()) == lifting.likeness(make())
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (closed_over(1), closed_over(1.0)),
+        (closed_over(1), closed_over(True)),
+        (closed_over(0.0), closed_over(-0.0)),
+        (closed_over(1), closed_over(1, scale=2.0)),
+        (closed_over([1, [2]]), closed_over([1, 2])),
+        (closed_over([[1], 2]), closed_over([[1, 2]])),
+        (closed_over({"a": 1, "b": 2}), closed_over({"b": 1, "a": 2})),
+        (closed_over(np.zeros(2, np.int32)), closed_over(np.zeros(2, np.float32))),
+        (closed_over(np.zeros((2, 1))), closed_over(np.zeros((1, 2)))),
+        (closed_over(Settings(np.arange(3), {})), closed_over(Settings(np.arange(1, 4), {}))),
+        (closed_over(Thing()), closed_over(Thing())),
+        (closed_over(jnp.sin), closed_over(jnp.cos)),
+        (functools.partial(closed_over(1), 2), functools.partial(closed_over(1), 3)),
+        (lambda x: x + 1, lambda x: x + 2),
+        (
+            models.create("lenet5", num_classes=3).apply,
+            models.create("lenet5", num_classes=4).apply,
+        ),
+    ],
+)
+def test_other_code_or_values_are_not_alike(one, other):
+    assert lifting.likeness(one) == lifting.likeness(one)
+    assert lifting.likeness(one) != lifting.likeness(other)
+
+
+def test_a_function_may_have_itself_at_hand():
+    def make(step):
+        def own(x):
+            return own(x - step) if x else x
+
+        return own
+
+    assert lifting.likeness(make(1)) == lifting.likeness(make(1))
+    assert lifting.likeness(make(1)) != lifting.likeness(make(2))

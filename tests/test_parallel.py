@@ -101,6 +101,32 @@ def test_vmap_lane_equals_solo_run(lane):
     assert tiny.distance(of_lane, solo(seeds[1 - lane], rates[1 - lane])[0]) > 1e-2
 
 
+@pytest.mark.parametrize("at_once", [None, 1, 2, 3])
+def test_lanes_in_turns_and_blocks_equal_solo_runs(at_once):
+    """Two devices of three lanes each; of at most four steps in a call, three calls make ten."""
+    task = parallel.lanes(tiny.build(), mesh(2), at_once)
+    seeds, rates = [3, 5, 3, 5, 3, 5], [0.05, 0.2, 0.2, 0.05, 0.1, 0.1]
+    keys = jnp.stack([jax.random.key(seed) for seed in seeds])
+    hparams = {k: jnp.stack([v] * 6) for k, v in tiny.hparams().items()}
+    state = task.init(keys, hparams | {"learning_rate": jnp.float32(rates)})
+    steps, losses_met = tiny.batches(), []
+    for start, count in ((0, 4), (4, 3), (7, 3)):
+        given = (steps[start : start + count] + steps[:4])[:4]  # what is beyond is of no use
+        stacked = jax.tree.map(lambda *x: np.stack([np.stack(x)] * 6), *given)
+        state, metrics = task.train(state, stacked, count)
+        assert metrics["loss"].total.shape == (6, 4)
+        assert not metrics["loss"].count[:, count:].any()
+        losses_met.append(metrics["loss"].total[:, :count])
+    assert state.step.tolist() == [10] * 6
+    for lane, (seed, rate) in enumerate(zip(seeds, rates, strict=True)):
+        alone, last = solo(seed, rate)
+        assert tiny.distance(jax.tree.map(lambda x, at=lane: x[at], state), alone) < TOLERANCE
+        assert losses_met[-1][lane, -1] == pytest.approx(float(last["loss"].total), rel=1e-5)
+    measured = task.eval(state, jax.tree.map(lambda x: np.stack([x] * 6), steps[0]))
+    one = tiny.jitted(1).eval(solo(3, 0.05)[0], steps[0])
+    assert measured["loss"].total[0] == pytest.approx(float(one["loss"].total), rel=1e-5)
+
+
 @pytest.mark.parametrize("way", ["jit", "pmap"])
 def test_second_call_does_not_compile(way):
     task = on_eight(way)

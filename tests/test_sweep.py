@@ -196,7 +196,8 @@ def test_a_network_with_batch_norm_and_averages_in_lanes(tmp_path, alone_trained
 def lanes_of(module, *flags):
     """Runs as lanes, one for each tuple of flags."""
     runs = [study.Run("some", n, Path("some"), module, [*own]) for n, own in enumerate(flags)]
-    return [sweep._prepare(one) for one in runs]
+    firsts: dict = {}
+    return [sweep._prepare(one, firsts) for one in runs]
 
 
 @pytest.mark.parametrize(
@@ -245,6 +246,24 @@ def test_what_begins_like_no_other_is_not_traced_further(tmp_path, monkeypatch):
     assert ["programs" in vars(lane) for lane in begun] == [False, True, True]
 
 
+def test_what_is_one_function_is_traced_once(monkeypatch):
+    traced = []
+    trace = lifting.trace
+    monkeypatch.setattr(
+        lifting,
+        "trace",
+        lambda function, *given: traced.append(function) or trace(function, *given),
+    )
+    flags = ("--image_size=8", "--steps=2", "--augment=")
+    more = ["--seed=1", "--learning_rate=0.1 --seed=2", "--dropout=0.4", "--dropout=0.4 --seed=1"]
+    lanes = lanes_of(mlp, flags, *((*flags, *own.split()) for own in more))
+    assert len({lane.operations for lane in lanes}) == 1
+    assert len(traced) == 6  # `init`, `train` and `eval`, of each rate of dropout
+    assert [lanes.index(lane.first) if lane.first else None for lane in lanes] == [
+        *(None, 0, 0, None, 3)
+    ]
+
+
 def test_batches_of_several_shapes_are_no_lane():
     small = ("--count=200", "--features=8", "--embedding=4", "--steps=2")
     several, one = lanes_of(seq2seq, small, (*small, "--buckets=1"))
@@ -273,8 +292,8 @@ def crash_at(monkeypatch, owner, method, when):
 @pytest.mark.parametrize(
     ("owner", "method", "when"),
     [
-        (group.Reports, "send", 4),  # before the first save
-        (group.Reports, "send", 15),  # after that of step 12
+        (group.Reports, "send", 1),  # before the first save
+        (group.Reports, "send", 4),  # after that of step 12
         (group.Checkpoints, "save", 7),  # some are saved, some are not
         (group.Group, "_sum_up", 3),  # two of four are at their end
     ],
@@ -296,9 +315,9 @@ def test_what_was_killed_goes_on_bit_for_bit(
 def test_a_signal_saves_all_lanes(together, tmp_path, monkeypatch, capsys):
     send = group.Reports.send
 
-    def send_and_ask(self, step, metrics):
-        send(self, step, metrics)
-        if step == 13:
+    def send_and_ask(self, steps, metrics):
+        send(self, steps, metrics)
+        if 13 in steps:
             signal.raise_signal(signal.SIGTERM)
 
     folder = tmp_path / "stopped"
@@ -307,9 +326,9 @@ def test_a_signal_saves_all_lanes(together, tmp_path, monkeypatch, capsys):
         with pytest.raises(cli.Interrupted):
             run(*DROPOUT, workdir=folder)
     out = capsys.readouterr().out
-    assert "stopped after step 13, and 4 runs saved\n" in out
+    assert "stopped after step 16, and 4 runs saved\n" in out
     assert out.splitlines()[-1].startswith("and with the study: python -m experiments.compare")
-    assert all(max(checkpoint.steps(f)) == 13 for f in folders_of(folder).values())
+    assert all(max(checkpoint.steps(f)) == 16 for f in folders_of(folder).values())
     assert_same_runs(together, run(*DROPOUT, workdir=folder), 0)
 
 
@@ -348,10 +367,36 @@ def test_lanes_too_many_are_trained_in_groups(together, tmp_path, monkeypatch, c
     groups = json.loads((folder / sweep.LANES_FILE).read_text())["groups"]
     assert [(len(of["runs"]), of["size"]) for of in groups] == [(2, 2), (2, 2)]
     assert_same_runs(together, folder, 1e-6)
-    with monkeypatch.context() as patch:  # and by the room for states in caches
-        patch.setattr(group, "CACHE_BYTES", 1)
-        lane = lanes_of(mlp, ("--image_size=8", "--steps=9"), ("--image_size=8", "--steps=9"))
-        assert group.Program(lane, parallel.data_mesh()).lanes_at_once(2) == 1
+
+
+def test_lanes_take_turns_where_their_states_fill_a_cache(together, tmp_path, monkeypatch):
+    lanes = lanes_of(mlp, *(["--image_size=8", "--steps=9", "--width=8"],) * 2)
+    program = group.Program(lanes, parallel.data_mesh())
+    assert [program.round(count) for count in (1, 2, 7)] == [1, 2, 7]  # all of them at once
+    monkeypatch.setattr(group, "CACHE_BYTES", 1)
+    program = group.Program(lanes, parallel.data_mesh())
+    assert [program.round(count) for count in (1, 2, 7)] == [1, 2, 8]  # two at once
+    assert_same_runs(together, run(*DROPOUT, workdir=tmp_path / "turns"), 1e-5)
+
+
+def test_no_call_of_lanes_goes_beyond_what_is_due(together, tmp_path, monkeypatch):
+    sent = []
+    send = group.Reports.send
+    monkeypatch.setattr(
+        group.Reports, "send", lambda self, *given: sent.append(given[0]) or send(self, *given)
+    )
+    folder = run(*DROPOUT, workdir=tmp_path / "blocks")
+    assert sent == [
+        range(1, 7),
+        range(7, 9),
+        range(9, 13),
+        range(13, 17),
+        range(17, 19),
+        range(19, 21),
+    ]
+    assert_same_runs(together, folder, 0)
+    monkeypatch.setattr(group, "TOGETHER", 1)
+    assert_same_runs(together, run(*DROPOUT, workdir=tmp_path / "singly"), 1e-5)
 
 
 @pytest.mark.slow
@@ -399,12 +444,14 @@ def test_feeds_of_lanes_are_those_alone():
         feeds = [lane.problem.feed for lane in lanes]
         many = Lanes(feeds, parallel.batch_sharding(parallel.data_mesh()))
         for start in (0, 62):  # over the seam of two blocks, and of two epochs
-            streams = many.train(start), *(feed.train(start) for feed in feeds)
-            for _ in range(5):
-                stacked, *own = map(next, streams)
-                for place, batch in enumerate(own):
-                    for name in batch:
-                        np.testing.assert_array_equal(stacked[name][place], batch[name])
+            streams = [feed.train(start) for feed in feeds]
+            for length, stacked in zip((2, 3, 1), many.train(start, (2, 3, 1), 3), strict=True):
+                assert stacked["mask"].shape[:2] == (2, 3)
+                for step in range(length):
+                    for place, batch in enumerate(map(next, streams)):
+                        for name in batch:
+                            own = stacked[name][place, step]
+                            np.testing.assert_array_equal(own, batch[name])
         for split in lanes[0].problem.splits:
             passes = [many.evaluate(split), *(feed.evaluate(split) for feed in feeds)]
             for stacked, *own in zip(*passes, strict=True):
@@ -417,7 +464,7 @@ def test_rows_that_lanes_share_are_held_once():
     lanes = lanes_of(mlp, *(["--image_size=8", "--steps=9", "--validation=0.1"],) * 3)
     many = Lanes([x.problem.feed for x in lanes], parallel.batch_sharding(parallel.data_mesh()))
     rows = 1437
-    next(many.train())
+    next(many.train(0, [1], 1))
     storage, places = many._stored["train"]
     own = lanes[0].problem.feed.examples("train")
     assert len(storage["image"]) <= rows + 1 < 3 * own

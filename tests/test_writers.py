@@ -71,6 +71,23 @@ def test_rows_are_json_and_nan_is_null(tmp_path):
     assert json.loads(line) == {"step": 1, "train/a": 0.5, "train/b": None}
 
 
+def test_several_rows_at_once_are_as_one_by_one(tmp_path):
+    rows = [(step, {"train/loss": 1 / step, "train/b": math.inf}) for step in (1, 2, 3)]
+    for folder in ("singly", "at_once"):
+        with Writer(tmp_path / folder) as writer:
+            writer.scalars(0, {"train/loss": 9.0})
+            if folder == "singly":
+                for row in rows:
+                    writer.scalars(*row)
+            else:
+                writer.series(rows)
+            writer.series([])
+    texts = [(tmp_path / f / "metrics.jsonl").read_text() for f in ("singly", "at_once")]
+    assert texts[0] == texts[1]
+    assert texts[0].count("\n") == 4
+    assert steps_of(tmp_path / "singly") == steps_of(tmp_path / "at_once") == [0, 1, 2, 3]
+
+
 def test_going_on_drops_later_rows(tmp_path):
     with Writer(tmp_path) as writer:
         for step in range(1, 6):

@@ -282,9 +282,9 @@ class Group:
 
     def _blocks(self, start: int) -> list[range]:
         """The steps of each call, none of which goes beyond one after which something is due."""
-        run, blocks = self._run, []
+        rhythms, blocks = (self._run.eval_every, self._run.checkpoint_every), []
         while start < self._steps:
-            due = (start // every * every + every for every in (run.eval_every, run.checkpoint_every))
+            due = [start // every * every + every for every in rhythms]
             end = min(start + self._program.together, self._steps, *due)
             blocks.append(range(start + 1, end + 1))
             start = end
