@@ -13,7 +13,7 @@ from jaxdl import InputError
 from jaxdl.data.rows import Unreadable
 
 FORMATS = "JPEG, PNG, BMP, GIF, TIFF or WebP"
-ORIENTATION = 0x0112  # of EXIF; from 5 to 8 the sides change places
+ORIENTATION, UPRIGHT = 0x0112, 1  # of EXIF; from 5 to 8 the sides change places
 
 Size = tuple[int, int]  # width and height
 Box = tuple[int, int, int, int]  # left, top, right and bottom
@@ -76,12 +76,13 @@ class Preprocess(NamedTuple):
           InputError: an array of another type or shape.
         """
         whole = self.crop_share == 1 and not (self.random_crop and rng is not None)
-        fits = np.shape(image) == (self.size, self.size, self.channels)
-        if whole and fits and isinstance(image, np.ndarray) and image.dtype == np.uint8:
-            return image.copy()  # as Pillow would, in a fortieth of the time
-        picture = _open(image, name)
-        box, resized = self._choose(_shown_size(picture, name), rng)
-        shrink = _decode(picture, name, box, resized)
+        if whole and isinstance(image, np.ndarray) and image.dtype == np.uint8:
+            if image.shape == (self.size, self.size, self.channels):
+                return image.copy()  # as Pillow would, in a fortieth of the time
+        picture, turned = _open(image, name)
+        shown = picture.size[::-1] if turned in (5, 6, 7, 8) else picture.size
+        box, resized = self._choose(shown, rng)
+        shrink = _decode(picture, turned, name, box, resized)
         picture = _with_channels(picture, self.channels)
         left, top, right, bottom = (side / shrink for side in box)
         x, y = math.floor(left), math.floor(top)
@@ -113,26 +114,22 @@ class Preprocess(NamedTuple):
         return (0, 0, *shown), (width, height)
 
 
-def _open(image: bytes | np.ndarray, name: str) -> Image.Image:
-    """The image, of which an encoded one is not decoded yet."""
+def _open(image: bytes | np.ndarray, name: str) -> tuple[Image.Image, int]:
+    """The image, of which an encoded one is not decoded yet, and its orientation by EXIF."""
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.shape[2:] not in ((), (1,), (3,)) or image.ndim < 2:
             raise InputError(
                 f"{name} is an array {image.dtype} {list(image.shape)}; "
                 "expected uint8 [H, W], [H, W, 1] or [H, W, 3]"
             )
-        return Image.fromarray(image[:, :, 0] if image.shape[2:] == (1,) else image)
+        return Image.fromarray(image[:, :, 0] if image.shape[2:] == (1,) else image), UPRIGHT
     with _damage_named(name):
-        return Image.open(io.BytesIO(image))
+        picture = Image.open(io.BytesIO(image))
+        exif = picture.getexif()
+        return picture, exif[ORIENTATION] if ORIENTATION in exif else UPRIGHT
 
 
-def _shown_size(picture: Image.Image, name: str) -> Size:
-    with _damage_named(name):
-        turned = picture.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
-    return picture.size[::-1] if turned else picture.size
-
-
-def _decode(picture: Image.Image, name: str, box: Box, resized: Size) -> int:
+def _decode(picture: Image.Image, turned: int, name: str, box: Box, resized: Size) -> int:
     """Decodes an image and turns it as it is shown; returns by how much it was made smaller."""
     whole = picture.size
     enlarged = min((box[2] - box[0]) / resized[0], (box[3] - box[1]) / resized[1])
@@ -143,7 +140,7 @@ def _decode(picture: Image.Image, name: str, box: Box, resized: Size) -> int:
     with _damage_named(name):
         picture.load()
         shrink = whole[0] // picture.width
-        if picture.getexif().get(ORIENTATION, 1) != 1:
+        if turned != UPRIGHT:
             ImageOps.exif_transpose(picture, in_place=True)
         if picture.mode == "F":
             raise ValueError("its pixels are floating-point numbers of no known range")
