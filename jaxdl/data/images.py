@@ -76,9 +76,9 @@ class Preprocess(NamedTuple):
           InputError: an array of another type or shape.
         """
         whole = self.crop_share == 1 and not (self.random_crop and rng is not None)
-        if whole and isinstance(image, np.ndarray) and image.dtype == np.uint8:
-            if image.shape == (self.size, self.size, self.channels):
-                return image.copy()  # as Pillow would, in a fortieth of the time
+        is_array = isinstance(image, np.ndarray) and image.dtype == np.uint8
+        if whole and is_array and image.shape == (self.size, self.size, self.channels):
+            return image.copy()  # as Pillow would, in a fortieth of the time
         picture, turned = _open(image, name)
         shown = picture.size[::-1] if turned in (5, 6, 7, 8) else picture.size
         box, resized = self._choose(shown, rng)
@@ -126,7 +126,7 @@ def _open(image: bytes | np.ndarray, name: str) -> tuple[Image.Image, int]:
     with _damage_named(name):
         picture = Image.open(io.BytesIO(image))
         exif = picture.getexif()
-        return picture, exif[ORIENTATION] if ORIENTATION in exif else UPRIGHT
+        return picture, exif.get(ORIENTATION, UPRIGHT)
 
 
 def _decode(picture: Image.Image, turned: int, name: str, box: Box, resized: Size) -> int:
