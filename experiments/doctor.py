@@ -27,8 +27,6 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 PLUGINS = ("jax-cuda13-plugin", "jax-cuda12-plugin", "libtpu")
 CUDA_DRIVERS = {"13": 580, "12": 525}
 """The least driver for each CUDA, by NVIDIA's release notes of the toolkits."""
-TCMALLOC = "apt install libtcmalloc-minimal4; export LD_PRELOAD=libtcmalloc_minimal.so.4"
-"""How a command gets an allocator that keeps its memory, on Debian and Ubuntu."""
 
 
 class Line(NamedTuple):
@@ -285,22 +283,6 @@ def host() -> Iterator[Line]:
             yield Line("note", name, f"is {os.environ[name]!r}")
 
 
-def allocator(found: dict[str, Any]) -> Iterator[Line]:
-    """Whether what a step on CPUs works in stays with the process until the next step.
-
-    XLA asks for a step's memory at each step anew. Where it is large glibc gives it back each time,
-    and the kernel clears it again, page by page.
-    """
-    library, _ = platform.libc_ver()
-    if found.get("platform") != "cpu" or library != "glibc":
-        return
-    if "tcmalloc" in _read("/proc/self/maps"):  # LD_PRELOAD may name what is not there
-        yield Line("ok", "allocator", "tcmalloc")
-        return
-    text = "glibc's: steps on large images take a fifth to four fifths longer than by tcmalloc"
-    yield Line("note", "allocator", text, TCMALLOC)
-
-
 def cache() -> Iterator[Line]:
     """Where compiled programs are kept."""
     kept = os.environ.get("JAX_COMPILATION_CACHE_DIR", "~/.cache/jaxdl/compiled")
@@ -333,7 +315,6 @@ def examine() -> list[Line]:
         ("devices", lambda: devices(found, error)),
         ("accelerator", lambda: accelerators(found)),
         ("host", host),
-        ("allocator", lambda: allocator(found)),
         ("compile cache", cache),
     )
     for topic, part in parts:

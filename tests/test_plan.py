@@ -175,28 +175,12 @@ def test_a_gpu_that_is_not_used_is_told_of_with_its_cure(monkeypatch):
     assert any("needs 580 or newer" in line.text for line in lines), lines
 
 
-@pytest.mark.parametrize(
-    ("platform", "library", "loaded", "said"),
-    [
-        ("cpu", "glibc", "libjemalloc.so.2", [("note", doctor.TCMALLOC)]),
-        ("cpu", "glibc", "libtcmalloc_minimal.so.4", [("ok", "")]),
-        ("cpu", "", "", []),  # musl, or another system
-        ("gpu", "glibc", "", []),
-    ],
-)
-def test_an_allocator_that_keeps_memory_is_asked_for(platform, library, loaded, said, monkeypatch):
-    monkeypatch.setattr(doctor.platform, "libc_ver", lambda: (library, "2.36"))
-    monkeypatch.setattr(doctor, "_read", {"/proc/self/maps": loaded}.get)
-    lines = doctor.allocator({"platform": platform})
-    assert [(line.state, line.cure) for line in lines] == said
-
-
 def test_the_doctor_does_not_faint(monkeypatch):
     def faint(*arguments):
         raise RuntimeError("no such\nfile")
 
     monkeypatch.setattr(doctor, "probe", lambda: ({"platform": "cpu", "devices": ["cpu"]}, ""))
-    for part in ("versions", "devices", "accelerators", "host", "allocator", "cache"):
+    for part in ("versions", "devices", "accelerators", "host", "cache"):
         monkeypatch.setattr(doctor, part, faint)
     assert [line.text for line in doctor.examine()] == [
         "could not be looked at: RuntimeError: no such file"

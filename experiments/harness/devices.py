@@ -1,10 +1,8 @@
 """The devices of a run: their mesh, how its state is cut over them, its batch, its memory."""
 
 import contextlib
-import ctypes
 import math
 import os
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -75,20 +73,3 @@ def sharding_rules(config: Any, problem: Problem) -> sharding.Rules:
 def check_devices(config: Any) -> None:
     """Raises InputError when a batch, or a part by --grad_accum, does not go round the devices."""
     parallel.check_batch_size(config.run.batch_size, mesh_of(config), config.run.grad_accum)
-
-
-def keep_freed_memory() -> None:
-    """Has glibc keep what is freed; elsewhere, or where MALLOC_ variables say how, does nothing.
-
-    What a step on CPUs computes between its arguments and results is one large block. By default
-    glibc gives such a block back at once, and the kernel clears each of its pages anew in the next
-    step: about a tenth of the time of an LSTM's. The price is that a process stays as large as it
-    once was.
-    """
-    own = any(name.startswith("MALLOC_") for name in os.environ)
-    if sys.platform == "linux" and not own:
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        trim_threshold, mmap_max = -1, -4  # of malloc.h
-        if mallopt is not None:
-            mallopt(mmap_max, 0)
-            mallopt(trim_threshold, -1)  # never

@@ -83,7 +83,7 @@ def prepare_jax(config: Any = None) -> None:
     Args:
       config: a run's flags; None for what runs on one host alone.
     """
-    devices.keep_freed_memory()
+    parallel.keep_freed_memory()
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", "~/.cache/jaxdl/compiled")
     jax.config.update("jax_compilation_cache_dir", str(Path(cache).expanduser()))
     # A start compiles some ten programs that JAX finds too quick to keep, a second in all.
