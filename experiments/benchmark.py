@@ -26,10 +26,11 @@ from experiments.harness import (
     bench_sequences,
     bench_training,
     cli,
+    devices,
     training,
 )
 from experiments.harness.cli import flag, require
-from jaxdl import InputError
+from jaxdl import InputError, models
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "train": {"rounds": 10, "batch_size": 32},
@@ -84,7 +85,7 @@ def run(argv: list[str]) -> None:
     config, rest = cli.parse(Config, argv)
     if rest:
         raise InputError(f"{rest[0]!r} is no flag; see --help")
-    training.prepare_jax()
+    training.prepare_jax(large=config.what == "train" and _is_large(config))
     # On a GPU JAX would else take three quarters of the memory for itself.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     measure = {
@@ -99,6 +100,11 @@ def run(argv: list[str]) -> None:
         "start": bench_runs.measure_start,
     }
     bench.record(config.json, config, measure[config.what](config) or {})
+
+
+def _is_large(config: Config) -> bool:
+    published, *_ = models.IMAGE_SHAPES.get(config.model, (0,))  # what is no model is told later
+    return devices.is_large(config.model, config.batch_size or 0, config.image_size or published)
 
 
 if __name__ == "__main__":

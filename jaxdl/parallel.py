@@ -72,18 +72,22 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, BATCH)
 
 
-def keep_freed_memory() -> None:
+def keep_freed_memory(of_large_steps: bool = True) -> None:
     """Has a process on CPUs keep what a step frees; call it before anything touches a device.
 
-    What a step computes between its arguments and results is one large block. By default glibc
-    gives such a block back at once, and the kernel clears each of its pages anew in the next step,
-    which takes a quarter to a third of those of large images. It is told to keep them, which it can
-    in the main thread alone, so that one CPU device runs its programs there: a step is then made
-    when it is sent, and not beside what Python does next. The price is that a process stays as
-    large as it once was.
+    What a step computes between its arguments and results is one block. By default glibc gives a
+    large one back at once, and the kernel clears each of its pages anew in the next step: of steps
+    on large images that takes a quarter to a third. The price is that a process stays as large as
+    it once was.
 
     It does nothing where there is no glibc, or where the environment has a say of its own, by
-    variables MALLOC_ or by JAX_CPU_ENABLE_ASYNC_DISPATCH. Several devices run in threads as ever.
+    variables MALLOC_ or by JAX_CPU_ENABLE_ASYNC_DISPATCH.
+
+    Args:
+      of_large_steps: also of blocks beyond 64 MB, which glibc keeps in the main thread alone: one
+        CPU device then runs its programs there, and makes a step when it is called, no longer
+        beside what Python does next. Steps of a few milliseconds are better off without. Several
+        devices run in threads as ever.
     """
     said = [n for n in os.environ if n.startswith(("MALLOC_", "JAX_CPU_ENABLE_ASYNC_DISPATCH"))]
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
@@ -92,7 +96,8 @@ def keep_freed_memory() -> None:
     trim_threshold, mmap_max = -1, -4  # of malloc.h
     mallopt(mmap_max, 0)
     mallopt(trim_threshold, -1)  # never
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    if of_large_steps:
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def own_rows(batch: Batch) -> Batch:

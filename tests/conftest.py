@@ -135,7 +135,7 @@ def one_device():
     made, mesh = parallel.data_mesh, parallel.data_mesh(jax.devices()[:1])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parallel, "data_mesh", lambda given=None: made(given) if given else mesh)
-        patch.setattr(training, "prepare_jax", lambda *config: None)
+        patch.setattr(training, "prepare_jax", lambda *config, **how: None)
         yield
 
 

@@ -19,7 +19,7 @@ SPREAD = r"[\d.]+ \([\d.]+ to [\d.]+\)"
 @pytest.fixture
 def told(capsys, monkeypatch):
     """Runs a benchmark in this process; the lines that it prints."""
-    monkeypatch.setattr(training, "prepare_jax", lambda *config: None)
+    monkeypatch.setattr(training, "prepare_jax", lambda *config, **how: None)
 
     def run(what):
         benchmark.run([f"--what={what}", "--rounds=2", "--steps=2"])

@@ -25,7 +25,7 @@ def told(capsys, monkeypatch):
     """Runs a benchmark in this process, on one device; the lines that it prints."""
     device = jax.devices()[:1]
     monkeypatch.setattr(jax, "devices", lambda: device)
-    monkeypatch.setattr(training, "prepare_jax", lambda *config: None)
+    monkeypatch.setattr(training, "prepare_jax", lambda *config, **how: None)
 
     def run(*flags):
         benchmark.run([*flags])

@@ -21,7 +21,7 @@ def given_away(weights):  # noqa: F811
     out = weights / "resnet18.stablehlo"
     flags = ["--model=resnet18", f"--weights={weights / 'resnet18.npz'}", f"--out={out}"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export.training, "prepare_jax", lambda: None)
+        patch.setattr(export.training, "prepare_jax", lambda **how: None)
         export.run(flags)
     return out
 

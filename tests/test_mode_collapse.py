@@ -25,7 +25,7 @@ TINY += ["--discriminator_width=4", "--depth=1", "--seeds=2"]
 def few_samples(monkeypatch):
     """Few samples, and JAX as the tests have set it up."""
     monkeypatch.setattr(mode_collapse, "SAMPLES", 64)
-    monkeypatch.setattr(training, "prepare_jax", lambda *config: None)
+    monkeypatch.setattr(training, "prepare_jax", lambda *config, **how: None)
 
 
 def cells_of(text):

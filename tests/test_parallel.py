@@ -1,7 +1,11 @@
 """One step, every way to run it: all give the same states."""
 
 import functools
+import os
 import re
+import subprocess
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -256,3 +260,59 @@ def test_a_compiled_task_may_stand_within_another_program(monkeypatch):
     for batch in (first, second):
         alone, _ = task.train(alone, batch)
     assert tiny.distance(within, alone) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("variables", "large", "told"),
+    [
+        ({}, True, [("jax_cpu_enable_async_dispatch", False)]),
+        ({}, False, []),
+        ({"MALLOC_ARENA_MAX": "2"}, True, None),
+        ({"JAX_CPU_ENABLE_ASYNC_DISPATCH": "1"}, True, None),
+    ],
+)
+def test_what_a_step_frees_is_kept_unless_the_environment_says_how(
+    variables, large, told, monkeypatch
+):
+    said, asked = [], []
+    for name in [*os.environ]:
+        if name.startswith(("MALLOC_", "JAX_CPU_")):
+            monkeypatch.delenv(name)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    libc = types.SimpleNamespace(mallopt=lambda *given: asked.append(given))
+    monkeypatch.setattr(parallel.ctypes, "CDLL", lambda name: libc)
+    monkeypatch.setattr(jax.config, "update", lambda *given: said.append(given))
+    parallel.keep_freed_memory(large)
+    assert said == (told or [])
+    assert asked == ([] if told is None else [(-4, 0), (-1, -1)])
+    monkeypatch.setattr(parallel.ctypes, "CDLL", lambda name: object())  # no glibc
+    asked.clear()
+    parallel.keep_freed_memory()
+    assert said == (told or [])
+    assert not asked
+
+
+@pytest.mark.slow
+def test_a_large_step_takes_no_memory_anew(environment):
+    """In a process of one CPU device, by the pages that the kernel had to clear."""
+    code = """
+import os, resource, sys
+import jax, jax.numpy as jnp
+from jaxdl import parallel
+parallel.keep_freed_memory(sys.argv[1] == "large")
+step = jax.jit(lambda x: (jnp.sort(jnp.stack([x] * 16), 1) * 2).sum())  # works in 128 MB and more
+x = jnp.ones(2**21)
+step(x).block_until_ready(), step(x).block_until_ready()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+step(x).block_until_ready()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    own = environment | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    faults = {}
+    for large in ("large", "small"):
+        command = [sys.executable, "-c", code, large]
+        done = subprocess.run(command, env=own, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        faults[large] = int(done.stdout)
+    assert faults["large"] < 1000 < 10_000 < faults["small"]

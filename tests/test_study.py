@@ -43,7 +43,7 @@ def trained(monkeypatch):
             raise loop.Diverged("loss is nan at step 3")
         (folder / run_folder.SUMMARY_FILE).write_text('{"step": 4, "test/accuracy": 0.5}')
 
-    monkeypatch.setattr(training, "prepare_jax", lambda *config: None)
+    monkeypatch.setattr(training, "prepare_jax", lambda *config, **how: None)
     monkeypatch.setattr(training, "train", train)
     return found
 

@@ -146,6 +146,19 @@ def test_devices_that_were_counted_or_touched_stay(untouched, monkeypatch):
     assert devices.of_a_run() is None
 
 
+@pytest.mark.parametrize(
+    ("module", "flags", "large"),
+    [
+        (resnet, ["--model=resnet20_cifar", "--image_size=32", "--batch_size=32"], True),
+        (resnet, ["--model=resnet20_cifar", "--image_size=16", "--batch_size=32"], False),
+        (mlp, ["--image_size=32", "--batch_size=512"], False),
+        (seq2seq, [], False),
+    ],
+)
+def test_flags_tell_whether_steps_are_large(module, flags, large):
+    assert devices.are_steps_large(cli.parse(module.Config, flags)[0]) is large
+
+
 def uncounted(xla_flags):
     """These flags, but without a number of devices."""
     return " ".join(flag for flag in xla_flags.split() if "device_count" not in flag)

@@ -155,7 +155,7 @@ def begin(
       InputError: the folder holds a run, the table of another study or of this one with other
         flags, or other runs where the planned ones would be.
     """
-    training.prepare_jax()
+    training.prepare_jax(large=any(devices.are_steps_large(run.config) for run in runs))
     if together:
         devices.take_cores(sum(not run.done for run in runs))
     _check_folder(Path(config.study.workdir), cli.to_dict(config), {*GROWING, *apart_from})

@@ -65,7 +65,7 @@ def main(config_type: Any, build: Build, **modes: Mode) -> None:
         require(config, "experiment", config.run.experiment == own, own)
         if rest:
             raise InputError(f"{rest[0]!r} is no flag; see --help")
-        prepare_jax(config)
+        prepare_jax(config, large=devices.are_steps_large(config))
         if config.run.mode != "train":
             modes[config.run.mode](config, build)
         elif config.run.folds and config.run.fold is None:
@@ -77,13 +77,14 @@ def main(config_type: Any, build: Build, **modes: Mode) -> None:
     cli.main(run)
 
 
-def prepare_jax(config: Any = None) -> None:
+def prepare_jax(config: Any = None, large: bool = False) -> None:
     """Sets up JAX; call it before anything touches a device.
 
     Args:
       config: a run's flags; None for what runs on one host alone.
+      large: whether steps work in much memory, see `parallel.keep_freed_memory`.
     """
-    parallel.keep_freed_memory()
+    parallel.keep_freed_memory(large)
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", "~/.cache/jaxdl/compiled")
     jax.config.update("jax_compilation_cache_dir", str(Path(cache).expanduser()))
     # A start compiles some ten programs that JAX finds too quick to keep, a second in all.
