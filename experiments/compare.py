@@ -176,7 +176,8 @@ def check(runs: Sequence[Run], config: Config) -> Compared:
       InputError: one does not fit, or there is no such metric.
     """
     metric, loss, best, splits = config.metric, "", "", set()
-    known: dict[tuple, list[str]] = {}  # what is measured of tasks that are the same function
+    # What is measured of tasks that are the same function; of each one is kept, as `likeness` asks.
+    known: dict[tuple, tuple[Any, list[str]]] = {}
     for run in runs:
         if run.seed > config.study.first_seed:
             continue
@@ -187,8 +188,8 @@ def check(runs: Sequence[Run], config: Config) -> Compared:
         what = lifting.likeness(task), repr((jax.tree.map(jax.typeof, hparams), batch))
         if what not in known:
             state = jax.eval_shape(task.init, jax.random.key(0), hparams)
-            known[what] = sorted(jax.eval_shape(task.eval, state, batch))
-        means = known[what]
+            known[what] = task, sorted(jax.eval_shape(task.eval, state, batch))
+        _, means = known[what]
         loss = "train/" + next(name for name in means if name.endswith("loss"))
         measured = [f"eval/{name}" for name in (*means, *problem.view.measures)]
         metric, best = metric or problem.best.metric, best or problem.best.metric
