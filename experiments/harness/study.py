@@ -5,6 +5,7 @@ every other's: `read`, `begin`, then either `train` for the ordinary runs that i
 program for all `seeds_of` a setup, and at last `finish`.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -155,13 +156,20 @@ def begin(
       InputError: the folder holds a run, the table of another study or of this one with other
         flags, or other runs where the planned ones would be.
     """
-    training.prepare_jax(large=any(devices.are_steps_large(run.config) for run in runs))
+    training.prepare_jax(large=any(map(_is_large, runs)))
     if together:
         devices.take_cores(sum(not run.done for run in runs))
     _check_folder(Path(config.study.workdir), cli.to_dict(config), {*GROWING, *apart_from})
     for run in runs:
         if run.done or run_folder.holds_run(run.workdir):
             run_folder.check_same_run(run.config, run.workdir)
+
+
+def _is_large(run: Run) -> bool:
+    """Whether its steps are; False where its flags want a run that the study trains before."""
+    with contextlib.suppress(InputError):
+        return devices.are_steps_large(run.config)
+    return False
 
 
 def _check_folder(workdir: Path, flags: Mapping[str, Any], apart_from: Collection[str]) -> None:
