@@ -148,7 +148,7 @@ def _read_features(path: Path, key: Mapping[str, str]) -> Features:
 def _write_features(path: Path, features: Features, key: Mapping[str, str]) -> None:
     with files.replacing(path) as file:
         # mypy takes an array's name for the keyword `allow_pickle`.
-        np.savez(file, **features._asdict(), **key)  # type: ignore[arg-type]
+        np.savez(file, **features._asdict(), **key)  # type: ignore[arg-type]  # no `allow_pickle`
 
 
 class Batches(NamedTuple):

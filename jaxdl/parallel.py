@@ -418,7 +418,10 @@ def lanes(task: Task, mesh: Mesh, at_once: int | None = None) -> Task:
 
 
 def _steps(train: Train, state: State, batches: Batch, count: Any) -> tuple[State, Metrics]:
-    """The first `count` steps of as many as there are batches, [k, B, ...]."""
+    """The first `count` steps of as many as there are batches, [k, B, ...].
+
+    Unlike a `scan`'s their number is data, so that calls of any length are one program.
+    """
     batch = lambda place: jax.tree.map(lambda rows: rows[place], batches)
     most = jax.tree.leaves(batches)[0].shape[0]
     like = jax.eval_shape(train, state, batch(0))[1]

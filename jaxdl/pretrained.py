@@ -407,6 +407,6 @@ def save(path: str | Path, state_dict: Mapping[str, Any]) -> None:
         if unknown:
             raise InputError(f"{path}: {unknown[0]} is bfloat16, which only .safetensors holds")
         # mypy takes an array's name for the keyword `allow_pickle`.
-        np.savez(path, **arrays)  # type: ignore[arg-type]
+        np.savez(path, **arrays)  # type: ignore[arg-type]  # none is called `allow_pickle`
     else:
         raise InputError(f"{path}: weights are saved to files that end in .safetensors or .npz")

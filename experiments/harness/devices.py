@@ -15,7 +15,7 @@ from jaxdl import InputError, models, parallel, sharding
 LARGE_PIXELS = 2**15
 """Of a batch: from these on a network that convolves them works in more than 64 MB at a step."""
 SMALL_NETWORKS = ("mlp", "lenet5", "lenet5_1998")
-"""Those that work in little however many they are."""
+"""Those that work in a tenth of that, whose steps are too short to wait for each."""
 
 _cores_are_devices = False  # what JAX cannot say: that it was `take_cores` who asked for them
 
@@ -41,11 +41,11 @@ def take_cores(runs: int) -> None:
 def are_steps_large(config: Any) -> bool:
     """Whether the steps of a run work in much memory, as far as its flags tell."""
     images, network = getattr(config, "images", None), getattr(config, "network", None)
-    model = getattr(network, "model", "")
+    model = getattr(network, "model", network)  # of a GAN it is a word
     return images is not None and is_large(model, config.run.batch_size, images.image_size)
 
 
-def is_large(model: str, batch_size: int, image_size: int) -> bool:
+def is_large(model: str | None, batch_size: int, image_size: int) -> bool:
     """Whether a step on so many images of that height and width works in much memory."""
     return model not in SMALL_NETWORKS and batch_size * image_size**2 >= LARGE_PIXELS
 
