@@ -5,8 +5,8 @@ XLA's convolution on CPUs is sound where Eigen makes it (see `jaxdl.parallel.BY_
 gradients are made of matrix products wherever those are quicker, chosen by shape:
 
 - *pointwise*, of 1x1 kernels: one product;
-- *by rows*, of few channels: a row of the image times the kernel laid out as a banded matrix, which
-  multiplies by some zeros but in one large product;
+- *by rows*, of few channels: parts of rows of the image times the kernel laid out as a banded
+  matrix, which multiplies by some zeros but in one large product;
 - *packed*, of up to 16 outputs: two neighbouring columns of the output are computed as channels;
 - *by taps*, the kernel's gradient mapped over kernels: one product for each place in the kernel.
 
@@ -25,6 +25,12 @@ from jax.interpreters import ad, batching
 from jaxdl.lowering import operation
 
 NHWC = ("NHWC", "HWIO", "NHWC")
+
+BAND, PARTS = 40, 16
+"""How many numbers a band computes at least, and into how many parts a row is cut at most.
+
+The fewer numbers, the fewer products by zeros; but a narrow product is slow in itself.
+"""
 
 
 class Geometry(NamedTuple):
@@ -181,10 +187,11 @@ def _is_pointwise(g: Geometry) -> bool:
 
 
 def _is_thin(g: Geometry, inputs: int, outputs: int) -> bool:
-    """Whether a row of the image at a time is quicker, in spite of the band's zeros."""
+    """Whether by rows is quicker, in spite of the band's zeros."""
     whole_row = g.output[1] == 1  # the band has no zeros
-    few = inputs * outputs <= 128 and g.output[1] <= 8 * g.window[1]
-    return g.strides[1] == 1 and (whole_row or few)
+    few = inputs * outputs <= 128 or (inputs <= 3 and outputs <= 64)
+    narrow = _places(g, outputs) <= 3 * g.window[1]
+    return g.strides[1] == 1 and (whole_row or (few and narrow))
 
 
 def _pad(x: jax.Array, g: Geometry) -> jax.Array:
@@ -207,12 +214,18 @@ def _taps(padded: jax.Array, g: Geometry) -> list[jax.Array]:
     ]
 
 
-def _bands(kernel: jax.Array, g: Geometry) -> jax.Array:
-    """The kernel as what takes rows of the padded image to a row of the output.
+def _places(g: Geometry, outputs: int) -> int:
+    """How many columns of the output one band computes; it divides their number."""
+    width = g.output[1]
+    least = max(2, width / PARTS, BAND / outputs)
+    return next((n for n in range(1, width) if width % n == 0 and n >= least), width)
 
-    Shapes: [kh, kw, C, O] to [kh x (W' + kw - 1) x C, W' x O].
+
+def _bands(kernel: jax.Array, places: int) -> jax.Array:
+    """The kernel as what takes parts of rows of the padded image to places side by side.
+
+    Shapes: [kh, kw, C, O] to [kh x (places + kw - 1) x C, places x O].
     """
-    places = g.output[1]
     beside = [
         jnp.pad(kernel, [(0, 0), (place, places - 1 - place), (0, 0), (0, 0)])
         for place in range(places)
@@ -220,12 +233,21 @@ def _bands(kernel: jax.Array, g: Geometry) -> jax.Array:
     return jnp.stack(beside, axis=3).reshape(-1, places * kernel.shape[3])
 
 
-def _row_patches(x: jax.Array, g: Geometry) -> jax.Array:
-    """The rows that each row of the output sees: [B, H', kh x (W' + kw - 1) x C]."""
-    rows = _pad(x, g).reshape(x.shape[0], -1, (g.output[1] + g.window[1] - 1) * x.shape[3])
-    stride, h = g.strides[0], g.output[0]
-    shifted = [rows[:, i : i + stride * (h - 1) + 1 : stride] for i in range(g.window[0])]
-    return jnp.concatenate(shifted, axis=-1)
+def _row_patches(x: jax.Array, g: Geometry, places: int) -> jax.Array:
+    """What places side by side see of the image, [n, kh x (places + kw - 1) x C].
+
+    The n are B x H' x W' / places, in the order of the output.
+    """
+    (stride, _), (h, w), (kh, kw) = g.strides, g.output, g.window
+    padded = _pad(x, g)
+    rows = [padded[:, i : i + stride * (h - 1) + 1 : stride] for i in range(kh)]
+    seen = [
+        row[:, :, at : at + places + kw - 1].reshape(*row.shape[:2], -1)
+        for at in range(0, w, places)
+        for row in rows
+    ]
+    # Of the last axis XLA copies what it joins; joined elsewhere it would look up each number.
+    return jnp.concatenate(seen, -1).reshape(-1, kh * seen[0].shape[-1])
 
 
 def _packed(x: jax.Array, kernel: jax.Array, g: Geometry) -> jax.Array:
@@ -243,8 +265,7 @@ def _forward_on_cpu(x, kernel, geometry):
     g, (inputs, outputs) = geometry, kernel.shape[-2:]
     if x.ndim == 5:
         return jax.vmap(functools.partial(_forward_by_products, g=g))(x, kernel)
-    thinnest = _is_thin(g, inputs, outputs) and inputs * outputs <= 32  # beyond, Eigen is quicker
-    if _is_pointwise(g) or thinnest:
+    if _is_pointwise(g) or (_is_thin(g, inputs, outputs) and inputs <= 3):  # beyond, Eigen's is
         return _forward_by_products(x, kernel, g)
     if outputs <= 16 and g.output[1] % 2 == 0:
         return _packed(x, kernel, g)
@@ -256,8 +277,8 @@ def _forward_by_products(x, kernel, g):
     if _is_pointwise(g):
         patches, matrix = _taps(x, g)[0].reshape(-1, inputs), kernel[0, 0]
     elif _is_thin(g, inputs, outputs):
-        patches, matrix = _row_patches(x, g), _bands(kernel, g)
-        patches = patches.reshape(-1, patches.shape[-1])
+        places = _places(g, outputs)
+        patches, matrix = _row_patches(x, g, places), _bands(kernel, places)
     else:
         patches = jnp.concatenate(_taps(_pad(x, g), g), axis=-1).reshape(-1, kernel[..., 0].size)
         matrix = kernel.reshape(-1, outputs)
@@ -290,10 +311,15 @@ def _image_gradient_by_products(dy, kernel, g):
     inputs, outputs = kernel.shape[-2:]
     (batch, h, w), (kh, kw) = dy.shape[:3], g.window
     if not _is_pointwise(g) and _is_thin(g, inputs, outputs):
-        rows = (dy.reshape(batch * h, w * outputs) @ _bands(kernel, g).T).reshape(
-            batch, h, kh, w + kw - 1, inputs
+        places = _places(g, outputs)
+        rows = (dy.reshape(-1, places * outputs) @ _bands(kernel, places).T).reshape(
+            batch, h, w // places, kh, places + kw - 1, inputs
         )
-        return sum(_placed(rows[:, :, i], g, i, 0) for i in range(kh))
+        return sum(
+            _placed(rows[:, :, n, i], g, i, n * places)
+            for i in range(kh)
+            for n in range(w // places)
+        )
     taps = (dy.reshape(-1, outputs) @ kernel.reshape(-1, outputs).T).reshape(
         batch, h, w, kh, kw, inputs
     )
@@ -313,19 +339,20 @@ def _placed(part: jax.Array, g: Geometry, row: int, column: int) -> jax.Array:
 def _kernel_gradient_on_cpu(x, dy, geometry):
     if x.ndim == 5:
         return jax.vmap(functools.partial(_kernel_gradient_by_products, g=geometry))(x, dy)
-    if _is_pointwise(geometry):
+    inputs, outputs = x.shape[-1], dy.shape[-1]
+    if _is_pointwise(geometry) or (_is_thin(geometry, inputs, outputs) and inputs == 1):
         return _kernel_gradient_by_products(x, dy, geometry)
     return _kernel_gradient(x, dy, geometry)
 
 
 def _kernel_gradient_by_products(x, dy, g):
-    inputs, outputs, (kh, kw), w = x.shape[-1], dy.shape[-1], g.window, g.output[1]
+    inputs, outputs, (kh, kw) = x.shape[-1], dy.shape[-1], g.window
     if not _is_pointwise(g) and _is_thin(g, inputs, outputs):
-        patches = _row_patches(x, g)
-        rows = dy.reshape(-1, w * outputs)
-        bands = (rows.T @ patches.reshape(-1, patches.shape[-1])).T
-        bands = bands.reshape(kh, w + kw - 1, inputs, w, outputs)
-        return sum(bands[:, place : place + kw, :, place] for place in range(w))
+        places = _places(g, outputs)
+        rows = dy.reshape(-1, places * outputs)
+        bands = (rows.T @ _row_patches(x, g, places)).T
+        bands = bands.reshape(kh, places + kw - 1, inputs, places, outputs)
+        return sum(bands[:, place : place + kw, :, place] for place in range(places))
     # The gradient is transposed and not the taps: it is the smaller.
     columns = dy.reshape(-1, outputs).T
     taps = [(columns @ tap.reshape(-1, inputs)).T for tap in _taps(_pad(x, g), g)]
