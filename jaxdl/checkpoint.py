@@ -60,6 +60,8 @@ class Checkpoints:
       best: the metric whose greatest value marks the one more checkpoint to keep; None for none.
         What is not finite is never better than what is.
       least: whether it is the least value that is best.
+      background: whether to write beside what the caller does next. Where that is to wait, as of
+        many small states in turn, it is quicker without.
 
     Attributes:
       totals: what was saved with the restored state as its `totals`; empty when nothing was.
@@ -70,11 +72,16 @@ class Checkpoints:
     """
 
     def __init__(
-        self, workdir: str | Path, keep: int = 2, best: str | None = None, least: bool = False
+        self,
+        workdir: str | Path,
+        keep: int = 2,
+        best: str | None = None,
+        least: bool = False,
+        background: bool = True,
     ):
         self.folder = Path(workdir).absolute() / FOLDER
         self.totals: dict[str, tuple[float, float]] = {}
-        self._keep, self._best, self._least = keep, best, least
+        self._keep, self._best, self._least, self._background = keep, best, least, background
         self._sound: int | None = None
 
     def __enter__(self) -> "Checkpoints":
@@ -92,7 +99,9 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=policies.AnyPreservationPolicy(kept), best_fn=rank
+                preservation_policy=policies.AnyPreservationPolicy(kept),
+                best_fn=rank,
+                enable_async_checkpointing=self._background,
             ),
         )
         return self

@@ -200,7 +200,7 @@ class Group:
             # One more than alone: the best comes between the last and the one before it.
             keep = max(config.run.keep, 2) + 1
             lane.checkpoints = stack.enter_context(
-                Checkpoints(folder, keep, best.metric, best.least)
+                Checkpoints(folder, keep, best.metric, best.least, background=False)
             )
             run_folder.write_flags(config, folder)
             run_folder.write(folder / INPUTS_FILE, json.dumps(lane.problem.inputs, indent=2))
