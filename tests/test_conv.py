@@ -24,6 +24,8 @@ CASES = {
     "1x1, padded": ((2, 5, 6, 20), (1, 1), 9, (1, 1), HALF),
     "by rows": ((3, 9, 8, 2), (3, 3), 5, (1, 1), HALF),
     "by rows, strided downwards": ((3, 9, 8, 2), (3, 3), 5, (2, 1), HALF),
+    "by parts of rows": ((3, 9, 8, 3), (3, 3), 20, (1, 1), HALF),
+    "by parts of rows, one channel": ((3, 7, 9, 1), (5, 3), 20, (2, 1), ((2, 0), (0, 2))),
     "by rows, one column": ((3, 5, 5, 16), (5, 5), 12, (1, 1), NONE),
     "packed": ((2, 6, 6, 20), (3, 3), 16, (1, 1), HALF),
     "packed, strided": ((2, 7, 8, 20), (3, 3), 16, (2, 2), HALF),
@@ -99,6 +101,14 @@ def test_derivatives_of_derivatives(name):
         return forward, jax.grad(inner, (0, 1))(x, kernel)
 
     assert_close(jax.jit(hessian_times, static_argnums=0)(function), hessian_times(reference), 1e-4)
+
+
+@pytest.mark.parametrize(("width", "by_rows"), [(32, True), (31, False)])
+def test_rows_that_cannot_be_cut_are_left_to_XLA(width, by_rows):
+    """The band of a whole row of 31 would be of a matrix of zeros, nine parts of ten."""
+    function, _, x, kernel, _ = prepare(((2, 5, width, 3), (3, 3), 24, (1, 1), HALF))
+    text = jax.jit(function).lower(x, kernel).as_text()
+    assert ("stablehlo.convolution" in text) is not by_rows
 
 
 def test_one_gradient_for_each_example():
