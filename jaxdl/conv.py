@@ -339,8 +339,7 @@ def _placed(part: jax.Array, g: Geometry, row: int, column: int) -> jax.Array:
 def _kernel_gradient_on_cpu(x, dy, geometry):
     if x.ndim == 5:
         return jax.vmap(functools.partial(_kernel_gradient_by_products, g=geometry))(x, dy)
-    inputs, outputs = x.shape[-1], dy.shape[-1]
-    if _is_pointwise(geometry) or (_is_thin(geometry, inputs, outputs) and inputs == 1):
+    if _is_pointwise(geometry):
         return _kernel_gradient_by_products(x, dy, geometry)
     return _kernel_gradient(x, dy, geometry)
 
