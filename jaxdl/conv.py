@@ -29,7 +29,8 @@ NHWC = ("NHWC", "HWIO", "NHWC")
 BAND, PARTS = 40, 16
 """How many numbers a band computes at least, and into how many parts a row is cut at most.
 
-The fewer numbers, the fewer products by zeros; but a narrow product is slow in itself.
+The fewer numbers, the fewer products by zeros; but a narrow product is slow in itself, and each
+part is copied by a loop of its own.
 """
 
 
@@ -265,7 +266,8 @@ def _forward_on_cpu(x, kernel, geometry):
     g, (inputs, outputs) = geometry, kernel.shape[-2:]
     if x.ndim == 5:
         return jax.vmap(functools.partial(_forward_by_products, g=g))(x, kernel)
-    if _is_pointwise(g) or (_is_thin(g, inputs, outputs) and inputs <= 3):  # beyond, Eigen's is
+    thinnest = _is_thin(g, inputs, outputs) and inputs <= 3  # of more, Eigen's is quicker
+    if _is_pointwise(g) or thinnest:
         return _forward_by_products(x, kernel, g)
     if outputs <= 16 and g.output[1] % 2 == 0:
         return _packed(x, kernel, g)
