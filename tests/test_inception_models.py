@@ -117,7 +117,8 @@ def train_step(name: str, model: Any, variables: Any, x: Any, keys: Any) -> Any:
     return compile_quickly(step, variables["params"])(variables["params"])
 
 
-# In float32, gradients through many norms over a few values each are off on both sides, and in
+# In float32, gradients through many norms over a few values each are off on both sides, and a unit
+# near zero may fall otherwise from one kind of CPU to the next (2.7e-4 of the paper's GoogLeNet); in
 # float64 convolutions of large images are slow. A norm over two values, as in the auxiliary head of
 # v3, is the worst: it makes 2e-4 of what is 2e-5 elsewhere.
 @pytest.mark.slow
@@ -129,7 +130,7 @@ def train_step(name: str, model: Any, variables: Any, x: Any, keys: Any) -> Any:
             {"conv1.bn": 32 * 32, "aux2.conv.bn": 4 * 4, "inception5b.branch4.1.bn": 2 * 2},
             1e-6,
         ),
-        ("googlenet_paper", 224, "float32", {"aux_logits": True, "aux_dropout": 0.0}, {}, 5e-5),
+        ("googlenet_paper", 224, "float64", {"aux_logits": True, "aux_dropout": 0.0}, {}, 1e-6),
         (
             *("inception_v3", 110, "float64", {}),
             {"Conv2d_1a_3x3.bn": 54 * 54, "Mixed_7c.branch_pool.bn": 2 * 2},
