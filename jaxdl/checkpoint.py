@@ -1,8 +1,8 @@
 """Saving and restoring whole states.
 
-A checkpoint is `<workdir>/checkpoints/<step>/`, written in the background and complete or absent:
-Orbax writes beside it and renames. What is in one, `jaxdl.saved` knows. States that are cut over
-devices are written and read in their parts: no host ever holds a whole one.
+A checkpoint is `<workdir>/checkpoints/<step>/`, complete or absent: Orbax writes beside it and
+renames. What is in one, `jaxdl.saved` knows. States that are cut over devices are written and read
+in their parts: no host ever holds a whole one.
 
 A run has one writer, who holds `lock` and uses `Checkpoints`, and any number of readers, who use
 `load` and `restore` and change nothing.
@@ -49,7 +49,7 @@ def lock(workdir: str | Path) -> Iterator[None]:
 
 
 class Checkpoints:
-    """The checkpoints of one run: saves in the background, keeps the latest and the best.
+    """The checkpoints of one run: saves them, keeps the latest and the best.
 
     Use it as a context manager, holding `lock(workdir)`. Entering finds the newest sound checkpoint
     and sets damaged ones after it aside; leaving waits for what is being written.
@@ -60,8 +60,8 @@ class Checkpoints:
       best: the metric whose greatest value marks the one more checkpoint to keep; None for none.
         What is not finite is never better than what is.
       least: whether it is the least value that is best.
-      background: whether to write beside what the caller does next. Where that is to wait, as of
-        many small states in turn, it is quicker without.
+      background: whether `save` writes beside what the caller does next. Who would only wait, with
+        many small states to save in turn, is quicker without.
 
     Attributes:
       totals: what was saved with the restored state as its `totals`; empty when nothing was.
@@ -177,7 +177,7 @@ class Checkpoints:
         metrics: Mapping[str, float] | None = None,
         totals: Mapping[str, tuple[float, float]] | None = None,
     ) -> None:
-        """Starts saving a state under its step; returns once its arrays may be donated.
+        """Saves a state under its step; in the background it returns once arrays may be donated.
 
         Args:
           state: what to save. A step that is saved already is not saved again.

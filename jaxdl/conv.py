@@ -218,7 +218,7 @@ def _taps(padded: jax.Array, g: Geometry) -> list[jax.Array]:
 def _places(g: Geometry, outputs: int) -> int:
     """How many columns of the output one band computes; it divides their number."""
     width = g.output[1]
-    least = max(2, width / PARTS, BAND / outputs)
+    least = max(2, width / PARTS, BAND / outputs)  # of one column each pixel is copied kw times
     return next((n for n in range(1, width) if width % n == 0 and n >= least), width)
 
 

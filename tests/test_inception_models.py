@@ -119,7 +119,7 @@ def train_step(name: str, model: Any, variables: Any, x: Any, keys: Any) -> Any:
 
 # In float32, gradients through many norms over a few values each are off on both sides, and a unit
 # near zero falls otherwise from one kind of CPU to the next (2.7e-4 of the paper's GoogLeNet). In
-# float64 convolutions of large images are slow. A norm over two values, as in the auxiliary head of
+# float64 v3's at 299 pixels would be slow. A norm over two values, as in the auxiliary head of
 # v3, is the worst: it makes 2e-4 of what is 2e-5 elsewhere.
 @pytest.mark.slow
 @pytest.mark.parametrize(

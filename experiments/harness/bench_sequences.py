@@ -23,7 +23,7 @@ Sides = Mapping[str, Callable[[int], int]]
 def measure_lstm(config: Any) -> None:
     """Times the forward and backward pass of two layers of 256 here and in torch, by turns.
 
-    Beside them it times what bounds it here: its products alone, as they wait for one another.
+    Beside them it times its products alone, in the form they have here, each waiting for the last.
     """
     torch = _import("torch", "lstm")
     layers, size, batch, time_steps = 2, 256, 32, 64

@@ -365,8 +365,6 @@ class Group:
             lane.checkpoints.save(lane_of(host, place), measured[place] if measured else None, sums)
             if lane.best:
                 lane.best = lane.best._replace(saved=True)
-        for _, lane in lanes:
-            lane.checkpoints.wait()
 
     def _flush(self, lane: Lane) -> None:
         """Writes the rows of a lane that are not written yet."""
