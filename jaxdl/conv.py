@@ -241,14 +241,14 @@ def _row_patches(x: jax.Array, g: Geometry, places: int) -> jax.Array:
     """
     (stride, _), (h, w), (kh, kw) = g.strides, g.output, g.window
     padded = _pad(x, g)
-    rows = [padded[:, i : i + stride * (h - 1) + 1 : stride] for i in range(kh)]
-    seen = [
-        row[:, :, at : at + places + kw - 1].reshape(*row.shape[:2], -1)
+    parts = [
+        padded[:, :, at : at + places + kw - 1].reshape(*padded.shape[:2], -1)
         for at in range(0, w, places)
-        for row in rows
     ]
     # Of the last axis XLA copies what it joins; joined elsewhere it would look up each number.
-    return jnp.concatenate(seen, -1).reshape(-1, kh * seen[0].shape[-1])
+    beside = jnp.concatenate(parts, -1).reshape(*parts[0].shape[:2], len(parts), -1)
+    rows = [beside[:, i : i + stride * (h - 1) + 1 : stride] for i in range(kh)]
+    return jnp.concatenate(rows, -1).reshape(-1, kh * beside.shape[-1])
 
 
 def _packed(x: jax.Array, kernel: jax.Array, g: Geometry) -> jax.Array:
