@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits
 
 from jaxdl import InputError
 from jaxdl.data import Pipeline, Preprocess, subsample
+from jaxdl.data.order import TrainOrder
 from jaxdl.data.pipeline import local_rows, make_global
 
 DIGITS = Preprocess(size=8, channels=1)
@@ -140,6 +141,21 @@ def test_random_crops_are_a_function_of_seed_and_step():
     centre = Preprocess(16, 3)(dataset.splits["train"][7]["image"])
     (first, *_) = pipeline().evaluate("train")
     np.testing.assert_array_equal(first["image"][7], centre)
+
+
+def test_every_row_of_every_step_draws_apart():
+    order = TrainOrder(50, 10, seed=5)
+    drawn = {
+        (step, row): order.generators(step)(row).random(3).tolist()
+        for step in range(4)
+        for row in range(10)
+    }
+    assert len(set(map(tuple, drawn.values()))) == 40
+    of_row = order.generators(2)
+    for row in (7, 3, 3, 0):  # whichever were read before, and however much they drew
+        assert of_row(row).random(3).tolist() == drawn[2, row]
+        of_row(row).integers(10, size=5, dtype=np.uint16)
+    assert TrainOrder(50, 10, seed=6).generators(2)(7).random(3).tolist() != drawn[2, 7]
 
 
 @pytest.mark.parametrize("batch_size", [8, 40, 64, 360])

@@ -316,7 +316,7 @@ class _BucketOrder:
         index[: len(rows)] = rows
         return index
 
-    def generator(self, step: int, row: int) -> None:
+    def generators(self, step: int) -> None:
         """No randomness."""
 
 

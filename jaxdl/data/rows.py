@@ -90,7 +90,7 @@ class Rows(Protocol):
 
         Args:
           index: which.
-          rng: to draw from in training, if `random`.
+          rng: to draw from in training, if `random`; until the next row is read.
 
         Raises:
           Unreadable: it cannot be read, which need not end a run.
@@ -220,11 +220,12 @@ class Indexed:
                 batch[name][real] = column[index[real]]
             batch["mask"][real] = 1
             return batch, unreadable
+        generators = self.order.generators(step) if self.rows.random else None
         for row, first in enumerate(map(int, index)):
             if first == size:
                 continue  # padding
             for number in range(first, first + size if endless else first + 1):
-                rng = self.order.generator(step, int(places[row])) if self.rows.random else None
+                rng = generators(int(places[row])) if generators else None
                 try:
                     values = self.rows.read(number % size, rng)
                 except Unreadable:
