@@ -12,6 +12,7 @@ loop's own derivative is written here (`recur`), so that the gradient of the wei
 as well, after the loop backward; automatic differentiation would add it up step by step. That
 derivative is of reverse mode, and may itself be differentiated in any mode, as products with a
 Hessian are (`jaxdl.curvature.hvp`); for forward mode there is `Recurrent.forward_mode`.
+On one CPU device wide LSTMs without a mask go by `jaxdl.features_first` instead.
 """
 
 from collections.abc import Mapping
@@ -24,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.typing import Dtype
 
-from jaxdl import InputError, require
+from jaxdl import InputError, features_first, require
 
 GATES = {"rnn": 1, "lstm": 4, "gru": 3}
 """The kinds of cell, and how many vectors of `features` numbers each computes at a step."""
@@ -209,7 +210,22 @@ class Layer(nn.Module):
         }
         before = state if self.kind == "lstm" else (state,)
         arguments = self.kind, self.reverse, self.dtype, params, x, before, mask
-        states, last = recur_forward(*arguments)[0] if self.forward_mode else recur(*arguments)
+        if self.forward_mode:
+            states, last = recur_forward(*arguments)[0]
+        elif (
+            self.kind == "lstm"
+            and mask is None
+            and features_first.is_quicker(self.features, self.dtype, x)
+        ):
+            states, last = jax.lax.platform_dependent(
+                params,
+                x,
+                before,
+                cpu=partial(features_first.recur, self.reverse),
+                default=lambda *given: recur(*arguments[:3], *given, None),
+            )
+        else:
+            states, last = recur(*arguments)
         outputs = states if mask is None else jnp.where(mask, states, 0)
         return outputs.astype(self.dtype), last if self.kind == "lstm" else last[0]
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from jaxdl import InputError, parallel
+from jaxdl import InputError, features_first, parallel
 from jaxdl.cost import cost
 from jaxdl.recurrent import GATES, Recurrent, from_torch, initial_carry, to_torch
 
@@ -321,6 +321,50 @@ def test_transformations_agree(kind):
     assert_close(jax.tree.map(lambda a: a[0], lanes), (d_params, d_x))
     negated = jax.tree.map(jnp.negative, params)
     assert_close(jax.tree.map(lambda a: a[1], lanes), jax.jit(grad)(negated, x, lengths, scale))
+
+
+def test_wide_lstms_have_features_first_on_one_cpu(monkeypatch):
+    """The same outputs, states, gradients and Hessian products as by the clear loop."""
+    model, params = drawn("lstm", 2, True)
+    x, start = sequences(batch=4), model.initial_carry(4)
+    start = jax.tree.map(lambda s: s + jnp.linspace(-1, 1, s.size).reshape(s.shape), start)
+
+    def apply(params, x, start):
+        return model.apply({"params": params}, x, train=False, carry=start)
+
+    def loss(params, x, start):
+        outputs, last = apply(params, x, start)
+        return jnp.sum(outputs**3) + sum(jnp.sum(s**3) for s in jax.tree.leaves(last))
+
+    def everything(params, x, start):
+        slopes = jax.grad(loss, (0, 1, 2))
+        _, curved = jax.jvp(slopes, (params, x, start), (params, x, start))
+        lanes = jax.vmap(slopes, (0, None, None))(jax.tree.map(lambda p: p[None], params), x, start)
+        return apply(params, x, start), slopes(params, x, start), curved, lanes
+
+    def programs(given):
+        # A function of its own, for JAX knows one that it has traced.
+        traced = jax.jit(lambda *inputs: given(*inputs)).trace(params, x, start)
+        texts = {p: traced.lower(lowering_platforms=(p,)).as_text() for p in ("cpu", "cuda", "tpu")}
+        return {platform: f"tensor<{4 * SIZE}x4xf32>" in text for platform, text in texts.items()}
+
+    clear = jax.jit(lambda *inputs: everything(*inputs))(params, x, start)
+    assert programs(loss) == {"cpu": False, "cuda": False, "tpu": False}
+    assert not features_first.is_quicker(512, jnp.float32, x)  # eight devices
+    monkeypatch.setattr(features_first, "is_quicker", lambda *_: True)
+    assert programs(loss) == {"cpu": True, "cuda": False, "tpu": False}
+    assert_close(jax.jit(lambda *inputs: everything(*inputs))(params, x, start), clear)
+
+
+def test_which_lstms_have_features_first(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    long, short = jnp.zeros((16, 2, 3)), jnp.zeros((1, 2, 3))
+    assert features_first.is_quicker(512, jnp.float32, long)
+    assert not features_first.is_quicker(256, jnp.float32, long)
+    assert not features_first.is_quicker(512, jnp.bfloat16, long)
+    assert not features_first.is_quicker(512, jnp.float32, short)  # as words are generated
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert not features_first.is_quicker(512, jnp.float32, long)
 
 
 @kinds
