@@ -185,7 +185,7 @@ def check(runs: Sequence[Run], config: Config) -> Compared:
         problem = run.experiment.build(run.config, devices.mesh_of(run.config))
         task, hparams = training.task_of(run.config, problem)
         _, batch = training.batch_shapes(problem)
-        what = lifting.likeness(task), repr((jax.tree.map(jax.typeof, hparams), batch))
+        what = lifting.likeness(task, hparams, batch)
         if what not in known:
             state = jax.eval_shape(task.init, jax.random.key(0), hparams)
             known[what] = task, sorted(jax.eval_shape(task.eval, state, batch))

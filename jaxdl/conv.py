@@ -245,6 +245,7 @@ def _row_patches(x: jax.Array, g: Geometry, places: int) -> jax.Array:
         padded[:, :, at : at + places + kw - 1].reshape(*padded.shape[:2], -1)
         for at in range(0, w, places)
     ]
+    # Parts, then rows of them all: slices to compile are as many as both added, not multiplied.
     # Of the last axis XLA copies what it joins; joined elsewhere it would look up each number.
     beside = jnp.concatenate(parts, -1).reshape(*parts[0].shape[:2], len(parts), -1)
     rows = [beside[:, i : i + stride * (h - 1) + 1 : stride] for i in range(kh)]

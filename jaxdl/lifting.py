@@ -77,8 +77,10 @@ def trace(function: Callable[..., Any], *args: Any) -> Program:
     return Program(reading.digest.digest(), reading.numbers, traced, result)
 
 
-def likeness(function: Any) -> tuple:
+def likeness(function: Any, *inputs: Any) -> tuple:
     """What tells a function, or a tuple of such, from others: its code and what that has at hand.
+
+    With inputs, arrays or shapes of them in any containers, their shapes and types count too.
 
     Where it is equal the functions do the same, so that one trace serves for both; where it is not
     they may yet. Compare it while both are there: what is not a function, a container, a number, a
@@ -101,7 +103,7 @@ def likeness(function: Any) -> tuple:
                 read(part)
 
     read(function)
-    return tuple(words)
+    return (*words, repr(jax.eval_shape(lambda *given: given, *inputs)))
 
 
 def _parts(value: Any) -> list[Any] | None:

@@ -170,3 +170,6 @@ def test_a_function_may_have_itself_at_hand():
 
     assert lifting.likeness(make(1)) == lifting.likeness(make(1))
     assert lifting.likeness(make(1)) != lifting.likeness(make(2))
+    given = {"rate": 0.1}, jax.ShapeDtypeStruct((3, 2), np.int32)
+    assert lifting.likeness(make(1), *given) == lifting.likeness(make(1), {"rate": 0.3}, given[1])
+    assert lifting.likeness(make(1), *given) != lifting.likeness(make(1), given[0], np.ones((3, 2)))

@@ -410,7 +410,7 @@ def test_no_call_of_lanes_goes_beyond_what_is_due(together, tmp_path, monkeypatc
         range(19, 21),
     ]
     assert_same_runs(together, folder, 0)
-    monkeypatch.setattr(group, "TOGETHER", 1)
+    monkeypatch.setattr(group, "STEPS_A_CALL", 1)
     assert_same_runs(together, run(*DROPOUT, workdir=tmp_path / "singly"), 1e-5)
 
 

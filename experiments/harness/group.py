@@ -34,7 +34,7 @@ from jaxdl.writers import Progress, Writer
 
 SAVE_SECONDS = 60.0
 """How long to train at least from one save of all lanes to the next."""
-TOGETHER, TOGETHER_LIMIT = 8, 64 * 2**20
+STEPS_A_CALL, CALL_BYTES = 8, 64 * 2**20
 """How many steps one call makes, if the batches of all its lanes are of no more bytes than that."""
 CACHE_BYTES, LEAST_AT_ONCE = 2**20, 2
 """Of states that make their steps at once on a CPU: what a core has close at hand.
@@ -56,7 +56,7 @@ class Program:
         self._at_once = len(lanes)
         if jax.default_backend() == "cpu":
             self._at_once = max(LEAST_AT_ONCE, CACHE_BYTES // _bytes(state))
-        self.together = max(1, min(TOGETHER, TOGETHER_LIMIT // (len(lanes) * _bytes(batch))))
+        self.together = max(1, min(STEPS_A_CALL, CALL_BYTES // (len(lanes) * _bytes(batch))))
         self.task: Any = parallel.lanes(  # of which batches and hyperparameters bring the numbers
             Task(
                 init=lambda key, given: init(given[0], key, given[1]),

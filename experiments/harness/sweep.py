@@ -76,7 +76,7 @@ def _prepare(run: Any, firsts: dict[tuple, Lane]) -> Lane | None:
     training.check_choice(config, problem)
     task, hparams = training.task_of(config, problem)
     shapes = training.batch_shapes(problem)
-    what = lifting.likeness(task), repr((jax.tree.map(jax.typeof, hparams), shapes))
+    what = lifting.likeness(task, hparams, shapes)
     first = firsts.get(what)
     init = first.init if first else lifting.trace(task.init, jax.random.key(0), hparams)
     lane = Lane(run, problem, task, hparams, init, *shapes, first)
