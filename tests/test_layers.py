@@ -15,8 +15,8 @@ FLOORS = """
 jaxdl
 published sharding figures
 lowering
-conv pooling recurrent attention hosts files
-nn
+conv pooling features_first attention hosts files
+nn recurrent
 data.order data.rows data.images data.sources data.folders data.idx data.noise data.subsets data.digits | data
 data.tables
 data.reading data.pipeline data.image_pipeline data.ring data.text data.pairs data.words | data
