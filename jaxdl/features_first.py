@@ -72,8 +72,8 @@ def _forward(reverse, params, x, state):
     back = -1 if reverse else 1
 
     # What is picked out of rows is so one step ahead, that all which is computed is whole vectors;
-    # beyond the last it is some row that nothing comes of. The gates take the
-    # projections' place, and later their cotangents that of the gates.
+    # beyond the last it is some row that nothing comes of. The gates take the projections' place,
+    # and later their cotangents that of the gates.
     def step(carry, t):
         h, c, entered, buffer, outputs = carry
         gates = entered + transposed @ h
