@@ -7,7 +7,7 @@ over B alone, of 32 and fewer, the compiler unrolls and then computes number by 
 tangent in six times the time.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 
 import jax
@@ -29,6 +29,7 @@ def is_quicker(features: int, dtype: DTypeLike, x: jax.Array) -> bool:
     """Whether a layer without a mask is better trained so where it is compiled for a CPU.
 
     Of several devices it is not: they divide the sequences, which lie side by side in vectors here.
+    That is asked here and not by `jaxdl.lowering.operation`, whose operations have one output.
 
     Args:
       features: H.
@@ -38,6 +39,18 @@ def is_quicker(features: int, dtype: DTypeLike, x: jax.Array) -> bool:
     alone = jax.default_backend() == "cpu" and jax.device_count() == 1
     wide = features >= LEAST_FEATURES and len(x) >= LEAST_STEPS
     return alone and wide and np.dtype(dtype) == np.float32
+
+
+def advance(tangents: Iterable[jax.Array], c: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return h and c after a step of an LSTM, in any layout.
+
+    Args:
+      tangents: tanh of the gates i, f, g, o times `HALVES`, each of the shape of c.
+      c: before the step.
+    """
+    i, f, g, o = tangents
+    c = (0.5 + 0.5 * f) * c + (0.5 + 0.5 * i) * g
+    return (0.5 + 0.5 * o) * jnp.tanh(c), c
 
 
 def recur(
@@ -78,7 +91,7 @@ def _forward(reverse, params, x, state):
         h, c, entered, buffer, outputs = carry
         gates = entered + transposed @ h
         buffer = _put(buffer, gates, t)
-        (h, after), before = _cell(jnp.tanh(gates.reshape(4, -1) * HALVES), c), c
+        (h, after), before = advance(jnp.tanh(gates.reshape(4, -1) * HALVES), c), c
         h = h.reshape(size, batch)
         return (h, after, _at(buffer, t + back) + bias, buffer, _put(outputs, h, t)), before
 
@@ -103,7 +116,7 @@ def _backward(reverse, saved, cotangents):
         d_h, d_c, d_output, gates, buffer = carry
         t, cell = inputs
         tangents = jnp.tanh(gates.reshape(4, -1) * HALVES)
-        _, pull = jax.vjp(_cell, tuple(tangents), cell)
+        _, pull = jax.vjp(advance, tuple(tangents), cell)
         d_tangents, d_c = pull(((d_h + d_output).reshape(-1), d_c))
         d_gates = jnp.stack(d_tangents) * (1 - tangents**2) * HALVES
         d_gates = d_gates.reshape(4 * size, batch)
@@ -139,10 +152,3 @@ def _put(rows, now, t):
 
 
 _recur.defvjp(_forward, _backward)
-
-
-def _cell(tangents, c):
-    """The state after a step, of the tangents of i, f, g, o and of c, each [H x B]."""
-    i, f, g, o = tangents
-    c = (0.5 + 0.5 * f) * c + (0.5 + 0.5 * i) * g
-    return (0.5 + 0.5 * o) * jnp.tanh(c), c

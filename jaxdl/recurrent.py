@@ -355,10 +355,9 @@ def cell(kind, gates, state):
         return (jnp.tanh(gates),)
     size = gates.shape[-1] // 4
     if kind == "lstm":
-        scale = np.repeat(np.array([0.5, 0.5, 1, 0.5], np.float32), size)
-        i, f, g, o = jnp.split(jnp.tanh(gates * scale[None]), 4, -1)
-        c = (0.5 + 0.5 * f) * state[1] + (0.5 + 0.5 * i) * g
-        return (0.5 + 0.5 * o) * jnp.tanh(c), c
+        halves = np.repeat(features_first.HALVES[:, 0], size)
+        tangents = jnp.split(jnp.tanh(gates * halves[None]), 4, -1)
+        return features_first.advance(tangents, state[1])
     r, z = jnp.split(0.5 + 0.5 * jnp.tanh(0.5 * gates[..., : 2 * size]), 2, -1)
     n, hidden_n = jnp.split(gates[..., 2 * size :], 2, -1)
     n = jnp.tanh(n + r * hidden_n)

@@ -350,15 +350,15 @@ def test_wide_lstms_have_features_first_on_one_cpu(monkeypatch):
 
     clear = jax.jit(lambda *inputs: everything(*inputs))(params, x, start)
     assert programs(loss) == {"cpu": False, "cuda": False, "tpu": False}
-    assert not features_first.is_quicker(512, jnp.float32, x)  # eight devices
     monkeypatch.setattr(features_first, "is_quicker", lambda *_: True)
     assert programs(loss) == {"cpu": True, "cuda": False, "tpu": False}
     assert_close(jax.jit(lambda *inputs: everything(*inputs))(params, x, start), clear)
 
 
 def test_which_lstms_have_features_first(monkeypatch):
-    monkeypatch.setattr(jax, "device_count", lambda: 1)
     long, short = jnp.zeros((16, 2, 3)), jnp.zeros((1, 2, 3))
+    assert not features_first.is_quicker(512, jnp.float32, long)  # of eight devices
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
     assert features_first.is_quicker(512, jnp.float32, long)
     assert not features_first.is_quicker(256, jnp.float32, long)
     assert not features_first.is_quicker(512, jnp.bfloat16, long)
