@@ -13,7 +13,7 @@ import pytest
 from networks import SHALLOW
 from PIL import Image
 
-from experiments import compare, gan, mlp, predict, resnet, seq2seq
+from experiments import compare, gan, lenet, mlp, predict, resnet, seq2seq
 from experiments.harness import cli, devices, group, study, summaries, sweep, training
 from jaxdl import checkpoint, lifting, models, parallel
 from jaxdl.data.lanes import Lanes
@@ -151,6 +151,8 @@ def test_devices_that_were_counted_or_touched_stay(untouched, monkeypatch):
     [
         (resnet, ["--model=resnet20_cifar", "--image_size=32", "--batch_size=32"], True),
         (resnet, ["--model=resnet20_cifar", "--image_size=16", "--batch_size=32"], False),
+        (lenet, ["--image_size=32", "--batch_size=256"], False),
+        (lenet, ["--image_size=32", "--batch_size=512"], True),
         (mlp, ["--image_size=32", "--batch_size=512"], False),
         (seq2seq, [], False),
         (gan, ["--batch_size=32"], True),
