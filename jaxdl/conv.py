@@ -8,12 +8,14 @@ gradients are made of matrix products wherever those are quicker, chosen by shap
 - *by rows*, of few channels: parts of rows of the image times the kernel laid out as a banded
   matrix, which multiplies by some zeros but in one large product;
 - *packed*, of up to 16 outputs: two neighbouring columns of the output are computed as channels;
+- *patches*, of images of fewer pixels than the kernel has places: one product with all of it;
 - *by taps*, the kernel's gradient mapped over kernels: one product for each place in the kernel.
 
 Every other platform gets the programs of `jax.lax`, to the instruction.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -195,6 +197,15 @@ def _is_thin(g: Geometry, inputs: int, outputs: int) -> bool:
     return g.strides[1] == 1 and (whole_row or (few and narrow))
 
 
+def _is_small(image: tuple[int, int], g: Geometry) -> bool:
+    """Whether the kernel has more places than an image that it is moved over has pixels.
+
+    XLA then takes the one for the other, and what that gives has no quick form in either library:
+    of 512 channels on 2x2 pixels it took a hundred times as long.
+    """
+    return math.prod(image) < math.prod(g.window)
+
+
 def _pad(x: jax.Array, g: Geometry) -> jax.Array:
     """The image with its zeros, without what no window reaches."""
     used = [s * (n - 1) + k for s, n, k in zip(g.strides, g.output, g.window, strict=True)]
@@ -268,7 +279,7 @@ def _forward_on_cpu(x, kernel, geometry):
     if x.ndim == 5:
         return jax.vmap(functools.partial(_forward_by_products, g=g))(x, kernel)
     thinnest = _is_thin(g, inputs, outputs) and inputs <= 3  # of more, Eigen's is quicker
-    if _is_pointwise(g) or thinnest:
+    if _is_pointwise(g) or thinnest or _is_small(g.image, g):
         return _forward_by_products(x, kernel, g)
     if outputs <= 16 and g.output[1] % 2 == 0:
         return _packed(x, kernel, g)
@@ -293,7 +304,7 @@ def _image_gradient_on_cpu(dy, kernel, geometry):
     by_products = functools.partial(_image_gradient_by_products, g=g)
     if dy.ndim == 5:
         return jax.vmap(by_products)(dy, kernel)
-    if _is_pointwise(g) or _is_thin(g, inputs, outputs):
+    if _is_pointwise(g) or _is_thin(g, inputs, outputs) or _is_small(g.output, g):
         return by_products(dy, kernel)
     if g.strides == (1, 1) and min(map(min, _mirrored(g).padding)) >= 0:
         flipped = kernel[::-1, ::-1].swapaxes(2, 3)

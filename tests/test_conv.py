@@ -30,6 +30,9 @@ CASES = {
     "packed": ((2, 6, 6, 20), (3, 3), 16, (1, 1), HALF),
     "packed, strided": ((2, 7, 8, 20), (3, 3), 16, (2, 2), HALF),
     "packed, unevenly padded": ((2, 6, 6, 20), (3, 2), 16, (1, 1), ((0, 2), (1, 0))),
+    "smaller than the kernel": ((3, 2, 2, 20), (3, 3), 24, (1, 1), HALF),
+    "smaller than the kernel, strided": ((3, 2, 3, 20), (4, 3), 24, (2, 2), ((2, 1), (1, 1))),
+    "to less than the kernel": ((3, 4, 4, 20), (3, 3), 24, (2, 2), HALF),
     "mirrored beyond the image": ((2, 4, 4, 20), (2, 2), 24, (1, 1), ((2, 2), (2, 2))),
 }
 
@@ -109,6 +112,22 @@ def test_rows_that_cannot_be_cut_are_left_to_XLA(width, by_rows):
     function, _, x, kernel, _ = prepare(((2, 5, width, 3), (3, 3), 24, (1, 1), HALF))
     text = jax.jit(function).lower(x, kernel).as_text()
     assert ("stablehlo.convolution" in text) is not by_rows
+
+
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [
+        ("as XLA does, strided", 3),
+        ("to less than the kernel", 2),  # what it takes the image's gradient from is small
+        ("smaller than the kernel", 1),
+        ("smaller than the kernel, strided", 1),
+    ],
+)
+def test_convolutions_of_small_images_are_products(name, left):
+    """XLA would take such an image for the kernel, a hundred times as slow."""
+    function, _, *operands = prepare(CASES[name])
+    text = with_gradients(function).lower(*operands).as_text()
+    assert text.count("stablehlo.convolution") == left
 
 
 def test_one_gradient_for_each_example():
