@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.interpreters import ad, batching
 
-from jaxdl.lowering import operation
+from jaxdl.lowering import computed, operation
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -355,7 +355,8 @@ def _kernel_gradient_on_cpu(x, dy, geometry):
         return jax.vmap(functools.partial(_kernel_gradient_by_products, g=geometry))(x, dy)
     if _is_pointwise(geometry):
         return _kernel_gradient_by_products(x, dy, geometry)
-    return _kernel_gradient(x, dy, geometry)
+    # XLA transposes both, and would compute what they come of in the order of the transpose.
+    return _kernel_gradient(computed(x), computed(dy), geometry)
 
 
 def _kernel_gradient_by_products(x, dy, g):

@@ -66,10 +66,19 @@ def operation(name: str, reference: Operation, on_cpu: Operation) -> Primitive:
 def computed(x: jax.Array) -> jax.Array:
     """Return x, which XLA on CPUs then computes once, and not anew in each place that it is used.
 
-    There it drops `jax.lax.optimization_barrier` before it fuses, and what is read nine times is
-    computed nine times. It fuses nothing across a loop; this one negates twice.
+    There it drops `jax.lax.optimization_barrier` before it fuses: what is read nine times is
+    computed nine times, and what is transposed is read in the transpose's order. It fuses nothing
+    across a conditional. This one always takes its first branch, which the compiler cannot know: a
+    number times the next is even.
+
+    Args:
+      x: numbers of any shape; under `jax.vmap` it is a select, and promises nothing.
     """
-    return jax.lax.fori_loop(0, 2, lambda _, value: -value, x)
+    if not x.size:
+        return x
+    bits = np.dtype(f"int{8 * x.dtype.itemsize}")
+    number = jax.lax.bitcast_convert_type(x[(0,) * x.ndim], bits)
+    return jax.lax.cond(number * (number + 1) % 2 == 0, lambda x: x, lambda x: -x, x)
 
 
 def is_plain(aval: Any) -> bool:

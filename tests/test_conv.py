@@ -11,6 +11,7 @@ import pytest
 from jaxdl import parallel
 from jaxdl.conv import NHWC, convolve
 from jaxdl.cost import cost
+from jaxdl.lowering import computed
 from jaxdl.nn import Convolution
 
 HALF = ((1, 1), (1, 1))
@@ -128,6 +129,18 @@ def test_convolutions_of_small_images_are_products(name, left):
     function, _, *operands = prepare(CASES[name])
     text = with_gradients(function).lower(*operands).as_text()
     assert text.count("stablehlo.convolution") == left
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32, np.float16])
+def test_what_is_computed_stays_apart(dtype):
+    """From what reads it: were XLA to see that the way is always one, it would fuse them."""
+    x = np.arange(1, 9).astype(dtype)
+    function = jax.jit(lambda x: computed(2 * x)[::-1])
+    assert " conditional(" in function.lower(x).compile().as_text()
+    np.testing.assert_array_equal(function(x), 2 * x[::-1])
+    np.testing.assert_array_equal(function(-x), -2 * x[::-1])
+    np.testing.assert_array_equal(jax.vmap(computed)(x[:, None]), x[:, None])
+    assert not computed(x[:0]).size
 
 
 def test_one_gradient_for_each_example():
