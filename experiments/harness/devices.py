@@ -15,7 +15,7 @@ from jaxdl import InputError, models, parallel, sharding
 LARGE_PIXELS = 2**15
 """Of a batch: from these on a network that convolves them works in more than 64 MB at a step."""
 SMALLER = {"lenet5": 12, "lenet5_1998": 12, "mlp": 100}
-"""Of these networks, which work in less, so many times as many."""
+"""How many times as many it takes of networks that work in less memory for each."""
 
 _cores_are_devices = False  # what JAX cannot say: that it was `take_cores` who asked for them
 
