@@ -8,7 +8,7 @@ gradients are made of matrix products wherever those are quicker, chosen by shap
 - *by rows*, of few channels: parts of rows of the image times the kernel laid out as a banded
   matrix, which multiplies by some zeros but in one large product;
 - *packed*, of up to 16 outputs: two neighbouring columns of the output are computed as channels;
-- *patches*, of images of fewer pixels than the kernel has places: one product with all of it;
+- *by patches*, where the kernel has more places than the image has pixels: one product with all;
 - *by taps*, the kernel's gradient mapped over kernels: one product for each place in the kernel.
 
 Every other platform gets the programs of `jax.lax`, to the instruction.
