@@ -11,7 +11,8 @@ gradients are made of matrix products wherever those are quicker, chosen by shap
 - *by patches*, where the kernel has more places than the image has pixels: one product with all;
 - *by taps*, the kernel's gradient mapped over kernels: one product for each place in the kernel.
 
-Every other platform gets the programs of `jax.lax`, to the instruction.
+Several CPU devices share XLA's convolutions, but for products of such small images. Every other
+platform gets the programs of `jax.lax`, to the instruction.
 """
 
 import functools
@@ -184,6 +185,40 @@ def _kernel_gradient(x, dy, geometry):
 
 # On CPUs.
 
+# Eigen takes convolutions of NHWC alone. XLA turns others so, but not in loops and branches (jax
+# issue 12868): there gradients as jax.lax has them take fifty times as long.
+
+
+def _image_gradient_by_convolution(dy, kernel, g):
+    padding = [
+        (k - 1 - before, size - 1 - stride * (length - 1) + before)
+        for k, (before, _), size, length, stride in zip(
+            g.window, g.padding, g.image, g.output, g.strides, strict=True
+        )
+    ]
+    flipped = kernel[::-1, ::-1].swapaxes(2, 3)
+    return lax.conv_general_dilated(
+        dy, flipped, (1, 1), padding, lhs_dilation=g.strides, dimension_numbers=NHWC
+    )
+
+
+def _kernel_gradient_by_convolution(x, dy, g):
+    used = [s * (n - 1) + k for s, n, k in zip(g.strides, g.output, g.window, strict=True)]
+    ends = [
+        length - before - size
+        for length, (before, _), size in zip(used, g.padding, g.image, strict=True)
+    ]
+    reached = x[:, : g.image[0] + min(0, ends[0]), : g.image[1] + min(0, ends[1])]
+    turned = lax.conv_general_dilated(
+        reached.transpose(3, 1, 2, 0),
+        dy.transpose(1, 2, 0, 3),
+        (1, 1),
+        [(before, max(0, end)) for (before, _), end in zip(g.padding, ends, strict=True)],
+        rhs_dilation=g.strides,
+        dimension_numbers=NHWC,
+    )
+    return turned.transpose(1, 2, 0, 3)
+
 
 def _is_pointwise(g: Geometry) -> bool:
     return g.window == (1, 1) and g.padding == ((0, 0), (0, 0))
@@ -309,7 +344,7 @@ def _image_gradient_on_cpu(dy, kernel, geometry):
     if g.strides == (1, 1) and min(map(min, _mirrored(g).padding)) >= 0:
         flipped = kernel[::-1, ::-1].swapaxes(2, 3)
         return _forward_on_cpu(dy, flipped, _mirrored(g))
-    return _image_gradient(dy, kernel, g)
+    return _image_gradient_by_convolution(dy, kernel, g)
 
 
 def _mirrored(g: Geometry) -> Geometry:
@@ -355,8 +390,8 @@ def _kernel_gradient_on_cpu(x, dy, geometry):
         return jax.vmap(functools.partial(_kernel_gradient_by_products, g=geometry))(x, dy)
     if _is_pointwise(geometry):
         return _kernel_gradient_by_products(x, dy, geometry)
-    # XLA transposes both, and would compute what they come of in the order of the transpose.
-    return _kernel_gradient(computed(x), computed(dy), geometry)
+    # Transposed they would be computed in the order of the transpose.
+    return _kernel_gradient_by_convolution(computed(x), computed(dy), geometry)
 
 
 def _kernel_gradient_by_products(x, dy, g):
@@ -373,10 +408,33 @@ def _kernel_gradient_by_products(x, dy, g):
     return jnp.stack(taps).reshape(kh, kw, inputs, outputs)
 
 
-forward_p = operation("convolution", _forward, _forward_on_cpu)
-image_gradient_p = operation("convolution_image_gradient", _image_gradient, _image_gradient_on_cpu)
+@_each
+def _forward_on_cpus(x, kernel, geometry):
+    by_products = _is_small(geometry.image, geometry)
+    return (_forward_by_products if by_products else _forward)(x, kernel, geometry)
+
+
+@_each
+def _image_gradient_on_cpus(dy, kernel, geometry):
+    if _is_small(geometry.output, geometry):
+        return _image_gradient_by_products(dy, kernel, geometry)
+    return _image_gradient_by_convolution(dy, kernel, geometry)
+
+
+@_each
+def _kernel_gradient_on_cpus(x, dy, geometry):
+    return _kernel_gradient_by_convolution(x, dy, geometry)
+
+
+forward_p = operation("convolution", _forward, _forward_on_cpu, _forward_on_cpus)
+image_gradient_p = operation(
+    "convolution_image_gradient", _image_gradient, _image_gradient_on_cpu, _image_gradient_on_cpus
+)
 kernel_gradient_p = operation(
-    "convolution_kernel_gradient", _kernel_gradient, _kernel_gradient_on_cpu
+    "convolution_kernel_gradient",
+    _kernel_gradient,
+    _kernel_gradient_on_cpu,
+    _kernel_gradient_on_cpus,
 )
 
 # Each is linear in either operand, and transposed it is another of the three.

@@ -18,17 +18,20 @@ from jax.interpreters import partial_eval as pe
 Operation = Callable[..., Any]
 
 
-def operation(name: str, reference: Operation, on_cpu: Operation) -> Primitive:
+def operation(
+    name: str, reference: Operation, on_cpu: Operation, on_cpus: Operation | None = None
+) -> Primitive:
     """Return a primitive of one output that is `reference`, and `on_cpu` on a single CPU device.
 
-    Across several CPU devices it is the reference too, which the partitioner knows how to split;
-    and so it is for types that are narrower than float32, and for shapes that are not known when it
-    is compiled. Derivatives and batching are the caller's to define.
+    Across several CPU devices it is `on_cpus`, and so it is for types that are narrower than
+    float32. For shapes that are not known when it is compiled it is the reference. Derivatives and
+    batching are the caller's to define.
 
     Args:
       name: what jaxprs call it.
       reference: (*arrays, geometry) -> array, by functions of `jax.lax`; the geometry is hashable.
       on_cpu: the same, equal to rounding.
+      on_cpus: the same again, which the partitioner knows how to split; by default the reference.
     """
     primitive = Primitive(name)
 
@@ -52,11 +55,14 @@ def operation(name: str, reference: Operation, on_cpu: Operation) -> Primitive:
 
     by_reference = mlir.lower_fun(alive, multiple_results=True)
     by_own = mlir.lower_fun(on_cpu, multiple_results=False)
+    by_several = mlir.lower_fun(on_cpus, multiple_results=False) if on_cpus else by_reference
 
     def lower(context, *operands, geometry):
         devices = getattr(context.module_context.axis_context, "num_devices", 1)
-        own = devices in (None, 1) and all(map(is_plain, context.avals_in))
-        return (by_own if own else by_reference)(context, *operands, geometry=geometry)
+        wide = all(aval.dtype in (np.float32, np.float64) for aval in context.avals_in)
+        own = by_own if devices in (None, 1) and wide else by_several
+        known = all(map(has_known_shape, context.avals_in))
+        return (own if known else by_reference)(context, *operands, geometry=geometry)
 
     mlir.register_lowering(primitive, by_reference)
     mlir.register_lowering(primitive, lower, platform="cpu")
@@ -81,7 +87,6 @@ def computed(x: jax.Array) -> jax.Array:
     return jax.lax.cond(number * (number + 1) % 2 == 0, lambda x: x, lambda x: -x, x)
 
 
-def is_plain(aval: Any) -> bool:
-    """Whether an operand is of a shape and type that programs of our own are for."""
-    known = all(isinstance(size, int) for size in aval.shape)
-    return known and aval.dtype in (np.float32, np.float64)
+def has_known_shape(aval: Any) -> bool:
+    """Whether it is known how large an operand is, so that a program can be made for it."""
+    return all(isinstance(size, int) for size in aval.shape)

@@ -370,8 +370,8 @@ def pmap(task: Task, mesh: Mesh) -> Task:
 def scan(task: Task) -> Task:
     """Makes `train` take k batches stacked on a new first axis, and run k steps as one.
 
-    Metrics come back stacked likewise. It saves the launch of k - 1 programs, which shows on an
-    accelerator with small steps; on a CPU, XLA runs convolutions in a loop several times slower.
+    Metrics come back stacked likewise. It saves the launch of k - 1 programs, which shows in small
+    steps.
     """
     return task._replace(train=lambda state, batches: jax.lax.scan(task.train, state, batches))
 

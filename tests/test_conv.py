@@ -1,6 +1,7 @@
 """Convolutions made of matrix products: XLA's own to rounding, whatever is done with them."""
 
 import functools
+import re
 
 import flax.linen as nn
 import jax
@@ -20,6 +21,7 @@ NONE = ((0, 0), (0, 0))
 CASES = {
     "as XLA does": ((2, 9, 8, 20), (3, 3), 24, (1, 1), HALF),
     "as XLA does, strided": ((2, 9, 8, 20), (3, 3), 24, (2, 2), HALF),
+    "as XLA does, to no end": ((8, 9, 8, 20), (3, 3), 24, (2, 2), NONE),
     "pointwise": ((2, 5, 6, 20), (1, 1), 9, (1, 1), NONE),
     "pointwise, strided": ((2, 5, 6, 20), (1, 1), 9, (2, 2), NONE),
     "1x1, padded": ((2, 5, 6, 20), (1, 1), 9, (1, 1), HALF),
@@ -124,11 +126,14 @@ def test_rows_that_cannot_be_cut_are_left_to_XLA(width, by_rows):
         ("smaller than the kernel, strided", 1),
     ],
 )
-def test_convolutions_of_small_images_are_products(name, left):
+@pytest.mark.parametrize("devices", [1, 8])
+def test_convolutions_of_small_images_are_products(name, left, devices):
     """XLA would take such an image for the kernel, a hundred times as slow."""
     function, _, *operands = prepare(CASES[name])
-    text = with_gradients(function).lower(*operands).as_text()
-    assert text.count("stablehlo.convolution") == left
+    mesh = parallel.data_mesh(jax.devices()[:devices])
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    compiled = jax.jit(with_gradients(function), in_shardings=everywhere)
+    assert compiled.lower(*operands).as_text().count("stablehlo.convolution") == left
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32, np.float16])
@@ -214,18 +219,49 @@ def test_the_programs_of_other_platforms_are_those_of_flax(platform, size):
     assert programs[0] == programs[1]
 
 
-def test_several_devices_share_a_batch():
-    """Across CPU devices XLA's own is used, which it knows how to split; lanes are the same."""
-    function, reference, x, kernel, dy = prepare(((8, 6, 6, 20), (3, 3), 16, (1, 1), HALF))
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("name", CASES)
+def test_convolutions_in_loops_are_of_the_form_that_eigen_takes(name, devices, dtype):
+    """XLA turns others so, but none in a loop, where they take fifty times as long."""
+    function, _, x, kernel, dy = prepare(CASES[name])
+    mesh = parallel.data_mesh(jax.devices()[:devices])
+    one = with_gradients(function)
+    looped = jax.jit(
+        lambda *several: jax.lax.map(lambda each: one(*each), several),
+        in_shardings=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()),
+    )
+    like = [jax.ShapeDtypeStruct((2, *a.shape), dtype) for a in (x, kernel, dy)]
+    program = looped.lower(*like).as_text()
+    labels = re.findall(r"dim_numbers = (.*?), window", program)
+    assert labels or devices == 1
+    assert set(labels) <= {"[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]"}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ((8, 6, 6, 20), (3, 3), 16, (1, 1), HALF),
+        CASES["as XLA does, to no end"],
+        ((8, 2, 2, 20), (3, 3), 24, (1, 1), HALF),
+    ],
+    ids=["as XLA does", "to no end", "smaller than the kernel"],
+)
+def test_several_devices_share_a_batch(case):
+    """Across CPU devices XLA splits what is of its own form or a product; lanes are the same."""
+    function, reference, x, kernel, dy = prepare(case)
     mesh = parallel.data_mesh()
     spread = jax.device_put((x, dy), parallel.batch_sharding(mesh))
     run = with_gradients(function)
-    assert_close(run(spread[0], kernel, spread[1]), with_gradients(reference)(x, kernel, dy))
+    shared = run.lower(spread[0], kernel, spread[1]).compile()
+    assert "all-gather" not in shared.as_text()
+    found = shared(spread[0], kernel, spread[1])
+    assert_close(found, with_gradients(reference)(x, kernel, dy))
 
     pieces = lambda a: a.reshape(8, 1, *a.shape[1:])
     own = jax.pmap(with_gradients(function), in_axes=(0, None, 0))(pieces(x), kernel, pieces(dy))
-    assert_close(own[0].reshape(dy.shape), run(x, kernel, dy)[0])
-    assert_close(own[1][1].sum(0), run(x, kernel, dy)[1][1])
+    assert_close(own[0].reshape(dy.shape), found[0])
+    assert_close(own[1][1].sum(0), found[1][1])
 
 
 def test_narrow_types_are_left_to_xla():
