@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 from experiments.harness import catalogue, cli, devices, training
 from experiments.harness.cli import flag, require
-from jaxdl import InputError, figures, loop, parallel, planning, sharding
+from jaxdl import InputError, calls, figures, parallel, planning, sharding
 from jaxdl.planning import CHIPS, Estimate, Needs
 
 
@@ -131,7 +131,7 @@ def plan(config: Any, experiment: Any, topology: str) -> Plan:
         config.run.batch_size,
         sum(leaf.size for leaf in jax.tree.leaves(shapes.params)),
         sharding.bytes_per_device(shapes, placed),
-        loop.step_flops(task.train, state, batch),
+        calls.step_flops(task.train, state, batch),
         planning.needs_of(compiled, mesh),
     )
 

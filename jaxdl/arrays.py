@@ -88,8 +88,8 @@ def fit(
 
     All floats are cast to float32 (JAX by default keeps no 64 bits), and bools and integers other
     than uint8 to int32. uint8 are pixels, which the model gets as floats in [0, 1]; int32 are
-    tokens or counts, and reach it as they are. Ctrl-C ends the fit after a step: what it has come
-    to is returned, with `stopped`.
+    tokens or counts, and reach it as they are. Ctrl-C ends the fit after a step, or a few short
+    ones: what it has come to is returned, with `stopped`.
 
     Args:
       model: called as `model.apply(variables, x, train=...)`, with `batch_stats` and dropout or

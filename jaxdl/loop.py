@@ -16,6 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxdl import Batch, InputError, cost, hosts, parallel
+from jaxdl.calls import Calls, next_due, step_flops
 from jaxdl.checkpoint import Checkpoints
 from jaxdl.task import Metrics, State, Task
 from jaxdl.writers import Progress, Writer, describe
@@ -23,12 +24,7 @@ from jaxdl.writers import Progress, Writer, describe
 COMPILING = 3
 """How many of the first steps a profile leaves out, in which programs compile."""
 IN_FLIGHT = 2
-"""How many steps are sent beyond the one whose metrics are fetched."""
-SHORT, AT_ONCE = 0.01, 4
-"""Of steps that take fewer seconds than this, so many are waited for at once.
-
-To be woken for each takes 3% of a step of a millisecond.
-"""
+"""How many calls are sent beyond the one whose metrics are fetched."""
 
 
 class Diverged(InputError):
@@ -60,9 +56,12 @@ class _Totals:
         self.sums = dict(sums or {})
 
     def add(self, fetched: Metrics) -> None:
+        """Adds those of a step, or of several one by one: to the same bits however they come."""
         for name, mean in fetched.items():
             total, count = self.sums.get(name, (0.0, 0.0))
-            self.sums[name] = total + float(mean.total), count + float(mean.count)
+            for of_step, examples in zip(np.ravel(mean.total), np.ravel(mean.count), strict=True):
+                total, count = total + float(of_step), count + float(examples)
+            self.sums[name] = total, count
 
     def means(self, prefix: str) -> dict[str, float]:
         order = sorted(self.sums, key=lambda name: (name != "loss", name))
@@ -133,13 +132,14 @@ def speed(
 
 
 class _Reports:
-    """Takes in the metrics of finished steps, and reports their means and the speed when due.
+    """Takes in the metrics of finished calls, and reports their means and the speed when due.
 
     Args:
       state: where training begins or goes on.
       steps: the last step.
       log_every: report every so many steps.
       unit: what the loss counts.
+      calls: which make the steps.
       writer: where rows go.
       progress: what a person sees.
       checkpoints: which hold the totals that a run goes on from.
@@ -151,10 +151,12 @@ class _Reports:
         steps: int,
         log_every: int,
         unit: str,
+        calls: Calls,
         writer: Writer,
         progress: Progress,
         checkpoints: Checkpoints | None,
     ):
+        self._calls = calls
         self._start, self._steps = int(state.step), steps
         self._log_every, self._unit = log_every, unit
         self._writer, self._progress, self._checkpoints = writer, progress, checkpoints
@@ -163,40 +165,42 @@ class _Reports:
         self.step_flops: float | None = None
         self._began = self._clock = time.perf_counter()
         self._timed_steps, self._timed_examples = 0, 0.0
-        self._in_flight: deque[tuple[int, Metrics]] = deque()
-        self._at_once, self._received = 1, self._began
+        self._in_flight: deque[tuple[range, Any]] = deque()
 
-    def send(self, step: int, metrics: Metrics) -> None:
-        """Takes in a step that was sent to the device, once the next ones are; raises Diverged."""
-        self._in_flight.append((step, metrics))
-        count = self._at_once
-        if len(self._in_flight) < IN_FLIGHT + count:
-            return
-        jax.block_until_ready(self._in_flight[count - 1])
-        now = time.perf_counter()
-        self._at_once = AT_ONCE if now - self._received < SHORT * count else 1
-        self._received = now
-        for _ in range(count):
-            self._receive(*self._in_flight.popleft())
+    def send(self, steps: range, sent: Any) -> None:
+        """Takes in a call that was sent to the device, once the next are; raises Diverged."""
+        self._in_flight.append((steps, sent))
+        if len(self._in_flight) > IN_FLIGHT:
+            received, sent = self._in_flight.popleft()
+            self._receive(received, sent)
+            self._calls.finished(len(received), len(steps))
 
     def catch_up(self) -> None:
         """Takes in all steps that were sent; raises Diverged."""
         while self._in_flight:
             self._receive(*self._in_flight.popleft())
 
-    def _receive(self, step: int, metrics: Metrics) -> None:
-        fetched = _fetch(metrics)
-        losses = losses_of(fetched)
-        for name in watched(fetched):
-            if not math.isfinite(fetched[name].total):
-                saved = self._checkpoints.latest if self._checkpoints else None
-                raise Diverged(how_diverged(name, fetched[name].total, step, saved))
+    def _receive(self, steps: range, sent: Any) -> None:
+        fetched = self._calls.metrics(sent)
+        self._check(steps, fetched)
         self.totals.add(fetched)
-        self._timed_steps += 1
-        self._timed_examples += float(fetched[losses[0]].count)
-        self._progress.step()
-        if step % self._log_every == 0:
-            self.report(step)
+        self._timed_steps += len(steps)
+        self._timed_examples += float(np.sum(fetched[losses_of(fetched)[0]].count))
+        for _ in steps:
+            self._progress.step()
+        if steps[-1] % self._log_every == 0:
+            self.report(steps[-1])
+
+    def _check(self, steps: range, fetched: Metrics) -> None:
+        """Raises Diverged for the first of some steps of which a loss or gradient is no number."""
+        names = watched(fetched)
+        values = np.stack([np.ravel(fetched[name].total) for name in names], -1)
+        bad = np.argwhere(~np.isfinite(values))
+        if len(bad):
+            place, which = bad[0]
+            saved = self._checkpoints.latest if self._checkpoints else None
+            how = how_diverged(names[which], float(values[place, which]), steps[place], saved)
+            raise Diverged(how)
 
     def report(self, step: int) -> None:
         """Writes what came since the last report, if anything."""
@@ -251,10 +255,10 @@ def fit(
 ) -> Result:
     """Trains from `state.step` to `steps`, on whatever devices `task` was prepared for.
 
-    The metrics of a step are fetched once the next two were sent, of short steps some at a time, so
-    the device never waits for the host and the host never runs far ahead. SIGTERM or Ctrl-C
-    finishes the step, saves, and returns. Of several hosts all stop after the same step, and go by
-    what the first one measured.
+    The metrics of a call are fetched once the next two were sent, so the device never waits for the
+    host and the host never runs far ahead. Short steps on one device are made several in one call.
+    SIGTERM or Ctrl-C finishes the call, saves, and returns. Of several hosts all stop after the
+    same step, and go by what the first one measured.
 
     Args:
       task: a Task as `jaxdl.parallel.jit` or `pmap` returns it.
@@ -294,6 +298,7 @@ def fit(
     writer = writer or Writer(None)
     start = step = int(state.step)
     stop = 0
+    rhythms = [log_every, checkpoint_every, *([eval_every] if measure is not None else [])]
     stream = batches(start)
     with (
         stop_signal() as stop_asked,
@@ -301,18 +306,22 @@ def fit(
         Progress(steps, start, quiet=quiet or not hosts.is_first()) as progress,
         _Trace(profile, start) as trace,
     ):
-        reports = _Reports(state, steps, log_every, unit, writer, progress, checkpoints)
-        for step in range(start + 1, start + 1 if done(state) else steps + 1):
-            batch = next(stream)
-            if step == start + 1:
-                reports.step_flops = step_flops(task.train, state, batch)
+        calls = Calls(task, stream)
+        reports = _Reports(state, steps, log_every, unit, calls, writer, progress, checkpoints)
+        while step < steps and not (step == start and done(state)):
+            due = 1 if profile else next_due(step, steps, rhythms) - step
+            some = calls.take(min(calls.at_once, due))
+            if step == start:
+                calls.flops = reports.step_flops = step_flops(task.train, state, some[0])
+            made = range(step + 1, step + len(some) + 1)
+            step = made[-1]
             trace.before(step)
-            state, metrics = task.train(state, batch)
-            reports.send(step, metrics)
-            trace.after(step, metrics)
-            if start == 0 and step == min(1 + IN_FLIGHT, steps):  # which has told of the first
+            state, sent = calls(state, some)
+            reports.send(made, sent)
+            trace.after(step, sent)
+            if start == 0 and min(1 + IN_FLIGHT, steps) in made:  # which has told of the first
                 with reports.pause():
-                    begin(state, batch)
+                    begin(state, some[-1])
 
             stop = stop_asked(step)
             due_eval = measure is not None and (step % eval_every == 0 or step == steps)
@@ -328,7 +337,7 @@ def fit(
                     reports.evaluated(step, measured)
                     if histograms:
                         writer.histograms(step, "weights", parallel.readable(state.params))
-                        slopes = parallel.readable(task.gradient(state, batch))
+                        slopes = parallel.readable(task.gradient(state, some[-1]))
                         writer.histograms(step, "gradients", slopes)
                     state = observe(state, reports.last)
                     hosts.wait()  # for the first, which may have shown much
@@ -361,19 +370,11 @@ class _Trace:
             jax.profiler.start_trace(self._wanted[0])
             self._running = True
 
-    def after(self, step: int, metrics: Metrics) -> None:
+    def after(self, step: int, sent: Any) -> None:
         if self._wanted and self._running and step == self._first + self._wanted[1] - 1:
-            jax.block_until_ready(metrics)
+            jax.block_until_ready(sent)
             jax.profiler.stop_trace()
             self._running = False
-
-
-def step_flops(function: Callable[..., Any], *args: Any) -> float | None:
-    """The FLOPs of one call, two for each multiply-add; None where they cannot be counted."""
-    try:
-        return 2.0 * cost.cost(function, *args).multiply_adds
-    except (InputError, jax.errors.ConcretizationTypeError):
-        return None  # a loop of unknown length, or a step that looks at its values
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ metrics augment optim schedules transfer fidelity pictures trees lifting drawing
 losses | metrics
 adversarial
 parallel saved graph cost planning pretrained bottleneck forms
-writers checkpoint
+writers checkpoint calls
 loop
 arrays
 """  # noqa: E501

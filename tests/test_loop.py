@@ -1,6 +1,5 @@
 """The loop: what it reports, when it evaluates and saves, and how it stops."""
 
-import itertools
 import json
 import os
 import signal
@@ -12,8 +11,7 @@ import tiny
 
 from jaxdl import InputError, checkpoint, cost, loop, task
 from jaxdl.checkpoint import Checkpoints
-from jaxdl.task import Mean
-from jaxdl.writers import Progress, Writer, read_rows
+from jaxdl.writers import Writer, read_rows
 
 KEY = jax.random.key(7)
 
@@ -130,7 +128,7 @@ def test_rows_of_steps_that_are_run_again_are_dropped(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_finishes_the_step_and_saves(whole, tmp_path, number):
+def test_signal_finishes_the_call_and_saves(whole, tmp_path, number):
     def interrupting(start):
         for step, batch in enumerate(batches(start), start + 1):
             if step == 7:
@@ -140,7 +138,8 @@ def test_signal_finishes_the_step_and_saves(whole, tmp_path, number):
     before = signal.getsignal(number)
     stopped = fit(tmp_path, feed=interrupting)
     assert stopped.stopped
-    assert int(stopped.state.step) == int(checkpoint.load(tmp_path)["step"]) == 7
+    assert int(stopped.state.step) == int(checkpoint.load(tmp_path)["step"])
+    assert int(stopped.state.step) in (7, 8)  # of a call of both, or of each
     assert signal.getsignal(number) is before
     assert_same_arrays(fit(tmp_path).state, whole[1].state)
 
@@ -187,7 +186,8 @@ def test_without_folder_or_evaluation():
 def test_a_step_that_looks_at_values_runs_in_the_loop():
     """Its step looks at values, so that its cost cannot be counted."""
     plain, state = prepare()
-    expected = loop.fit(plain, state, batches, steps=3)
+    one_by_one = plain._replace(train=lambda state, batch: plain.train(state, batch))
+    expected = loop.fit(one_by_one, state, batches, steps=3)
 
     def train(state, batch):  # as `parallel.checked` does, which would have to be compiled
         state, metrics = plain.train(state, batch)
@@ -247,28 +247,6 @@ def test_a_step_is_traced_once_to_be_counted_and_run(tmp_path):
     result = loop.fit(counted, state, batches, steps=4, log_every=2, quiet=True)
     assert int(result.state.step) == 4
     assert len(traced) == 1
-
-
-@pytest.mark.parametrize(("seconds", "most"), [(1e-3, loop.AT_ONCE), (1.0, 1)])
-def test_short_steps_are_waited_for_some_at_once(monkeypatch, seconds, most):
-    """Long ones one by one, so that a person sees each; all are counted, in their order."""
-    sent, counted = itertools.count(), []
-    monkeypatch.setattr(loop.time, "perf_counter", lambda: seconds * next(sent))
-    _, state = prepare()
-    with Progress(50, 0, quiet=True) as progress:
-        monkeypatch.setattr(progress, "step", lambda: counted.append(behind))
-        reports = loop._Reports(state, 50, 50, "images", Writer(None), progress, None)
-        for behind in range(1, 51):
-            loss = Mean(np.float32(behind), np.float32(1))
-            reports.send(behind, {"loss": loss})
-    at_once = [len([*group]) for _, group in itertools.groupby(counted)]
-    assert set(at_once) == {1, most}  # the first one compiles
-    assert len(counted) >= 50 - loop.IN_FLIGHT - most + 1
-    total, count = reports.totals.sums["loss"]
-    assert total == sum(range(1, len(counted) + 1))
-    assert count == len(counted)
-    reports.catch_up()
-    assert reports.last["train/loss"] == np.mean(range(1, 51))
 
 
 def test_histograms_are_a_choice(tmp_path):

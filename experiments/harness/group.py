@@ -25,7 +25,7 @@ from experiments.harness import cli, run_folder, summaries, training
 from experiments.harness.lanes import Best, Lane, Reports, Totals, lane_of, set_lane, to_host
 from experiments.harness.problem import View
 from experiments.harness.run_folder import INPUTS_FILE, SUMMARY_FILE
-from jaxdl import checkpoint, lifting, loop, parallel
+from jaxdl import calls, checkpoint, lifting, loop, parallel
 from jaxdl.checkpoint import Checkpoints
 from jaxdl.data.lanes import Lanes
 from jaxdl.saved import DamagedCheckpoint
@@ -284,8 +284,8 @@ class Group:
         """The steps of each call, none of which goes beyond one after which something is due."""
         rhythms, blocks = (self._run.eval_every, self._run.checkpoint_every), []
         while start < self._steps:
-            due = [start // every * every + every for every in rhythms]
-            end = min(start + self._program.together, self._steps, *due)
+            due = calls.next_due(start, self._steps, rhythms)
+            end = min(start + self._program.together, due)
             blocks.append(range(start + 1, end + 1))
             start = end
         return blocks

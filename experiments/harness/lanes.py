@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from experiments.harness.problem import Problem
-from jaxdl import lifting, loop
+from jaxdl import calls, lifting, loop
 from jaxdl.task import Metrics, State, Task
 from jaxdl.writers import Progress
 
@@ -165,7 +165,7 @@ class Reports:
         self._steps, self._unit = problem.learner.steps, problem.unit
         self._log_every = lanes[0].run.config.run.log_every
         state = lanes[0].programs[0].result
-        self._step_flops = loop.step_flops(lanes[0].task.train, state, lanes[0].batch)
+        self._step_flops = calls.step_flops(lanes[0].task.train, state, lanes[0].batch)
         self._began = self._clock = time.perf_counter()
         self._timed_steps, self._timed_examples = 0, np.zeros(len(lanes))
         self._in_flight: deque[tuple[range, Metrics]] = deque()

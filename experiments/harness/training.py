@@ -21,7 +21,7 @@ from experiments.harness import cli, devices, run_folder, summaries
 from experiments.harness.cli import require
 from experiments.harness.problem import Build, Problem
 from experiments.harness.run_folder import FLAGS_FILE, INPUTS_FILE, SUMMARY_FILE
-from jaxdl import Batch, InputError, checkpoint, hosts, loop, optim, parallel
+from jaxdl import Batch, InputError, calls, checkpoint, hosts, loop, optim, parallel
 from jaxdl.checkpoint import Checkpoints
 from jaxdl.data.pipeline import RowPipeline
 from jaxdl.task import State, Task, observe
@@ -153,7 +153,7 @@ def _prepare(config: Any, build: Build, *, trains: bool = False) -> tuple[Proble
             spread = parallel.batch_sharding(mesh)
             batch = jax.tree.map(lambda of: of.update(sharding=spread), batch_shapes(problem)[0])
             state = jax.eval_shape(task.init, key, hparams)
-            parallel.compile_ahead(task.train, state, batch)
+            calls.compile_ahead(task, state, batch)
     return problem, task, task.init(key, hparams)
 
 
