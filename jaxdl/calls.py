@@ -7,8 +7,8 @@
 
 It needs `train.several`, which `jaxdl.parallel.jit` gives a Task on one CPU device: a program that
 makes as many steps as it is told to. All calls of a run are that program, so how many steps a call
-makes may follow the clock, and what comes of them does not. (A GPU asks the host before each turn
-of such a loop, and is sent one step after another as quickly.)
+makes may follow the clock, and what comes of them does not. (On a GPU the host would be asked
+before each turn of such a loop.)
 """
 
 import time

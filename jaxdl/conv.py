@@ -186,7 +186,7 @@ def _kernel_gradient(x, dy, geometry):
 # On CPUs.
 
 # Eigen takes convolutions of NHWC alone. XLA turns others so, but not in loops and branches (jax
-# issue 12868): there gradients as jax.lax has them take fifty times as long.
+# issue 12868): there gradients as jax.lax has them take up to fifty times as long.
 
 
 def _image_gradient_by_convolution(dy, kernel, g):

@@ -256,9 +256,9 @@ def fit(
     """Trains from `state.step` to `steps`, on whatever devices `task` was prepared for.
 
     The metrics of a call are fetched once the next two were sent, so the device never waits for the
-    host and the host never runs far ahead. Short steps on one device are made several in one call.
-    SIGTERM or Ctrl-C finishes the call, saves, and returns. Of several hosts all stop after the
-    same step, and go by what the first one measured.
+    host and the host never runs far ahead. Short steps on one CPU device are made several in one
+    call (`jaxdl.calls`). SIGTERM or Ctrl-C finishes the call, saves, and returns. Of several hosts
+    all stop after the same step, and go by what the first one measured.
 
     Args:
       task: a Task as `jaxdl.parallel.jit` or `pmap` returns it.

@@ -223,7 +223,7 @@ def test_the_programs_of_other_platforms_are_those_of_flax(platform, size):
 @pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("name", CASES)
 def test_convolutions_in_loops_are_of_the_form_that_eigen_takes(name, devices, dtype):
-    """XLA turns others so, but none in a loop, where they take fifty times as long."""
+    """XLA turns others so, but none in a loop, where they take up to fifty times as long."""
     function, _, x, kernel, dy = prepare(CASES[name])
     mesh = parallel.data_mesh(jax.devices()[:devices])
     one = with_gradients(function)
