@@ -16,7 +16,7 @@ import tiny
 from experiments.harness import cli, run_folder, training
 from experiments.harness.problem import Best, Learner, Problem, View
 from experiments.harness.run import RunFlags
-from jaxdl import InputError, augment, checkpoint, hosts, parallel
+from jaxdl import InputError, augment, calls, checkpoint, hosts, parallel
 from jaxdl.writers import Writer, read_rows
 
 
@@ -322,7 +322,10 @@ def test_interrupted_runs_are_saved_and_raise(tmp_path, capsys):
     with pytest.raises(cli.Interrupted) as stopped:
         train(tmp_path / "parts", interrupting)
     assert stopped.value.number == signal.SIGTERM
-    assert "stopped at step 7 and saved; go on with: python -m" in capsys.readouterr().out
+    step = checkpoint.steps(tmp_path / "parts")[-1]
+    assert 7 <= step < 7 + calls.TOGETHER  # of the call that was to be made of that batch
+    said = capsys.readouterr().out
+    assert f"stopped at step {step} and saved; go on with: python -m" in said
     train(tmp_path / "parts")
     train(tmp_path / "whole")
     np.testing.assert_array_equal(params(tmp_path / "parts"), params(tmp_path / "whole"))
