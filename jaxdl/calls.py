@@ -1,7 +1,7 @@
 """Short steps made several in one call, so that neither Python nor a program's start shows.
 
     calls = Calls(task, stream)
-    batches = calls.take(most)
+    batches = calls.take(state, most)
     state, sent = calls(state, batches)
     metrics = calls.metrics(sent)  # each [len(batches)], or longer by zeros
 
@@ -28,6 +28,8 @@ TOGETHER, TOGETHER_BYTES, TOGETHER_FLOPS = 8, 8 * 2**20, 5e8
 And if a step is of no more FLOPs, which take about 5 ms: of longer ones nothing is gained, and the
 loop takes longer to compile.
 """
+IN_FLIGHT = 2
+"""How many calls are sent beyond the one whose metrics are fetched."""
 CALL_SECONDS = 0.1
 """How long a call of several takes at most: so long a person waits for a signal's effect."""
 
@@ -40,15 +42,23 @@ def step_flops(function: Callable[..., Any], *args: Any) -> float | None:
         return None  # a loop of unknown length, or a step that looks at its values
 
 
-def together(task: Task, batch: Batch, flops: float | None) -> int:
-    """How many steps of such batches one call makes at most.
+def fetch(metrics: Metrics) -> Metrics:
+    """Metrics as NumPy arrays, once what makes them is done."""
+    # jax.device_get takes ten times as long over scalars, which shows in steps of a millisecond.
+    return jax.tree.map(np.asarray, metrics)
+
+
+def together(task: Task, state: State, batch: Batch) -> int:
+    """How many steps on such batches one call makes at most.
 
     Args:
       task: as `jaxdl.parallel` returns it.
-      batch: arrays, or their shapes and types.
-      flops: of a step, by `step_flops`.
+      state, batch: arrays, or their shapes and types.
     """
-    if getattr(task.train, "several", None) is None or flops is None or flops > TOGETHER_FLOPS:
+    if getattr(task.train, "several", None) is None:
+        return 1
+    flops = step_flops(task.train, state, batch)
+    if flops is None or flops > TOGETHER_FLOPS:
         return 1
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(batch))
     return max(1, min(TOGETHER, TOGETHER_BYTES // max(1, size)))
@@ -56,7 +66,7 @@ def together(task: Task, batch: Batch, flops: float | None) -> int:
 
 def compile_ahead(task: Task, state: State, batch: Batch) -> None:
     """Compiles what `Calls` will call, as `jaxdl.parallel.compile_ahead` does, in a thread."""
-    most = together(task, batch, step_flops(task.train, state, batch))
+    most = together(task, state, batch)
     if most == 1:
         parallel.compile_ahead(task.train, state, batch)
         return
@@ -84,33 +94,37 @@ class Calls:
       stream: of batches.
 
     Attributes:
-      flops: of a step, by `step_flops`, once they are counted.
       at_once: how many steps the next call should make, for it to take `CALL_SECONDS` at most.
     """
 
     def __init__(self, task: Task, stream: Iterator[Batch]):
         self._task, self._stream = task, stream
         self._held: deque[Batch] = deque()
-        self.flops: float | None = None
         self.at_once = 1
+        # Of batches of a form, and of it alone: whatever a run has seen, it goes on the same way.
+        self._most: dict[Any, int] = {}
         self._form: Any = None  # of the metrics of a step
         self._clock = time.perf_counter()
-        self._lately: deque[float] = deque(maxlen=3)  # seconds of a step
+        self._lately: deque[float] = deque(maxlen=IN_FLIGHT + 1)  # seconds of a step
 
-    def take(self, most: int) -> list[Batch]:
-        """Returns the next batches, of one shape, at most so many."""
+    def take(self, state: State, most: int) -> list[Batch]:
+        """Returns the next batches, of one form, at most so many.
+
+        Args:
+          state: like the one that they are for.
+          most: how many.
+        """
         some = [self._next()]
-        first = _shapes(some[0])
-        for _ in range(1, min(most, self._most(some[0]))):
+        form = _form(some[0])
+        if form not in self._most:
+            self._most[form] = together(self._task, state, some[0])
+        for _ in range(1, min(most, self._most[form])):
             batch = self._next()
-            if _shapes(batch) != first:
+            if _form(batch) != form:
                 self._held.append(batch)
                 break
             some.append(batch)
         return some
-
-    def _most(self, batch: Batch) -> int:
-        return together(self._task, batch, self.flops)
 
     def _next(self) -> Batch:
         return self._held.popleft() if self._held else next(self._stream)
@@ -122,7 +136,7 @@ class Calls:
           state: before them. It is consumed.
           batches: as `take` returned them.
         """
-        most = self._most(batches[0])
+        most = self._most[_form(batches[0])]
         if most == 1:
             return self._task.train(state, batches[0])
         if self._form is None:
@@ -133,10 +147,9 @@ class Calls:
 
     def metrics(self, sent: Any) -> Metrics:
         """Returns the metrics of a call's steps, each [k], as NumPy arrays once they are done."""
-        if self._form is None:
-            # jax.device_get takes ten times as long over scalars.
-            return jax.tree.map(np.atleast_1d, jax.tree.map(np.asarray, sent))
-        return jax.tree.unflatten(self._form, np.asarray(sent).T)
+        if isinstance(sent, jax.Array):
+            return jax.tree.unflatten(self._form, np.asarray(sent).T)
+        return jax.tree.map(np.atleast_1d, fetch(sent))
 
     def finished(self, steps: int, others: int) -> None:
         """Takes in that a call is done, as it is of each in turn, and sees to `at_once`.
@@ -153,5 +166,5 @@ class Calls:
         self.at_once = max(1, min(2 * others, int(CALL_SECONDS / max(self._lately))))
 
 
-def _shapes(batch: Batch) -> list[tuple[int, ...]]:
-    return [leaf.shape for leaf in jax.tree.leaves(batch)]
+def _form(batch: Batch) -> tuple[Any, ...]:
+    return tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(batch))

@@ -16,15 +16,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxdl import Batch, InputError, cost, hosts, parallel
-from jaxdl.calls import Calls, next_due, step_flops
+from jaxdl.calls import IN_FLIGHT, Calls, fetch, next_due, step_flops
 from jaxdl.checkpoint import Checkpoints
 from jaxdl.task import Metrics, State, Task
 from jaxdl.writers import Progress, Writer, describe
 
 COMPILING = 3
 """How many of the first steps a profile leaves out, in which programs compile."""
-IN_FLIGHT = 2
-"""How many calls are sent beyond the one whose metrics are fetched."""
 
 
 class Diverged(InputError):
@@ -69,12 +67,6 @@ class _Totals:
         return {f"{prefix}/{name}": divide(*self.sums[name]) for name in order}
 
 
-def _fetch(metrics: Metrics) -> Metrics:
-    """The metrics as NumPy arrays, once the step that makes them is done."""
-    # jax.device_get takes ten times as long over scalars, which shows in steps of a millisecond.
-    return jax.tree.map(np.asarray, metrics)
-
-
 def evaluate(task: Task, state: State, batches: Iterable[Batch], prefix: str) -> dict[str, float]:
     """The metrics of a state over all batches, each named `prefix/metric`."""
     totals = _Totals()
@@ -82,11 +74,11 @@ def evaluate(task: Task, state: State, batches: Iterable[Batch], prefix: str) ->
     for batch in batches:
         metrics = task.eval(state, batch)
         if sent is not None:
-            totals.add(_fetch(sent))  # the batch before, while the device works on this one
+            totals.add(fetch(sent))  # the batch before, while the device works on this one
         sent = metrics
     if sent is None:
         raise InputError(f"nothing to evaluate: {prefix} has no example")
-    totals.add(_fetch(sent))
+    totals.add(fetch(sent))
     return totals.means(prefix)
 
 
@@ -194,7 +186,7 @@ class _Reports:
     def _check(self, steps: range, fetched: Metrics) -> None:
         """Raises Diverged for the first of some steps of which a loss or gradient is no number."""
         names = watched(fetched)
-        values = np.stack([np.ravel(fetched[name].total) for name in names], -1)
+        values = np.stack([fetched[name].total for name in names], -1)
         bad = np.argwhere(~np.isfinite(values))
         if len(bad):
             place, which = bad[0]
@@ -310,9 +302,9 @@ def fit(
         reports = _Reports(state, steps, log_every, unit, calls, writer, progress, checkpoints)
         while step < steps and not (step == start and done(state)):
             due = 1 if profile else next_due(step, steps, rhythms) - step
-            some = calls.take(min(calls.at_once, due))
+            some = calls.take(state, min(calls.at_once, due))
             if step == start:
-                calls.flops = reports.step_flops = step_flops(task.train, state, some[0])
+                reports.step_flops = step_flops(task.train, state, some[0])
             made = range(step + 1, step + len(some) + 1)
             step = made[-1]
             trace.before(step)

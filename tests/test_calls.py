@@ -3,7 +3,6 @@
 import itertools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -13,7 +12,6 @@ from jaxdl.calls import Calls, next_due, together
 from jaxdl.writers import Writer, read_rows
 
 KEY = jax.random.key(7)
-FEW = 1e6  # FLOPs
 
 
 def stream(start):
@@ -66,28 +64,47 @@ def test_nothing_comes_of_how_many_steps_a_call_makes(monkeypatch, tmp_path):
     assert rows == expected
 
 
-def test_where_a_call_makes_several():
+def test_where_a_call_makes_several(monkeypatch):
     task, batch = tiny.jitted(), tiny.batches()[0]
-    assert together(task, batch, FEW) == calls.TOGETHER
-    large = {"image": jax.ShapeDtypeStruct((3, 2**20), jnp.uint8)}
-    assert together(task, large, FEW) == 2  # of 8 MiB
-    assert together(task, {"image": jax.ShapeDtypeStruct((2**24,), jnp.uint8)}, FEW) == 1
-    assert together(task, batch, 2 * calls.TOGETHER_FLOPS) == 1
-    assert together(task, batch, None) == 1  # not counted, as a step that looks at its values
-    assert together(tiny.jitted(8), batch, FEW) == 1
+    state = jax.eval_shape(task.init, KEY, tiny.hparams())
+    assert together(task, state, batch) == calls.TOGETHER
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(batch))
+    for least, most in ((3 * size, 3), (size, 1), (size // 2, 1)):
+        monkeypatch.setattr(calls, "TOGETHER_BYTES", least)
+        assert together(task, state, batch) == most
+    monkeypatch.undo()
+    monkeypatch.setattr(calls, "TOGETHER_FLOPS", calls.step_flops(task.train, state, batch) / 2)
+    assert together(task, state, batch) == 1
+    monkeypatch.setattr(calls, "step_flops", lambda *_: None)  # of a step that looks at its values
+    assert together(task, state, batch) == 1
+    monkeypatch.undo()
+    assert together(tiny.jitted(8), state, batch) == 1
     cut = parallel.jit(tiny.build(), parallel.data_mesh(jax.devices()[:1]), rules=(sharding.fsdp,))
-    assert together(cut, batch, FEW) == 1
+    assert together(cut, state, batch) == 1
     other = task._replace(train=lambda state, batch: task.train(state, batch))
-    assert together(other, batch, FEW) == 1
+    assert together(other, state, batch) == 1
 
 
-def test_batches_of_one_shape_go_together():
-    sizes = [4, 4, 4, 2, 4, 4]
-    taking = Calls(tiny.jitted(), iter([{"image": np.full((n, 2), n)} for n in sizes]))
-    taking.flops = FEW
-    taken = [taking.take(most) for most in (2, 8, 8)]
-    assert [[len(batch["image"]) for batch in some] for some in taken] == [[4, 4], [4], [2]]
-    assert len(taking.take(2)) == 2
+def test_batches_of_one_form_go_together(monkeypatch):
+    """And how they go is of their form alone: a run that begins with another goes the same way."""
+    large = tiny.batches()[0]
+    small = jax.tree.map(lambda rows: rows[:8], large)
+    task, state = tiny.jitted(), tiny.jitted().init(KEY, tiny.hparams())
+    limit = calls.step_flops(task.train, state, small) * 1.5
+    monkeypatch.setattr(calls, "TOGETHER_FLOPS", limit)
+    order = [small, small, small, large, large, small, small]
+    calling, sizes, losses = Calls(task, iter(order)), [], []
+    for most in (2, 8, 8, 8, 2):
+        some = calling.take(state, most)
+        sizes.append([len(batch["label"]) for batch in some])
+        state, sent = calling(state, some)
+        losses += calling.metrics(sent)["loss"].total[: len(some)].tolist()
+    assert sizes == [[8, 8], [8], [16], [16], [8, 8]]
+    state, expected = task.init(KEY, tiny.hparams()), []
+    for batch in order:
+        state, metrics = task.train(state, batch)
+        expected.append(float(metrics["loss"].total))
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
 
 
 def test_what_is_compiled_ahead_is_what_is_called():
@@ -98,12 +115,11 @@ def test_what_is_compiled_ahead_is_what_is_called():
     calls.compile_ahead(task, shapes, jax.tree.map(like, tiny.batches()[0]))
     state, batch = task.init(KEY, tiny.hparams()), jax.device_put(tiny.batches()[0], spread)
     calling = Calls(task, iter([batch] * 3))
-    calling.flops = calls.step_flops(task.train, state, batch)
     begun = []
     listener = lambda event, duration, **kw: begun.append(event)
     jax.monitoring.register_event_duration_secs_listener(listener)
     try:
-        state, _ = calling(state, calling.take(2))
+        state, _ = calling(state, calling.take(state, 2))
         assert [e for e in begun if "mlir" in e] == []
         assert int(state.step) == 2
         task.train(state, batch)

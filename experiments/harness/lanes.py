@@ -173,7 +173,7 @@ class Reports:
     def send(self, steps: range, metrics: Metrics) -> None:
         """Takes in steps that were sent to the devices in one call, once the next ones are."""
         self._in_flight.append((steps, metrics))
-        if len(self._in_flight) > loop.IN_FLIGHT:
+        if len(self._in_flight) > calls.IN_FLIGHT:
             self._receive(*self._in_flight.popleft())
 
     def catch_up(self) -> None:
