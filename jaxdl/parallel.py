@@ -423,7 +423,7 @@ def lanes(task: Task, mesh: Mesh, at_once: int | None = None) -> Task:
         )
         return _Compiled(options, apart, donate_argnums=donated)
 
-    steps = functools.partial(_steps, task.train)
+    steps = functools.partial(_stacked, task.train)
     return Task(
         init=compiled(vmap(task).init, _run_once(mesh)),
         train=compiled(in_turns(steps), options, (BATCH, BATCH, P()), donated=0),
@@ -432,39 +432,42 @@ def lanes(task: Task, mesh: Mesh, at_once: int | None = None) -> Task:
     )
 
 
-def _steps(train: Train, state: State, batches: Batch, count: Any) -> tuple[State, Metrics]:
-    """The first `count` steps of as many as there are batches, [k, B, ...].
+def _steps(
+    train: Train, state: State, batch: Callable[[Any], Batch], most: int, count: Any
+) -> tuple[State, jax.Array]:
+    """The first `count` steps of `most`, and their metrics in rows: the leaves in order.
 
-    Unlike a `scan`'s their number is data, so that calls of any length are one program.
+    Unlike a `scan`'s their number is data, so that calls of any length are one program. One array
+    of metrics is less to compile than one of each.
+
+    Args:
+      batch: (place) -> the batch of a step, whose place is traced.
     """
-    batch = lambda place: jax.tree.map(lambda rows: rows[place], batches)
-    most = jax.tree.leaves(batches)[0].shape[0]
-    like = jax.eval_shape(train, state, batch(0))[1]
-    metrics = jax.tree.map(lambda mean: jnp.zeros((most, *mean.shape), mean.dtype), like)
+    metrics = jax.tree.leaves(jax.eval_shape(lambda: train(state, batch(0))[1]))
 
     def step(place, done):
-        state, metrics = done
-        state, own = train(state, batch(place))
-        return state, jax.tree.map(lambda all, one: all.at[place].set(one), metrics, own)
+        state, rows = done
+        state, metrics = train(state, batch(place))
+        return state, rows.at[place].set(jnp.stack(jax.tree.leaves(metrics)))
 
-    return jax.lax.fori_loop(0, count, step, (state, metrics))
+    return jax.lax.fori_loop(0, count, step, (state, jnp.zeros((most, len(metrics)))))
 
 
 def _several(
     train: Train, state: State, batches: Sequence[Batch], count: Any
 ) -> tuple[State, jax.Array]:
-    """The first `count` steps of as many as there are batches, and their metrics in rows."""
-    metrics = jax.tree.leaves(jax.eval_shape(train, state, batches[0])[1])
-    rows = jnp.zeros((len(batches), len(metrics)))
+    """`_steps` on batches that lie apart: to choose is less to compile than to stack them."""
+    choices = [lambda own=own: own for own in batches]
+    return _steps(train, state, lambda place: jax.lax.switch(place, choices), len(batches), count)
 
-    # A choice among batches, and one array of metrics: both are less to compile.
-    def step(place, done):
-        state, rows = done
-        batch = jax.lax.switch(place, [lambda own=own: own for own in batches])
-        state, metrics = train(state, batch)
-        return state, rows.at[place].set(jnp.stack(jax.tree.leaves(metrics)))
 
-    return jax.lax.fori_loop(0, count, step, (state, rows))
+def _stacked(train: Train, state: State, batches: Batch, count: Any) -> tuple[State, Metrics]:
+    """`_steps` on batches [k, B, ...], and each of the metrics [k]."""
+    batch = lambda place: jax.tree.map(lambda rows: rows[place], batches)
+    most = jax.tree.leaves(batches)[0].shape[0]
+    state, rows = _steps(train, state, batch, most, count)
+    form = jax.tree.structure(jax.eval_shape(lambda: train(state, batch(0))[1]))
+    return state, jax.tree.unflatten(form, list(rows.T))
 
 
 def vmap(task: Task, batch_axis: int | None = None) -> Task:
